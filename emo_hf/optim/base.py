@@ -1,0 +1,350 @@
+"""EmoOptimizer: what the three optimizers share. An update rule adds only its arithmetic."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar, overload
+
+import torch
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from emo_hf.optim.arguments import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
+from emo_hf.optim.compiled import works_for
+from emo_hf.optim.emotion import NEUTRAL, Decision, Emotion, EmotionView
+from emo_hf.optim.metrics import CoefficientWindow, metrics
+from emo_hf.optim.pending import Loss, PendingLoss
+from emo_hf.optim.shadow import mix_shadows
+from emo_hf.optim.step import Implementation, StepSize, ascending, by_device_and_dtype
+
+EMOTION_KEY = "emotion"
+CHECKPOINT_FORMAT = 1
+
+on_construction: list[Callable[[], None]] = []
+"""Called whenever an optimizer is made or restored: how the loss tap wires itself without being known here."""
+
+
+class EmoOptimizer(Optimizer):
+    """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
+
+    Subclasses declare `implementations` (name → function that moves tensors), `preference` (device type →
+    their names, the best first; "single" where none is left) and `new_state`.
+    """
+
+    implementations: ClassVar[dict[str, Implementation]]
+    preference: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        use_shadow: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        compile: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "use_shadow": use_shadow,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "compile": compile,
+        }
+        self._check_options(defaults)
+        self._reset_emotion()
+        super().__init__(without_empty_groups(params), defaults)
+        self._wire()
+
+    def _reset_emotion(self) -> None:
+        self._emotion = Emotion()
+        self._observed = PendingLoss()  # what the user's own code showed us
+        self._tapped = PendingLoss()  # what the loss tap saw; the user's own word wins over it
+        self._coefficients = CoefficientWindow()
+        self._observed_at: tuple[int, int] | None = None  # the gradients when a loss was last observed
+        self._tapped_window_is_complete = False
+        self._applied_lr: list[float] = []
+        self._warned_about_missing_loss = False
+
+    def _wire(self) -> None:
+        if _pack_emotion not in self._optimizer_state_dict_post_hooks.values():
+            self.register_state_dict_post_hook(_pack_emotion, prepend=True)
+        for hook in on_construction:
+            hook()
+
+    def new_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The state of a parameter before its first step."""
+        raise NotImplementedError
+
+    def _implementation(self, group: dict[str, Any], param: torch.Tensor) -> Implementation:
+        """What the group's options choose for parameters like this one; as in torch, None leaves the choice to us."""
+        chosen = next((name for name in IMPLEMENTATION_OPTIONS if group[name]), None)
+        if chosen is None and not (group["foreach"] is False and group["fused"] is False):
+            allowed = [name for name in self.preference.get(param.device.type, ()) if group[name] is None]
+            chosen = next((name for name in allowed if name != "compile" or works_for(param)), None)
+        return self.implementations[chosen or "single"]
+
+    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
+        """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
+
+        With gradient accumulation call it once per micro-batch with the loss as you scaled it for `backward()`: the
+        sum is the loss of the step. A loss shown here takes precedence over one that reached the optimizer by itself.
+
+        Args:
+            loss: a number, or a tensor with one element, of any shape, dtype and device. It is detached and copied.
+            weight: share of this micro-batch in the step; the loss of the step is then the weighted mean. Leave it
+                out for losses that are already scaled.
+
+        Raises:
+            TypeError: if `loss` is not a real number.
+            ValueError: if `loss` has several elements, or `weight` is not a positive number.
+        """
+        if weight is not None and not (math.isfinite(weight) and weight > 0.0):
+            raise ValueError(f"weight must be a positive number, got {weight!r}")
+        self._observed.add(loss, weight)
+        self._observed_at = self._gradient_mark()
+
+    def tap_loss(self, loss: torch.Tensor, weight: float | None = None, *, last: bool = True) -> None:
+        """Take in a loss that a framework is about to send to backward; for `emo_hf.loss_tap`.
+
+        Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
+        """
+        # FSDP2 and DeepSpeed keep the gradients of all but the last micro-batch elsewhere: only when that one has
+        # passed do missing gradients mean that they were thrown away.
+        if self._tapped and self._tapped_window_is_complete and self._gradient_mark() is None:
+            self._discard(self._tapped)
+        self._tapped.add(loss, weight)
+        self._tapped_window_is_complete = last
+
+    def _gradient_mark(self) -> tuple[int, int] | None:
+        """Changes whenever a backward pass adds to the gradients; None without any."""
+        gradients = (param.grad for group in self.param_groups for param in group["params"])
+        return next(((id(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
+
+    def _discard(self, pending: PendingLoss) -> None:
+        pending.clear()
+        self._emotion.skip()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
+        came_with_gradients = self._gradient_mark() not in (None, self._observed_at)
+        super().zero_grad(set_to_none)
+        if self._observed and came_with_gradients:
+            self._discard(self._observed)
+        elif self._tapped:
+            self._discard(self._tapped)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step, scaled by what the losses since the last step make the emotion feel.
+
+        Args:
+            closure: reevaluates the model with gradients enabled and returns the loss, which is observed unless the
+                closure observed one itself.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            if loss is not None and not self._observed:
+                self._observed.add(loss)
+        decision = self._decide()
+        self._applied_lr = []
+        for group in self.param_groups:
+            size = StepSize.of(group, decision)
+            self._applied_lr.append(size.step)
+            self._update_group(group, size, decision)
+        return loss
+
+    def _decide(self) -> Decision:
+        observed, tapped = self._observed.take(), self._tapped.take()
+        loss = tapped if observed is None else observed
+        if loss is None:
+            self._warn_about_missing_loss()
+            return NEUTRAL
+        decision = self._emotion.feel(loss)
+        self._coefficients.add(decision.coefficient)
+        return decision
+
+    def _warn_about_missing_loss(self) -> None:
+        # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
+        if self._warned_about_missing_loss or all(float(group["lr"]) == 0.0 for group in self.param_groups):
+            return
+        self._warned_about_missing_loss = True
+        name = type(self).__name__
+        warnings.warn(
+            f"{name}.step() was called without a loss, so the emotion feels nothing and the step is a neutral one "
+            f"(coefficient 1). Show it the loss: call optimizer.observe(loss) before loss.backward(), or pass a "
+            f"closure to step(). With accelerate or the Trainer, prepare the optimizer with the Accelerator and use "
+            f"accelerator.backward(loss): then the loss arrives by itself.",
+            RuntimeWarning,
+            stacklevel=6,  # through torch's two wrappers of step()
+        )
+
+    def _update_group(self, group: dict[str, Any], size: StepSize, decision: Decision) -> None:
+        params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
+        if not params:
+            return
+        for param in params:
+            self._check_gradient(param)
+            if not self.state[param]:
+                self.state[param].update(self.new_state(param))
+        if group["use_shadow"]:
+            mix_shadows(params, [self.state[param] for param in params], decision.shadow)
+        for bucket in by_device_and_dtype(params):
+            gradients = [param.grad for param in bucket if param.grad is not None]
+            update = self._implementation(group, bucket[0])
+            if group["maximize"]:
+                update = ascending(update)
+            update(bucket, gradients, [self.state[param] for param in bucket], size.representable_in(bucket[0].dtype))
+
+    def _check_gradient(self, param: torch.Tensor) -> None:
+        name = type(self).__name__
+        if param.grad is not None and param.grad.is_sparse:
+            raise RuntimeError(f"{name} does not support sparse gradients: use sparse=False in the embedding")
+        if param.is_complex():
+            raise RuntimeError(f"{name} does not support complex parameters: use torch.view_as_real")
+
+    @property
+    def emotion(self) -> EmotionView:
+        """A read-only snapshot of the emotion."""
+        return self._emotion.view()
+
+    @property
+    def effective_lr(self) -> dict[str, float]:
+        """lr·c as the last step applied it, for each parameter group by its name (`group_0`, … where it has none)."""
+        applied = self._applied_lr
+        if len(applied) != len(self.param_groups):  # no step yet, or a group was added since
+            applied = [float(group["lr"]) * self.emotion.coefficient for group in self.param_groups]
+        return dict(zip(self._group_names(), applied, strict=True))
+
+    def _group_names(self) -> list[str]:
+        taken = {group["name"] for group in self.param_groups if "name" in group}
+        names = []
+        for index, group in enumerate(self.param_groups):
+            name = group.get("name", f"group_{index}")
+            while "name" not in group and name in taken:
+                name += "_"
+            names.append(name)
+        return names
+
+    def metrics(self) -> dict[str, float]:
+        """What to log now: plain numbers under `emo/…`, for any logger.
+
+        The coefficient's mean, minimum and maximum cover all steps since the last call.
+        """
+        named = [group["name"] for group in self.param_groups if "name" in group]
+        return metrics(self.emotion, self.effective_lr, named, self._coefficients)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; its options are checked as the constructor's are, and its name must be new.
+
+        Raises:
+            ValueError: if an option or the name is not acceptable.
+        """
+        name = param_group.get("name")
+        if name is not None and any(group.get("name") == name for group in self.param_groups):
+            raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
+        self._check_options(self.defaults | {key: value for key, value in param_group.items() if key != "params"})
+        # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
+        param_group.setdefault(EMOTION_KEY, None)
+        super().add_param_group(param_group)
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        check_options(options)
+        for name in IMPLEMENTATION_OPTIONS:
+            if options[name] and name not in self.implementations:
+                raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as any torch optimizer's, with the emotion in every parameter group.
+
+        It holds tensors, plain numbers, strings, lists and dicts only: `torch.load(weights_only=True)` reads it. The
+        emotion is one, but it lies in each group: a group may be left behind, the emotion may not.
+        """
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over what `state_dict()` gave, emotion included.
+
+        Raises:
+            ValueError: if the state is not of an optimizer of this class, or does not fit the parameters.
+        """
+        super().load_state_dict(state_dict)  # which ends in __setstate__
+
+    def _read_emotion(self, state_dict: dict[str, Any]) -> tuple[Emotion, CoefficientWindow]:
+        saved = next((group[EMOTION_KEY] for group in state_dict["param_groups"] if group.get(EMOTION_KEY)), None)
+        name = type(self).__name__
+        if saved is None:
+            raise ValueError(
+                f"this optimizer state holds no emotion, so it was not saved by {name}. To go on from the weights "
+                "alone, load the model and leave the optimizer state out: the emotion then starts afresh"
+            )
+        if saved.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"this optimizer state has format {saved.get('format')!r}, this version of emo_hf reads "
+                f"{CHECKPOINT_FORMAT}: use the version that saved it, or resume from the weights only"
+            )
+        if saved.get("optimizer") != name:
+            raise ValueError(
+                f"this optimizer state was saved by {saved.get('optimizer')}, not by {name}: train on with "
+                f"{saved.get('optimizer')}, or resume from the weights only"
+            )
+        emotion, coefficients = Emotion(), CoefficientWindow()
+        emotion.load_state_dict(saved)
+        coefficients.load(saved.get("coefficients", coefficients.state()))
+        return emotion, coefficients
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = (
+            "_emotion",
+            "_observed",
+            "_tapped",
+            "_coefficients",
+            "_applied_lr",
+            "_warned_about_missing_loss",
+            "_observed_at",
+            "_tapped_window_is_complete",
+        )
+        return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_emotion" in state:  # a pickle or a copy
+            super().__setstate__(state)
+        else:  # from load_state_dict, after its hooks and checks
+            emotion, coefficients = self._read_emotion(state)  # before anything is changed
+            super().__setstate__(state)
+            for group in self.param_groups:
+                group[EMOTION_KEY] = None
+            self._reset_emotion()
+            self._emotion, self._coefficients = emotion, coefficients
+        self._wire()
+
+
+def _pack_emotion(optimizer: EmoOptimizer, packed: dict[str, Any]) -> None:
+    emotion = {
+        "format": CHECKPOINT_FORMAT,
+        "optimizer": type(optimizer).__name__,
+        **optimizer._emotion.state_dict(),
+        "coefficients": optimizer._coefficients.state(),
+    }
+    for group in packed["param_groups"]:
+        group[EMOTION_KEY] = dict(emotion)

@@ -1,0 +1,136 @@
+"""Runs the kernels of `kernels.c` over lists of tensors, on as many threads as torch is set to use.
+
+The threads live for one call: nothing is left behind that a fork could break, and the interpreter lock is free while
+a kernel runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import torch
+
+from emo_hf.optim.build import kernels
+from emo_hf.optim.step import Implementation, State, StepSize, column, where
+
+CHUNK = 1 << 19
+"""Elements that a thread takes at a time: enough to hide the cost of a call, few enough to share evenly."""
+
+Kernel: TypeAlias = "Callable[..., None]"
+Reference: TypeAlias = Any
+"""What `ctypes.byref` gives: a kernel's pointer to a structure."""
+
+
+class KernelSize(ctypes.Structure):
+    """`struct size` of kernels.c."""
+
+    _fields_ = [
+        (name, ctypes.c_float) for name in ("step", "decay", "keep", "beta1", "gain1", "beta2", "gain2", "eps")
+    ]
+
+    @classmethod
+    def of(cls, size: StepSize) -> KernelSize:
+        # The differences are taken in double precision, as torch's operators do.
+        keep, gain1, gain2 = 1 - size.decay, 1 - size.beta1, 1 - size.beta2
+        return cls(size.step, size.decay, keep, size.beta1, gain1, size.beta2, gain2, size.eps)
+
+
+def works_for(param: torch.Tensor) -> bool:
+    """Whether the kernels are the best choice for a parameter; the first float32 one has them compiled or loaded."""
+    return param.dtype is torch.float32 and param.device.type == "cpu" and kernels() is not None
+
+
+def kernel(name: str) -> Kernel:
+    """A function of kernels.c.
+
+    Raises:
+        RuntimeError: if there are no kernels.
+    """
+    library = kernels()
+    if library is None:
+        raise RuntimeError("compile=True needs a C compiler, and none works here: leave compile=None")
+    function: Kernel = getattr(library, name)
+    return function
+
+
+def fits(*tensors: torch.Tensor) -> bool:
+    """Whether the kernels can work on these tensors: plain, contiguous float32 in main memory.
+
+    Subclasses (a DTensor, say) are left to PyTorch, which knows where their elements are.
+    """
+    return all(
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.dtype is torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        for tensor in tensors
+    )
+
+
+def address(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def pointers(tensors: Sequence[torch.Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+
+
+def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def share(work: Iterable[tuple[int, int]], run: Callable[[int, int], None]) -> None:
+    """Call `run(begin, end)` for every range in `work`, each of the threads taking the next as it gets free."""
+    queue = deque(work)
+
+    def drain() -> None:
+        while True:
+            try:
+                begin, end = queue.popleft()
+            except IndexError:
+                return
+            run(begin, end)
+
+    helpers = min(torch.get_num_threads(), len(queue)) - 1
+    if helpers < 1:
+        drain()
+        return
+    with ThreadPoolExecutor(helpers) as pool:
+        others = [pool.submit(drain) for _ in range(helpers)]
+        drain()
+    for other in others:
+        other.result()
+
+
+def ranges(total: int, length: int) -> list[tuple[int, int]]:
+    """0 … total in ranges of `length`, the last of which may be shorter."""
+    return [(begin, min(begin + length, total)) for begin in range(0, total, length)]
+
+
+def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Implementation:
+    """An implementation by an elementwise kernel.
+
+    Args:
+        name: the kernel, which is handed the parameters, the gradients and the states under `keys`.
+        keys: names of the state tensors.
+        otherwise: what moves the parameters that the kernels cannot work on.
+    """
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        function = kernel(name)
+        lengths = [param.numel() for param in params]
+        numel = integers(lengths)
+        lists = [pointers(tensors) for tensors in (params, grads, *(column(states, key) for key in keys))]
+        sizes = ctypes.byref(KernelSize.of(size))
+
+        def run_range(begin: int, end: int) -> None:
+            function(ctypes.c_int64(begin), ctypes.c_int64(end), numel, *lists, sizes)
+
+        share(ranges(sum(lengths), CHUNK), run_range)
+        torch.autograd.graph.increment_version(params)
+
+    return where(fits, run, otherwise)

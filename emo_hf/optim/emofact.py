@@ -1,0 +1,159 @@
+"""EmoFact: the Adafactor-type update rule."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import ClassVar
+
+import torch
+
+from emo_hf.optim.base import EmoOptimizer
+from emo_hf.optim.compiled import (
+    CHUNK,
+    KernelSize,
+    Reference,
+    address,
+    fits,
+    integers,
+    kernel,
+    pointers,
+    ranges,
+    share,
+)
+from emo_hf.optim.step import State, StepSize, runs_of, where
+
+R = "row_rms"
+K = "column_rms"
+V = "exp_avg_sq"
+
+LARGE = 1 << 22  # elements from which on a matrix is worked on by all threads at once
+BLOCKS = 16  # in which it is taken apart
+
+
+class EmoFact(EmoOptimizer):
+    """EmoFact v3.1: gradients divided by factored row and column sizes, the step scaled by the emotion.
+
+    For g with two or more dims, with means over all dims but the first, and over the first (dims kept):
+
+        r̂ = mean(g², dims 1…) + ε      k̂ = mean(g², dim 0) + ε
+        r ← β1·r + (1−β1)·√r̂           k ← β1·k + (1−β1)·√k̂
+        u = g / (√(r·k) + ε)
+
+    For g with at most one dim:
+
+        v ← β1·v + (1−β2)·g²           u = g / (√v + ε)
+
+    Then, for both:
+
+        p ← p − lr·wd·p
+        p ← p − lr·c·u
+
+    The lightest of the family: the state of a matrix is one row and one column.
+
+    Args:
+        params: parameters, named parameters, or parameter groups (dicts with `params`, optionally `name` and any of
+            the options below). Groups without parameters are left out.
+        lr: learning rate; a scheduler may change it. The emotion multiplies it, and never writes it.
+        betas: β1 decays the sizes of matrices and vectors, 1 − β2 is the gain for vectors; each in [0, 1).
+        eps: added to the mean squares and to the denominator.
+        weight_decay: decoupled weight decay, applied with the plain `lr`.
+        use_shadow: keep a slow copy of the parameters and mix it in at sudden changes; one more tensor of state.
+        maximize: climb instead of descend.
+        foreach: there is no multi-tensor implementation: None or False.
+        fused: there is no fused implementation: None or False.
+        compile: True for our own kernel, False against it, None (for float32 in main memory) where it can be compiled.
+
+    Raises:
+        ValueError: if an option is out of range or there are no parameters.
+
+    Source: EmoFact v3.1 by muooon.
+    """
+
+    preference: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("compile",)}
+
+    def new_state(self, param: torch.Tensor) -> State:
+        if param.dim() < 2:
+            return {V: torch.zeros_like(param, memory_format=torch.preserve_format)}
+        rows = [param.shape[0]] + [1] * (param.dim() - 1)
+        columns = [1, *param.shape[1:]]
+        return {R: param.new_zeros(rows), K: param.new_zeros(columns)}
+
+
+def _single_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    for p, g, state in zip(params, grads, states, strict=True):
+        denominator = _vector_size(g, state, size) if g.dim() < 2 else _matrix_size(g, state, size)
+        p.add_(p, alpha=-size.decay)
+        p.addcdiv_(g, denominator.add_(size.eps), value=-size.step)
+
+
+def _matrix_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
+    """√(r·k), after r and k have taken in the gradient."""
+    r, k = state[R], state[K]
+    squared = g * g
+    rows = squared.mean(dim=tuple(range(1, g.dim())), keepdim=True).add_(size.eps).sqrt_()
+    columns = squared.mean(dim=0, keepdim=True).add_(size.eps).sqrt_()
+    r.mul_(size.beta1).add_(rows, alpha=1 - size.beta1)
+    k.mul_(size.beta1).add_(columns, alpha=1 - size.beta1)
+    return torch.mul(r, k, out=squared).sqrt_()
+
+
+def _vector_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
+    """√v, after v has taken in the gradient."""
+    v = state[V]
+    v.mul_(size.beta1).addcmul_(g, g, value=1 - size.beta2)
+    return v.sqrt()
+
+
+def _compiled(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    # Large matrices are taken apart, so that all threads have a part of them; the others are shared out whole.
+    sizes = ctypes.byref(KernelSize.of(size))
+    small = []
+    for i, p in enumerate(params):
+        if p.dim() > 1 and p.numel() >= LARGE:
+            _compiled_matrix(p, grads[i], states[i][R], states[i][K], sizes)
+        else:
+            small.append(i)
+    _compiled_whole([params[i] for i in small], [grads[i] for i in small], [states[i] for i in small], sizes)
+    torch.autograd.graph.increment_version(params)
+
+
+def _compiled_whole(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], sizes: Reference
+) -> None:
+    rows = [p.shape[0] if p.dim() > 1 else 0 for p in params]  # 0 tells the kernel that it is a vector
+    columns = [p.numel() // max(n, 1) for p, n in zip(params, rows, strict=True)]
+    r_or_v = [state[R if R in state else V] for state in states]
+    k_or_v = [state[K if K in state else V] for state in states]
+    lists = [integers(rows), integers(columns), *map(pointers, (params, grads, r_or_v, k_or_v))]
+    update = kernel("emo_fact")
+    widest = max((n for n, m in zip(columns, rows, strict=True) if m), default=0)
+
+    def run(first: int, last: int) -> None:
+        scratch = torch.empty(widest)
+        update(ctypes.c_int64(first), ctypes.c_int64(last), *lists, address(scratch), sizes)
+
+    share(runs_of([p.numel() for p in params], CHUNK), run)
+
+
+def _compiled_matrix(p: torch.Tensor, g: torch.Tensor, r: torch.Tensor, k: torch.Tensor, sizes: Reference) -> None:
+    # The blocks do not depend on the number of threads, so neither do the sums.
+    rows, columns = p.shape[0], ctypes.c_int64(p.numel() // p.shape[0])
+    height = -(-rows // BLOCKS)
+    blocks = ranges(rows, height)
+    sums = torch.empty(len(blocks), columns.value)
+    update_rows, update_columns, apply = map(kernel, ("emo_fact_rows", "emo_fact_columns", "emo_fact_apply"))
+
+    def sum_up(begin: int, end: int) -> None:
+        share_of_sums = sums[begin // height]
+        update_rows(ctypes.c_int64(end - begin), columns, *map(address, (g[begin:], r[begin:], share_of_sums)), sizes)
+
+    def move(begin: int, end: int) -> None:
+        tensors = map(address, (p[begin:], g[begin:], r[begin:], sums))
+        apply(ctypes.c_int64(end - begin), columns, *tensors, sizes)
+
+    share(blocks, sum_up)
+    update_columns(ctypes.c_int64(rows), columns, ctypes.c_int64(len(blocks)), address(sums), address(k), sizes)
+    share(blocks, move)
+
+
+EmoFact.implementations = {"single": _single_tensor, "compile": where(fits, _compiled, otherwise=_single_tensor)}

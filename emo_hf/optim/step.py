@@ -1,0 +1,123 @@
+"""What every update rule is handed: tensors of one kind, and the sizes of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+
+from emo_hf.optim.emotion import Decision
+
+SMALLEST_FLOAT16 = 2.0**-24
+
+State: TypeAlias = "dict[str, torch.Tensor]"
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """The numbers of one step of one parameter group.
+
+    Attributes:
+        step: lr·c, the effective learning rate.
+        decay: lr·wd, the share of the parameter that decays.
+        beta1, beta2, eps: as in the group.
+    """
+
+    step: float
+    decay: float
+    beta1: float
+    beta2: float
+    eps: float
+
+    @staticmethod
+    def of(group: dict[str, Any], decision: Decision) -> StepSize:
+        lr = float(group["lr"])
+        beta1, beta2 = group["betas"]
+        return StepSize(
+            step=lr * decision.coefficient,
+            decay=lr * group["weight_decay"] * decision.decay_factor,
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+        )
+
+    def representable_in(self, dtype: torch.dtype) -> StepSize:
+        """The same sizes, but for an ε that float16 would round to 0: a gradient of 0 would be divided by it."""
+        return replace(self, eps=max(self.eps, SMALLEST_FLOAT16)) if dtype is torch.float16 else self
+
+
+Implementation: TypeAlias = "Callable[[list[torch.Tensor], list[torch.Tensor], list[State], StepSize], None]"
+"""Moves parameters in place: (parameters, gradients, their states, step size), all on one device and of one dtype."""
+
+
+def by_device_and_dtype(params: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The parameters in lists of one device and one dtype each, in their order."""
+    buckets: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for param in params:
+        buckets.setdefault((param.device, param.dtype), []).append(param)
+    return list(buckets.values())
+
+
+def column(states: list[State], key: str) -> list[torch.Tensor]:
+    """One state tensor of each parameter."""
+    return [state[key] for state in states]
+
+
+def where(fits: Callable[..., bool], run: Implementation, otherwise: Implementation) -> Implementation:
+    """`run` for the parameters for which `fits(parameter, gradient, *states)`, `otherwise` for the others."""
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        parts: dict[bool, list[int]] = {True: [], False: []}
+        for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
+            parts[fits(param, grad, *state.values())].append(i)
+        for fit, part in parts.items():
+            if part:
+                rule = run if fit else otherwise
+                rule([params[i] for i in part], [grads[i] for i in part], [states[i] for i in part], size)
+
+    return update
+
+
+def of_one_layout(*tensors: torch.Tensor) -> bool:
+    """Whether the tensors hold their elements in the same order and without gaps: what torch's fused kernels expect."""
+    first = tensors[0]
+    dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
+
+
+TEMPORARY_ELEMENTS = 1 << 24
+"""What an implementation with temporaries may be handed at once, if it is more than one tensor."""
+
+
+def bounded(update: Implementation) -> Implementation:
+    """`update`, called for a part of the list at a time, so that its temporaries do not grow with the model."""
+
+    def in_parts(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        for begin, end in runs_of([param.numel() for param in params], TEMPORARY_ELEMENTS):
+            update(params[begin:end], grads[begin:end], states[begin:end], size)
+
+    return in_parts
+
+
+def ascending(update: Implementation) -> Implementation:
+    """`update` uphill: with the gradients negated, a part of the list at a time."""
+
+    def uphill(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        update(params, list(torch._foreach_neg(grads)), states, size)
+
+    return bounded(uphill)
+
+
+def runs_of(lengths: Iterable[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a list whose lengths add up to at most `limit`, or that hold a single longer item."""
+    begin = end = total = 0
+    for length in lengths:
+        if total and total + length > limit:
+            yield begin, end
+            begin, total = end, 0
+        total += length
+        end += 1
+    if end > begin:
+        yield begin, end

@@ -1,0 +1,104 @@
+"""What the optimizer tests are run over: every class, every implementation that a class declares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+
+OPTIMIZERS: list[type[EmoOptimizer]] = [EmoNavi, EmoFact, EmoLynx]
+IMPLEMENTATIONS: list[tuple[type[EmoOptimizer], str]] = [
+    (cls, name) for cls in OPTIMIZERS for name in cls.implementations
+]
+
+SHAPES = [(3, 4), (5,), (2, 3, 2, 2), ()]
+
+each_optimizer = pytest.mark.parametrize("cls", OPTIMIZERS)
+each_implementation = pytest.mark.parametrize(
+    ("cls", "implementation"), IMPLEMENTATIONS, ids=[f"{cls.__name__}-{name}" for cls, name in IMPLEMENTATIONS]
+)
+
+
+def make(cls: type[EmoOptimizer], params: Any, implementation: str | None = None, **options: Any) -> EmoOptimizer:
+    """An optimizer that moves its tensors with the named implementation, or with its own choice."""
+    optimizer = cls(params, **options)
+    if implementation is not None:
+        optimizer._implementation = lambda group, param: cls.implementations[implementation]  # type: ignore[method-assign]
+    return optimizer
+
+
+def parameters(shapes: Sequence[Sequence[int]] = ((3, 4), (5,)), seed: int = 0) -> list[nn.Parameter]:
+    """Parameters of the given shapes with normal entries."""
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(tuple(shape), generator=generator)) for shape in shapes]
+
+
+def two_groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """The parameters in two groups with their own learning rates, the second with a name."""
+    return [{"params": params[:2], "lr": 0.01}, {"params": params[2:], "lr": 0.002, "name": "rest"}]
+
+
+def build(
+    cls: type[EmoOptimizer], implementation: str | None = None, dtype: torch.dtype = torch.float32, **options: Any
+) -> EmoOptimizer:
+    """An optimizer over two groups of parameters of the usual shapes, the same each time."""
+    params = [nn.Parameter(param.detach().to(dtype)) for param in parameters(SHAPES)]
+    return make(cls, two_groups(params), implementation, **options)
+
+
+def give_gradients(params: Sequence[Tensor], step: int) -> None:
+    """Gradients that depend on the step alone."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+
+
+def losses(count: int) -> list[float]:
+    """Losses that fall, leap and wobble, so that every branch of the emotion is visited."""
+    return [2.0 * 0.9**t + (4.0 if t % 7 == 5 else 0.0) + 0.1 * (t % 3) for t in range(count)]
+
+
+def run(optimizer: EmoOptimizer, steps: range) -> None:
+    """Take steps with the gradients and losses that belong to their numbers."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    values = losses(steps.stop)
+    for t in steps:
+        give_gradients(params, t)
+        optimizer.observe(values[t])
+        optimizer.step()
+
+
+def snapshot(optimizer: EmoOptimizer) -> tuple[list[Tensor], dict[str, Any]]:
+    """Copies of everything an optimizer moves or remembers."""
+    params = [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
+    return params, _copied(optimizer.state_dict())
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copied(entry) for entry in value]
+    return value
+
+
+def assert_identical(one: Any, other: Any) -> None:
+    """Equal to the last bit, however deeply nested."""
+    torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True) if isinstance(one, Tensor) else None
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_identical(a, b)
+    elif not isinstance(one, Tensor):
+        assert one == other

@@ -1,0 +1,205 @@
+"""What the constructors, `add_param_group` and the gradients may be, and what is said when they are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from tests.emo_cases import OPTIMIZERS, each_optimizer, give_gradients, losses, make, parameters
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"lr": -0.1}, "lr must be .*at least 0, got -0.1"),
+    ({"lr": float("nan")}, "lr must be .*got nan"),
+    ({"lr": float("inf")}, "lr must be .*got inf"),
+    ({"lr": "0.1"}, "lr must be .*got '0.1'"),
+    ({"lr": None}, "lr must be .*got None"),
+    ({"lr": True}, "lr must be .*got True"),
+    ({"lr": torch.tensor(-1.0)}, "lr must be .*-1"),
+    ({"lr": torch.ones(2)}, r"lr must be .*\(2,\)"),
+    ({"eps": -1e-8}, "eps must be .*at least 0, got -1e-08"),
+    ({"eps": None}, "eps must be .*got None"),
+    ({"weight_decay": -0.5}, "weight_decay must be .*at least 0, got -0.5"),
+    ({"weight_decay": [0.1]}, r"weight_decay must be .*got \[0.1\]"),
+    ({"betas": (1.0, 0.999)}, r"beta1 must be in \[0, 1\), got 1.0"),
+    ({"betas": (0.9, -0.1)}, r"beta2 must be in \[0, 1\), got -0.1"),
+    ({"betas": (0.9, float("nan"))}, r"beta2 must be in \[0, 1\), got nan"),
+    ({"betas": (0.9, None)}, r"beta2 must be .*got None"),
+    ({"betas": (0.9, "0.99")}, r"beta2 must be .*got '0.99'"),
+    ({"betas": (0.9,)}, r"betas must be a pair .*\(0.9,\)"),
+    ({"betas": 0.9}, "betas must be a pair .*0.9"),
+    ({"use_shadow": "False"}, "use_shadow must be True or False, got 'False'"),
+    ({"maximize": 1}, "maximize must be True or False, got 1"),
+    ({"foreach": "yes"}, "foreach must be .*'yes'"),
+    ({"fused": "no"}, "fused must be .*'no'"),
+]
+each_wrong_option = pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
+
+
+@each_wrong_option
+def test_a_wrong_option_is_named_with_its_value_and_what_is_accepted(options: dict[str, Any], message: str) -> None:
+    for cls in OPTIMIZERS:
+        with pytest.raises((ValueError, TypeError), match=message):
+            cls(parameters(), **options)
+
+
+@each_wrong_option
+def test_a_wrong_option_of_a_group_is_refused_in_the_same_words(options: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        EmoLynx([{"params": parameters(), **options}])
+    optimizer = EmoLynx(parameters())
+    with pytest.raises((ValueError, TypeError), match=message):
+        optimizer.add_param_group({"params": parameters(seed=1), **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0},
+        {"lr": torch.tensor(0.01)},
+        {"lr": np.float64(0.01)},
+        {"betas": [0.0, 0.0]},
+        {"eps": 0},
+        {"weight_decay": np.float32(0)},
+        {"foreach": False, "fused": False},
+    ],
+)
+@each_optimizer
+def test_options_at_the_edge_of_what_is_accepted_work(cls: type[EmoOptimizer], options: dict[str, Any]) -> None:
+    params = parameters()
+    optimizer = cls(params, **options)
+    give_gradients(params, 0)
+    optimizer.observe(1.0)
+    optimizer.step()
+    assert all(param.isfinite().all() for param in params)
+
+
+def test_the_defaults_are_the_published_ones() -> None:
+    for cls in OPTIMIZERS:
+        group = cls(parameters()).param_groups[0]
+        published = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01, "use_shadow": False}
+        assert {name: group[name] for name in published} == published
+
+
+@each_optimizer
+def test_an_implementation_can_be_asked_for_only_where_it_exists(cls: type[EmoOptimizer]) -> None:
+    for name in ("foreach", "fused"):
+        if name in cls.implementations:
+            params = parameters()
+            give_gradients(params, 0)
+            optimizer = make(cls, params, None, **{name: True})
+            optimizer.observe(1.0)
+            optimizer.step()
+            assert not torch.equal(params[0], parameters()[0])
+        else:
+            with pytest.raises(ValueError, match=f"{cls.__name__} has no {name} implementation"):
+                make(cls, parameters(), None, **{name: True})
+
+
+def test_foreach_and_fused_at_once_are_told_to_choose() -> None:
+    with pytest.raises(ValueError, match="foreach and fused cannot both be True: choose one"):
+        EmoNavi(parameters(), foreach=True, fused=True)
+
+
+@pytest.mark.parametrize("params", [[], iter([]), [{"params": []}], [{"params": []}, {"params": iter([])}]], ids=str)
+def test_no_parameters_at_all_are_refused(params: Any) -> None:
+    with pytest.raises(ValueError, match="empty parameter list"):
+        EmoNavi(params)
+
+
+@pytest.mark.parametrize("params", [torch.ones(2), {"params": [torch.ones(2)]}, set(parameters())], ids=type)
+def test_what_has_no_order_or_is_no_list_is_refused_as_torch_refuses_it(params: Any) -> None:
+    with pytest.raises(TypeError, match=r"params|ordered"):
+        EmoNavi(params)
+    if isinstance(params, set):
+        with pytest.raises(TypeError, match=r"params|ordered"):
+            EmoNavi([{"params": params}])
+
+
+@pytest.mark.parametrize("make_params", [iter, tuple, lambda params: (param for param in params)])
+def test_parameters_may_come_from_any_ordered_iterable(make_params: Any) -> None:
+    params = parameters()
+    assert EmoNavi(make_params(params)).param_groups[0]["params"] == params
+    assert EmoNavi([{"params": make_params(params)}]).param_groups[0]["params"] == params
+    assert EmoNavi([{"params": params[0]}]).param_groups[0]["params"] == params[:1]
+
+
+def test_empty_groups_are_left_out_because_distributed_checkpoints_cannot_load_them() -> None:
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": parameters(), "lr": 0.5}, {"params": iter([])}]
+    optimizer = EmoNavi(groups)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5]
+
+
+def test_named_parameters_are_accepted_and_keep_their_names() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = EmoNavi(model.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+
+
+def test_a_group_name_must_be_new() -> None:
+    one, other = parameters()
+    with pytest.raises(ValueError, match="named 'head' already"):
+        EmoNavi([{"params": [one], "name": "head"}, {"params": [other], "name": "head"}])
+    optimizer = EmoNavi([{"params": [one], "name": "head"}])
+    with pytest.raises(ValueError, match="named 'head' already"):
+        optimizer.add_param_group({"params": [other], "name": "head"})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_group_added_in_mid_run_trains_with_its_own_options_and_the_common_emotion() -> None:
+    first, late = parameters([(3, 4)]), parameters([(3, 4)], seed=1)
+    optimizer = EmoNavi(first, lr=0.01)
+    for step, loss in enumerate(losses(8)):
+        if step == 4:
+            optimizer.add_param_group({"params": late, "lr": 0.5, "weight_decay": 0.0, "name": "late"})
+            assert optimizer.effective_lr["late"] == 0.5 * optimizer.emotion.coefficient
+        before = late[0].detach().clone()
+        give_gradients([*first, *late], step)
+        optimizer.observe(loss)
+        optimizer.step()
+        assert torch.equal(before, late[0]) == (step < 4)
+    assert optimizer.param_groups[1]["betas"] == (0.9, 0.999)
+    assert optimizer.effective_lr == {
+        "group_0": 0.01 * optimizer.emotion.coefficient,
+        "late": 0.5 * optimizer.emotion.coefficient,
+    }
+
+
+@each_optimizer
+def test_sparse_gradients_are_refused_with_the_remedy(cls: type[EmoOptimizer]) -> None:
+    embedding = nn.Embedding(4, 3, sparse=True)
+    optimizer = cls(embedding.parameters())
+    loss = embedding(torch.tensor([1])).sum()
+    loss.backward()
+    optimizer.observe(loss)
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support sparse gradients: use sparse=False"):
+        optimizer.step()
+
+
+@each_optimizer
+def test_complex_parameters_are_refused_with_the_remedy(cls: type[EmoOptimizer]) -> None:
+    param = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    optimizer = cls([param])
+    param.grad = torch.ones_like(param)
+    optimizer.observe(1.0)
+    with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support complex .*view_as_real"):
+        optimizer.step()
+
+
+def test_maximize_climbs_where_the_default_descends() -> None:
+    for cls in (EmoNavi, EmoFact, EmoLynx):
+        up, down = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+        groups: list[dict[str, Any]] = [{"params": [up], "maximize": True}, {"params": [down]}]
+        optimizer = cls(groups)
+        up.grad, down.grad = torch.ones(3), torch.ones(3)
+        optimizer.observe(1.0)
+        optimizer.step()
+        assert (up > 0).all()
+        torch.testing.assert_close(up, -down)
+        assert torch.equal(up.grad, torch.ones(3))
