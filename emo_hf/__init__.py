@@ -1,0 +1,55 @@
+"""emo optimizers for the Hugging Face ecosystem.
+
+Importing this package imports torch and nothing of Hugging Face; what needs more is imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from emo_hf import loss_tap as loss_tap  # wires the optimizers to accelerate when they are made
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
+
+if TYPE_CHECKING:
+    from emo_hf.callbacks import EmoCallback, EmoEarlyStoppingCallback
+    from emo_hf.factory import create_optimizer
+    from emo_hf.param_groups import GroupOptions, build_param_groups
+    from emo_hf.registry import register, unregister
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "EmoCallback": "emo_hf.callbacks",
+    "EmoEarlyStoppingCallback": "emo_hf.callbacks",
+    "GroupOptions": "emo_hf.param_groups",
+    "build_param_groups": "emo_hf.param_groups",
+    "create_optimizer": "emo_hf.factory",
+    "register": "emo_hf.registry",
+    "unregister": "emo_hf.registry",
+}
+
+__all__ = [
+    "EmoCallback",
+    "EmoEarlyStoppingCallback",
+    "EmoFact",
+    "EmoLynx",
+    "EmoNavi",
+    "EmoOptimizer",
+    "EmotionView",
+    "GroupOptions",
+    "build_param_groups",
+    "create_optimizer",
+    "register",
+    "unregister",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])
