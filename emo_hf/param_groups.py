@@ -1,0 +1,217 @@
+"""Which parameter gets which learning rate and weight decay, for plain models and for PEFT adapters."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+__all__ = ["ROLES", "GroupOptions", "build_param_groups", "has_adapters"]
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("lora_a", "lora_b", "embedding", "magnitude", "head", "adapter", "base")
+"""What a trainable parameter can be; the parameter groups come in this order. See `build_param_groups`."""
+
+
+@functools.cache
+def _own_attributes() -> dict[type[nn.Module], dict[str, str]]:
+    """Role of what PEFT's layers hold under the attributes that they declare; any other attribute is "adapter"."""
+    # Called only for a model that contains PEFT layers: importing peft costs nothing then, and a name that has moved
+    # is an ImportError instead of a silently wrong role.
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.utils import ModulesToSaveWrapper
+
+    return {
+        LoraLayer: {
+            "lora_A": "lora_a",
+            "lora_B": "lora_b",
+            "lora_embedding_A": "embedding",
+            "lora_embedding_B": "embedding",
+            "lora_magnitude_vector": "magnitude",
+        },
+        TrainableTokensLayer: {"trainable_tokens_delta": "embedding"},
+        ModulesToSaveWrapper: {"modules_to_save": "head"},
+    }
+
+
+# Where PEFT's modules keep the module that they wrap, which is not theirs.
+_WRAPPED = frozenset({"base_layer", "base_model", "model", "lora_model", "original_module", "token_adapter"})
+
+# The Trainer's names for what must not decay, matched against the lower-case dotted parameter name.
+_NO_DECAY_NAME = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupOptions:
+    """Settings of one role (see `ROLES`); what is None comes from `build_param_groups`.
+
+    Attributes:
+        lr: Absolute learning rate.
+        lr_ratio: Learning rate as a multiple of the optimizer's; excludes `lr`.
+        weight_decay: Decay coefficient of the role's weights.
+
+    Raises:
+        ValueError: A value is not a finite number >= 0, or both `lr` and `lr_ratio` are given.
+    """
+
+    lr: float | None = None
+    lr_ratio: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for option in ("lr", "lr_ratio", "weight_decay"):
+            value = getattr(self, option)
+            if value is not None:
+                _check_not_negative(option, value)
+        if self.lr is not None and self.lr_ratio is not None:
+            raise ValueError(f"lr and lr_ratio exclude each other, got lr={self.lr!r} and lr_ratio={self.lr_ratio!r}")
+
+
+def build_param_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    roles: Mapping[str, GroupOptions] | None = None,
+) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters of a model into named parameter groups for a torch optimizer.
+
+    A parameter's role is read from the PEFT layer that holds it, wherever that layer sits: below DDP, FSDP,
+    `torch.compile`, or injected without a `PeftModel`.
+
+    | role | parameters |
+    |---|---|
+    | `lora_a`, `lora_b` | A and B of LoRA layers (a `lora_bias` belongs to B) |
+    | `embedding` | A and B of LoRA on embedding layers; PEFT's trainable tokens |
+    | `magnitude` | DoRA's magnitude vectors |
+    | `head` | copies made by `modules_to_save` |
+    | `adapter` | everything else that PEFT has added: LoHa, LoKr, IA3, VeRA, prompt encoders, unknown tuners, ... |
+    | `base` | the model's own parameters: all of a model without adapters, or the biases that `bias="all"` unfreezes |
+
+    Weight decay is the Trainer's: none for biases, for LayerNorm, and for whatever is named a norm. Nor do magnitudes
+    and vector-shaped `adapter` parameters (IA3's scales) decay, unless their role has an explicit `weight_decay`:
+    decay would pull a scale towards 0. Without adapters the result is the Trainer's own split.
+
+    LoRA+ is `roles={"lora_b": GroupOptions(lr_ratio=16), "embedding": GroupOptions(lr=1e-6)}`; A, B and embedding
+    weights then get the rates of `peft.optimizers.create_loraplus_optimizer`. What is not LoRA differs: PEFT gives the
+    rate of B to every vector (a head's bias, a magnitude) and the rate of A to every other tensor, trainable tokens
+    included; here a head's bias stays with its head, and each role has its own rate.
+
+    Args:
+        model: The model to train, wrapped or not, with `requires_grad` already set.
+        lr: Learning rate of the optimizer, for every role that does not set its own.
+        weight_decay: Decay coefficient, for every role that does not set its own.
+        roles: Settings by role name.
+
+    Returns:
+        Groups `{"params": list, "name": str, "lr": float, "weight_decay": float}`, none of them empty, in the order of
+        `ROLES`. They are named `<role>` and `<role>_no_decay`; those of `base` are `decay` and `no_decay`. Each
+        trainable parameter is in exactly one group, tied parameters once, at their first place in the model.
+
+    Raises:
+        ValueError: Nothing is trainable, a role is unknown, or `lr` or `weight_decay` is not a finite number >= 0.
+    """
+    _check_not_negative("lr", lr)
+    _check_not_negative("weight_decay", weight_decay)
+    roles = dict(roles or {})
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise ValueError(f"unknown roles {unknown} of parameter groups; known are {list(ROLES)}")
+
+    members: dict[tuple[str, bool], list[nn.Parameter]] = {key: [] for key in itertools.product(ROLES, (True, False))}
+    for name, parameter, role, in_norm in _walk(model):
+        if parameter.requires_grad:
+            decays = not in_norm and not _NO_DECAY_NAME.search(name.lower())
+            if decays and _is_scale(parameter, role):
+                decays = role in roles and roles[role].weight_decay is not None
+            members[role, decays].append(parameter)
+
+    present = {role for (role, _), parameters in members.items() if parameters}
+    if not present:
+        raise ValueError(
+            f"no parameter of {type(model).__name__} is trainable: set requires_grad on some before building the "
+            "optimizer; a PEFT adapter loaded with from_pretrained or load_adapter needs is_trainable=True"
+        )
+    for role in roles:
+        if role not in present:
+            logger.warning("options of role %r have no effect: the trainable roles are %s", role, sorted(present))
+
+    groups = []
+    for (role, decays), parameters in members.items():
+        if parameters:
+            options = roles.get(role, GroupOptions())
+            ratio = 1.0 if options.lr_ratio is None else options.lr_ratio
+            decay = weight_decay if options.weight_decay is None else options.weight_decay
+            groups.append(
+                {
+                    "params": parameters,
+                    "name": _group_name(role, decays),
+                    "lr": lr * ratio if options.lr is None else options.lr,
+                    "weight_decay": decay if decays else 0.0,
+                }
+            )
+    return groups
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Whether a model contains PEFT layers or is wrapped by PEFT, at any depth."""
+    return any(_is_peft(module) for module in model.modules())
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:
+    """Yields (name, parameter, role, whether it is inside a LayerNorm) once per parameter, in the model's order."""
+    places: dict[str, tuple[nn.Module, str, bool]] = {}
+    seen: set[nn.Parameter] = set()
+    for path, module in model.named_modules():
+        role, in_norm = "base", False
+        if path:
+            parent_path, _, attribute = path.rpartition(".")
+            parent, role, in_norm = places[parent_path]
+            role = _role_of(attribute, parent, role)
+        in_norm = in_norm or isinstance(module, nn.LayerNorm)
+        places[path] = module, role, in_norm
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield f"{path}.{attribute}", parameter, _role_of(attribute, module, role), in_norm
+
+
+def _role_of(attribute: str, module: nn.Module, role: str) -> str:
+    """Role of what `module`, itself found in `role`, holds as `attribute`."""
+    if not _is_peft(module) or attribute in _WRAPPED:
+        return role
+    for layer, own in _own_attributes().items():
+        if isinstance(module, layer):
+            return own.get(attribute, "adapter")
+    # A PEFT module inside an adapter is a part of it, like the layer that holds DoRA's magnitude.
+    return "adapter" if role == "base" else role
+
+
+def _is_peft(module: nn.Module) -> bool:
+    # By where the classes come from: PEFT's adaption prompts and prompt encoders share no base class but nn.Module.
+    return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
+
+
+def _is_scale(parameter: nn.Parameter, role: str) -> bool:
+    shape = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed ZeRO-3 leaves an empty tensor in place
+    return role == "magnitude" or (role == "adapter" and sum(size > 1 for size in shape) <= 1)
+
+
+def _group_name(role: str, decays: bool) -> str:
+    if role == "base":
+        return "decay" if decays else "no_decay"
+    return role if decays else f"{role}_no_decay"
+
+
+def _check_not_negative(option: str, value: object) -> None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return
+    raise ValueError(f"{option} must be a finite number >= 0, got {value!r}")
