@@ -1,0 +1,169 @@
+"""The Trainer's side: metrics in every log line, and self-stop as early stopping."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from emo_hf.factory import OPTIMIZERS
+from emo_hf.loss_tap import unwrap
+from emo_hf.optim.emotion import WINDOW
+from emo_hf.optim.metrics import PREFIX
+from emo_hf.options import SELF_STOP_ACTIONS, parse_optim_args, read_options
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfStop:
+    """When the self-stop signal is believed, and what is done then.
+
+    v3.1's raw signal speaks as soon as 32 scalars are quiet, which a slow start also is. It is believed once training
+    has been flat (quiet, and the slow average of the loss not falling by 0.5 %) for `patience` windows of 32 steps, all
+    of them after warm-up and after the first `min_steps` steps.
+
+    Attributes:
+        action: `off`; `log` one line; `save` a checkpoint; `stop` training, with a last log, evaluation and
+            checkpoint where the Trainer's strategies ask for such.
+        patience: windows of 32 steps for which training must be flat.
+        min_steps: steps after warm-up that are never counted.
+    """
+
+    action: str = "log"
+    patience: int = 4
+    min_steps: int = 200
+
+    def __post_init__(self) -> None:
+        if self.action not in SELF_STOP_ACTIONS:
+            raise ValueError(f"action must be one of {', '.join(SELF_STOP_ACTIONS)}, got {self.action!r}")
+        if not isinstance(self.patience, int) or self.patience < 1:
+            raise ValueError(f"patience must be a whole number of windows, at least 1, got {self.patience!r}")
+        if not isinstance(self.min_steps, int) or self.min_steps < 0:
+            raise ValueError(f"min_steps must be a whole number of steps, at least 0, got {self.min_steps!r}")
+
+    def flat_long_enough(self, flat_steps: int, step: int, warmup_steps: int) -> bool:
+        """Whether training has been flat for long enough at a step.
+
+        Args:
+            flat_steps: steps on end that training has been flat.
+            step: optimizer steps done in the run.
+            warmup_steps: steps of learning-rate warm-up in the run.
+        """
+        return min(flat_steps, step - warmup_steps - self.min_steps) >= self.patience * WINDOW
+
+    def act(self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Look at the emotion after a step and do what `action` says. The same on every rank, as the emotion is."""
+        emo = unwrap(optimizer)
+        if self.action == "off" or emo is None:
+            return
+        flat, step, warmup = emo.emotion.flat_steps, state.global_step, args.get_warmup_steps(state.max_steps)
+        if not self.flat_long_enough(flat, step, warmup):
+            return
+        begins = not self.flat_long_enough(flat - 1, step - 1, warmup)
+        if begins and state.is_world_process_zero:
+            logger.warning(
+                "Training has been flat for %d steps (step %d, epoch %.2f, loss average %.4g): %s.",
+                flat, step, state.epoch or 0.0, emo.emotion.long,
+                {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}[self.action],
+            )  # fmt: skip
+        if self.action == "stop":
+            control.should_training_stop = True
+            control.should_log = args.logging_strategy != "no"
+            control.should_evaluate = args.eval_strategy != "no"
+        if self.action == "stop" or (self.action == "save" and begins):
+            control.should_save = control.should_save or args.save_strategy != "no" or self.action == "save"
+
+
+class EmoCallback(TrainerCallback):
+    """Puts an emo optimizer's metrics into every training log line; does nothing with other optimizers.
+
+    `emo_hf.register()` makes it one of the Trainer's default callbacks. The metrics reach `state.log_history`, the
+    console and every reporter; their mean, minimum and maximum cover all steps since the line before. `optim_args`
+    such as `self_stop=stop` are obeyed here too.
+    """
+
+    def __init__(self) -> None:
+        self._self_stop: SelfStop | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Read here already: bad optim_args shall fail before data and model are prepared.
+        self._self_stop = None
+        if getattr(args.optim, "value", args.optim) in OPTIMIZERS:
+            self._self_stop = SelfStop(**read_options(parse_optim_args(args.optim_args)).self_stop)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._self_stop is not None:
+            self._self_stop.act(optimizer, args, state, control)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        emo = unwrap(optimizer)
+        if emo is None or logs is None or "loss" not in logs or PREFIX + "scalar" in logs:
+            return
+        metrics = emo.metrics()
+        logs.update(metrics)
+        # The Trainer has filed its own copy of the line already.
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(metrics)
+
+
+class EmoEarlyStoppingCallback(TrainerCallback):
+    """Turns the self-stop signal of an emo optimizer into early stopping.
+
+    The same as `optim_args="self_stop=stop,…"`, for those who add their callbacks in Python. Flat steps are counted by
+    the optimizer, so the count is in every checkpoint and goes on when training is resumed.
+
+    Args:
+        action: `stop`, `save`, `log` or `off`.
+        patience: windows of 32 steps for which training must be flat.
+        min_steps: steps after warm-up that are never counted.
+
+    Raises:
+        ValueError: if an argument is not acceptable.
+    """
+
+    def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
+        self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if unwrap(optimizer) is None:
+            logger.warning(
+                "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer.",
+                type(optimizer).__name__,
+            )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._self_stop.act(optimizer, args, state, control)
