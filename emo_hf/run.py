@@ -1,0 +1,59 @@
+"""`emo-hf run SCRIPT.py ARGS…`: register the emo optimizers, then run any script as Python itself would.
+
+Below a launcher: `accelerate launch -m emo_hf.run SCRIPT.py ARGS…`, `torchrun -m emo_hf.run SCRIPT.py ARGS…`.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+USAGE = """\
+usage: emo-hf run SCRIPT.py [ARGS ...]
+       emo-hf run -m MODULE [ARGS ...]
+
+Runs a training script or module unchanged, with --optim emonavi, emofact and emolynx known to the Trainer.
+Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Register, then become the script.
+
+    Args:
+        argv: `SCRIPT.py ARGS…` or `-m MODULE ARGS…`; the process's own arguments if None.
+
+    Returns:
+        0 if the script came to its end, 2 if there is nothing to run. A script's own `sys.exit` and its exceptions
+        pass through as they are.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    as_module = arguments[:1] == ["-m"]
+    target = arguments[1:] if as_module else arguments
+    if not target:
+        print(USAGE, end="", file=sys.stderr)
+        return 2
+    if not as_module and not os.path.exists(target[0]):
+        print(f"emo-hf run: there is no script {target[0]!r} (to run a module: emo-hf run -m MODULE)", file=sys.stderr)
+        return 2
+
+    from emo_hf.registry import register  # transformers takes seconds to import: not for a usage error
+
+    register()
+    sys.argv = target
+    if not getattr(sys.flags, "safe_path", False):  # Python 3.11 and later
+        # What Python puts there itself: the folder of the script, or the working folder for -m.
+        sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target[0]))
+    if as_module:
+        runpy.run_module(target[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(target[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
