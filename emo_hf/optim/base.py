@@ -13,8 +13,10 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from emo_hf.optim.arguments import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
 from emo_hf.optim.compiled import works_for
 from emo_hf.optim.emotion import NEUTRAL, Decision, Emotion, EmotionView
+from emo_hf.optim.intake import LossIntake, Mark
+from emo_hf.optim.low_precision import LOW_PRECISION, compensated, in_float32, restore_float32
 from emo_hf.optim.metrics import CoefficientWindow, metrics
-from emo_hf.optim.pending import Loss, PendingLoss
+from emo_hf.optim.pending import Loss
 from emo_hf.optim.shadow import mix_shadows
 from emo_hf.optim.step import Implementation, StepSize, ascending, by_device_and_dtype
 
@@ -48,6 +50,7 @@ class EmoOptimizer(Optimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         compile: bool | None = None,
+        compensate: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -59,6 +62,7 @@ class EmoOptimizer(Optimizer):
             "foreach": foreach,
             "fused": fused,
             "compile": compile,
+            "compensate": compensate,
         }
         self._check_options(defaults)
         self._reset_emotion()
@@ -67,11 +71,8 @@ class EmoOptimizer(Optimizer):
 
     def _reset_emotion(self) -> None:
         self._emotion = Emotion()
-        self._observed = PendingLoss()  # what the user's own code showed us
-        self._tapped = PendingLoss()  # what the loss tap saw; the user's own word wins over it
+        self._losses = LossIntake()
         self._coefficients = CoefficientWindow()
-        self._observed_at: tuple[int, int] | None = None  # the gradients when a loss was last observed
-        self._tapped_window_is_complete = False
         self._applied_lr: list[float] = []
         self._warned_about_missing_loss = False
 
@@ -110,38 +111,30 @@ class EmoOptimizer(Optimizer):
         """
         if weight is not None and not (math.isfinite(weight) and weight > 0.0):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
-        self._observed.add(loss, weight)
-        self._observed_at = self._gradient_mark()
+        self._losses.show(loss, weight, self._gradient_mark)
 
     def tap_loss(self, loss: torch.Tensor, weight: float | None = None, *, last: bool = True) -> None:
         """Take in a loss that a framework is about to send to backward; for `emo_hf.loss_tap`.
 
         Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
-        """
-        # FSDP2 and DeepSpeed keep the gradients of all but the last micro-batch elsewhere: only when that one has
-        # passed do missing gradients mean that they were thrown away.
-        if self._tapped and self._tapped_window_is_complete and self._gradient_mark() is None:
-            self._discard(self._tapped)
-        self._tapped.add(loss, weight)
-        self._tapped_window_is_complete = last
 
-    def _gradient_mark(self) -> tuple[int, int] | None:
-        """Changes whenever a backward pass adds to the gradients; None without any."""
+        Args:
+            loss: the loss of a micro-batch, as `observe` takes it.
+            weight: as for `observe`.
+            last: whether it is the last micro-batch of the step.
+        """
+        if self._losses.tap(loss, weight, last, self._gradient_mark):
+            self._emotion.skip()
+
+    def _gradient_mark(self) -> Mark:
         gradients = (param.grad for group in self.param_groups for param in group["params"])
         return next(((id(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
 
-    def _discard(self, pending: PendingLoss) -> None:
-        pending.clear()
-        self._emotion.skip()
-
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
-        came_with_gradients = self._gradient_mark() not in (None, self._observed_at)
+        if self._losses.gradients_go(self._gradient_mark):
+            self._emotion.skip()
         super().zero_grad(set_to_none)
-        if self._observed and came_with_gradients:
-            self._discard(self._observed)
-        elif self._tapped:
-            self._discard(self._tapped)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -164,8 +157,8 @@ class EmoOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if loss is not None and not self._observed:
-                self._observed.add(loss)
+            if loss is not None and not self._losses.shown:
+                self._losses.show(loss, None, self._gradient_mark)
         decision = self._decide()
         self._applied_lr = []
         for group in self.param_groups:
@@ -175,8 +168,7 @@ class EmoOptimizer(Optimizer):
         return loss
 
     def _decide(self) -> Decision:
-        observed, tapped = self._observed.take(), self._tapped.take()
-        loss = tapped if observed is None else observed
+        loss = self._losses.take()
         if loss is None:
             self._warn_about_missing_loss()
             return NEUTRAL
@@ -206,15 +198,26 @@ class EmoOptimizer(Optimizer):
         for param in params:
             self._check_gradient(param)
             if not self.state[param]:
-                self.state[param].update(self.new_state(param))
+                self.state[param].update(self._first_state(group, param))
         if group["use_shadow"]:
             mix_shadows(params, [self.state[param] for param in params], decision.shadow)
         for bucket in by_device_and_dtype(params):
             gradients = [param.grad for param in bucket if param.grad is not None]
             update = self._implementation(group, bucket[0])
+            if bucket[0].dtype in LOW_PRECISION and (group["compensate"] or update is not self._fused):
+                update = in_float32(update)
             if group["maximize"]:
                 update = ascending(update)
             update(bucket, gradients, [self.state[param] for param in bucket], size.representable_in(bucket[0].dtype))
+
+    def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.new_state(param)
+        return compensated(state, param) if group["compensate"] and param.dtype in LOW_PRECISION else state
+
+    @property
+    def _fused(self) -> Implementation | None:
+        # Its kernels compute in float32 whatever they are given.
+        return self.implementations.get("fused")
 
     def _check_gradient(self, param: torch.Tensor) -> None:
         name = type(self).__name__
@@ -288,7 +291,13 @@ class EmoOptimizer(Optimizer):
         Raises:
             ValueError: if the state is not of an optimizer of this class, or does not fit the parameters.
         """
-        super().load_state_dict(state_dict)  # which ends in __setstate__
+        loaded: dict[str, Any] = {}  # what the user's hooks make of it
+        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+        try:
+            super().load_state_dict(state_dict)  # which ends in __setstate__
+        finally:
+            handle.remove()
+        restore_float32(self.state, self.param_groups, loaded)
 
     def _read_emotion(self, state_dict: dict[str, Any]) -> tuple[Emotion, CoefficientWindow]:
         saved = next((group[EMOTION_KEY] for group in state_dict["param_groups"] if group.get(EMOTION_KEY)), None)
@@ -316,13 +325,10 @@ class EmoOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = (
             "_emotion",
-            "_observed",
-            "_tapped",
+            "_losses",
             "_coefficients",
             "_applied_lr",
             "_warned_about_missing_loss",
-            "_observed_at",
-            "_tapped_window_is_complete",
         )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
@@ -339,7 +345,7 @@ class EmoOptimizer(Optimizer):
         self._wire()
 
 
-def _pack_emotion(optimizer: EmoOptimizer, packed: dict[str, Any]) -> None:
+def _pack_emotion(optimizer: Any, packed: dict[str, Any]) -> None:
     emotion = {
         "format": CHECKPOINT_FORMAT,
         "optimizer": type(optimizer).__name__,

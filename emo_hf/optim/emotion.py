@@ -64,7 +64,7 @@ class EmotionView:
         coefficient: c of the last observed step.
         quiet: whether the last 32 scalars are quiet now (mean |σ| < 0.05 and variance < 0.005).
         flat_steps: for how many observed steps on end it has been quiet without the slow average falling by 0.5 %.
-            Not a part of v3.1: its quiet also covers a slow start, in which the loss falls gently for hundreds of steps.
+            Not a part of v3.1, whose quiet also covers a slow start, with a loss that falls gently for long.
         should_stop: the raw self-stop signal: `quiet` was true once; v3.1 never takes it back.
         observations: losses taken in so far.
         skipped: losses left out so far: NaN or infinite, or of a step that was thrown away.
