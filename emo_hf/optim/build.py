@@ -39,8 +39,12 @@ def kernels() -> ctypes.CDLL | None:
     try:
         return load(compiler)
     except (OSError, subprocess.SubprocessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-        logger.warning("%s could not compile kernels (%s): the optimizer steps in plain PyTorch", compiler, *reason)
+        said = (getattr(error, "stderr", None) or "").strip() or str(error)
+        logger.warning(
+            "%s could not compile kernels (%s): the optimizer steps in plain PyTorch, more slowly",
+            compiler,
+            said.splitlines()[-1],
+        )
         return None
 
 

@@ -15,10 +15,12 @@ from typing import Any, TypeAlias
 import torch
 
 from emo_hf.optim.build import kernels
-from emo_hf.optim.step import Implementation, State, StepSize, column, where
+from emo_hf.optim.step import PLAIN, Implementation, State, StepSize, column, where
 
 CHUNK = 1 << 19
 """Elements that a thread takes at a time: enough to hide the cost of a call, few enough to share evenly."""
+
+WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)  # the last two in float32 copies
 
 Kernel: TypeAlias = "Callable[..., None]"
 Reference: TypeAlias = Any
@@ -40,8 +42,8 @@ class KernelSize(ctypes.Structure):
 
 
 def works_for(param: torch.Tensor) -> bool:
-    """Whether the kernels are the best choice for a parameter; the first float32 one has them compiled or loaded."""
-    return param.dtype is torch.float32 and param.device.type == "cpu" and kernels() is not None
+    """Whether the kernels are the best choice for a parameter; the first such one has them compiled or loaded."""
+    return param.dtype in WORKED_ON and param.device.type == "cpu" and kernels() is not None
 
 
 def kernel(name: str) -> Kernel:
@@ -62,13 +64,12 @@ def fits(*tensors: torch.Tensor) -> bool:
 
     Subclasses (a DTensor, say) are left to PyTorch, which knows where their elements are.
     """
-    return all(
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.dtype is torch.float32
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        for tensor in tensors
-    )
+    for tensor in tensors:  # as a loop, since it runs for every tensor of every step
+        if type(tensor) not in PLAIN or tensor.dtype is not torch.float32:
+            return False
+        if not (tensor.is_cpu and tensor.is_contiguous()):
+            return False
+    return True
 
 
 def address(tensor: torch.Tensor) -> ctypes.c_void_p:

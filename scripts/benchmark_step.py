@@ -1,0 +1,312 @@
+"""Time and memory of one optimizer step, ours and the installed peers', as multiples of torch's fused AdamW.
+
+    python scripts/benchmark_step.py                  # both parameter sets and the sweeps
+    python scripts/benchmark_step.py --fast           # the LoRA set, a few rounds: half a minute
+
+Each optimizer takes turns with `torch.optim.AdamW(fused=True)` on the same tensors in the same process, and its time
+is given as the ratio of the two medians, so that a slow or busy machine slows both. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi
+
+Shape = tuple[int, ...]
+Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+LORA: list[Shape] = [(16, 2048), (2048, 16)] * 224
+"""448 adapters of rank 16, 14.7 M parameters."""
+
+_LAYER: list[Shape] = [(768,), (768,), (2304, 768), (2304,), (768, 768), (768,)]
+_LAYER += [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
+FULL: list[Shape] = [(50257, 768), (1024, 768), *_LAYER * 6]
+"""74 tensors of a small GPT, 82 M parameters."""
+
+SETS = {"lora": LORA, "full": FULL}
+COUNTS = (1, 4, 16, 64, 256, 1024, 4096)
+SWEPT_ELEMENTS = 1 << 22
+SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
+SWEPT_TENSORS = 64
+
+REFERENCE = "torch AdamW fused"
+OUR_CLASSES = (EmoNavi, EmoFact, EmoLynx)
+OURS: dict[str, Make] = {cls.__name__: partial(cls, lr=1e-5) for cls in OUR_CLASSES}
+IN_PLAIN_TORCH: dict[str, Make] = {
+    f"{cls.__name__} without compiler": partial(cls, lr=1e-5, compile=False) for cls in OUR_CLASSES
+}
+
+
+def peers() -> dict[str, Make]:
+    """The other optimizers that are installed."""
+    found: dict[str, Make] = {
+        "torch AdamW foreach": partial(torch.optim.AdamW, lr=1e-5, foreach=True),
+        "torch Adafactor": partial(torch.optim.Adafactor, lr=1e-5),
+    }
+    wanted = {
+        "optimi": ("AdamW", "Lion"),
+        "pytorch_optimizer": ("Lion", "AdaFactor", "ScheduleFreeAdamW", "Prodigy"),
+        "bitsandbytes.optim": ("AdamW8bit", "Lion8bit"),
+    }
+    for module, names in wanted.items():
+        try:
+            library = importlib.import_module(module)
+        except (ImportError, OSError, RuntimeError) as error:
+            logging.info("%s is left out: %s", module, error)
+            continue
+        for name in names:
+            found[f"{module.split('.')[0]} {name}"] = partial(getattr(library, name), lr=1e-5)
+    return found
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        ratio: median time of a step over that of fused AdamW, taken in turns.
+        milliseconds: median time of a step.
+        state_bytes: bytes of optimizer state per parameter element.
+        extra_mib: peak of the memory that a step takes and gives back, in MiB.
+        bandwidth: bytes that the step must move, per second, over what a copy reaches in the same run.
+    """
+
+    optimizer: str
+    parameters: str
+    ratio: float
+    milliseconds: float
+    state_bytes: float
+    extra_mib: float
+    bandwidth: float
+
+
+def tensors(shapes: Sequence[Shape], device: torch.device) -> list[nn.Parameter]:
+    """Parameters with gradients."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param) * 0.01
+    return params
+
+
+def stepper(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """A function that takes one step, shown a loss if the optimizer wants one."""
+    observe = getattr(optimizer, "observe", None)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+
+    def step() -> None:
+        if observe is not None:
+            observe(1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """How long a function takes, its work on the device included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def in_turns(runs: Sequence[Callable[[], None]], rounds: int, device: torch.device) -> list[float]:
+    """The median time of each function, called one after the other in every round."""
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, taken in zip(runs, times, strict=True):
+            taken.append(seconds(run, device))
+    return [statistics.median(taken) for taken in times]
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of all tensors in the state."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor) and value.dim())
+
+
+def extra_memory(run: Callable[[], None], device: torch.device) -> float:
+    """Peak of what a function allocates beyond what there is before it, in bytes; NaN where it cannot be measured."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far (Linux)
+        before = _resident("VmRSS")
+        run()
+        return max(_resident("VmHWM") - before, 0)
+    except OSError:
+        return float("nan")
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def copy_bandwidth(elements: int, device: torch.device) -> float:
+    """Bytes per second that a copy reads and writes."""
+    source = torch.ones(elements, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    copy()
+    return 8 * elements / in_turns([copy], 7, device)[0]
+
+
+def measure(name: str, make: Make, parameters: str, shapes: Sequence[Shape], args: argparse.Namespace) -> Result:
+    """One optimizer on one set of parameters, in turns with the reference."""
+    params = tensors(shapes, args.device)
+    reference = stepper(torch.optim.AdamW(params, lr=1e-5, fused=True))
+    optimizer = make(params)
+    step = stepper(optimizer)
+    for _ in range(2):
+        reference()
+        step()
+    extra = extra_memory(step, args.device)
+    base, taken = in_turns([reference, step], args.rounds, args.device)
+    elements = sum(param.numel() for param in params)
+    state = state_bytes(optimizer)
+    moved = 3 * 4 * elements + 2 * state  # parameters and state are read and written, gradients read
+    speed = moved / taken / copy_bandwidth(min(elements, 1 << 25), args.device)
+    return Result(name, parameters, taken / base, 1e3 * taken, state / elements, extra / 2**20, speed)
+
+
+def sweeps(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """How the ratios of our optimizers change with the number of tensors, and of elements."""
+    counts = [(count, [(SWEPT_ELEMENTS // count,)] * count) for count in COUNTS]
+    sizes = [(size, [(size // SWEPT_TENSORS,)] * SWEPT_TENSORS) for size in SIZES if size <= args.max_elements]
+    return {
+        "tensors": [_point(x, shapes, args) for x, shapes in counts],
+        "elements": [_point(x, shapes, args) for x, shapes in sizes],
+    }
+
+
+def _point(x: int, shapes: Sequence[Shape], args: argparse.Namespace) -> dict[str, Any]:
+    # Matrices, so that EmoFact shows its factored side.
+    square = [(shape[0] // 16, 16) if shape[0] % 16 == 0 else shape for shape in shapes]
+    ratios = {name: measure(name, make, str(x), square, args).ratio for name, make in OURS.items()}
+    print(f"{x:>12,}  " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
+    gc.collect()
+    return {"x": x, "ratios": ratios}
+
+
+def line(result: Result) -> str:
+    return (
+        f"| {result.optimizer} | {result.parameters} | {result.ratio:.2f} | {result.milliseconds:.1f} "
+        f"| {result.state_bytes:.3f} | {result.extra_mib:.1f} | {result.bandwidth:.2f} |"
+    )
+
+
+HEADER = """\
+| optimizer | set | time / fused AdamW | ms | state, bytes per parameter | extra memory, MiB | bandwidth / copy |
+|---|---|---|---|---|---|---|"""
+
+
+def plot(results: list[Result], swept: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """The ratios of all optimizers as bars, and the sweeps as lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * (1 + len(swept)), 5), layout="constrained")
+    axes = figure.subplots(1, 1 + len(swept), squeeze=False)[0]
+    names = list(dict.fromkeys(result.optimizer for result in results))
+    for offset, parameters in enumerate(dict.fromkeys(result.parameters for result in results)):
+        chosen = [result for result in results if result.parameters == parameters]
+        positions = [names.index(result.optimizer) + 0.4 * offset - 0.2 for result in chosen]
+        axes[0].barh(positions, [result.ratio for result in chosen], height=0.4, label=parameters)
+    axes[0].set(yticks=range(len(names)), yticklabels=names, xlabel="time / fused AdamW", xscale="log")
+    axes[0].invert_yaxis()
+    axes[0].axvline(1.0, color="black", linewidth=1)
+    axes[0].legend()
+    for axis, (name, points) in zip(axes[1:], swept.items(), strict=True):
+        for optimizer in OURS:
+            axis.plot([p["x"] for p in points], [p["ratios"][optimizer] for p in points], marker="o", label=optimizer)
+        axis.set(xscale="log", xlabel=name, ylabel="time / fused AdamW", ylim=(0, None))
+        axis.axhline(1.0, color="black", linewidth=1)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="parameter sets")
+    parser.add_argument("--only", nargs="+", default=[], help="optimizers whose names contain one of these words")
+    parser.add_argument("--rounds", type=int, default=15, help="turns that each optimizer takes with the reference")
+    parser.add_argument(
+        "--threads", type=int, default=None, help="threads that torch may use (default: its own choice)"
+    )
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    parser.add_argument("--max-elements", type=int, default=10**7, help="largest model of the sweep (up to 1e8)")
+    parser.add_argument("--no-sweep", action="store_true", help="the two sets only")
+    parser.add_argument("--fast", action="store_true", help="the LoRA set, 5 rounds, no sweep")
+    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_step"), help="path of .json and .png")
+    args = parser.parse_args(argv)
+    if args.fast:
+        args.sets, args.rounds, args.no_sweep = ["lora"], 5, True
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    args = arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    chosen = {
+        name: make
+        for name, make in (OURS | IN_PLAIN_TORCH | peers()).items()
+        if not args.only or any(word.lower() in name.lower() for word in args.only)
+    }
+    print(
+        f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; 1.00 is {REFERENCE}\n\n{HEADER}"
+    )
+    results = []
+    for parameters in args.sets:
+        for name, make in chosen.items():
+            results.append(measure(name, make, parameters, SETS[parameters], args))
+            print(line(results[-1]), flush=True)
+            gc.collect()
+    print()
+    swept = {} if args.no_sweep else sweeps(args)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    report = {
+        "torch": torch.__version__,
+        "device": str(args.device),
+        "threads": torch.get_num_threads(),
+        "rounds": args.rounds,
+        "reference": REFERENCE,
+        "results": [asdict(result) for result in results],
+        "sweeps": swept,
+    }
+    args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    try:
+        plot(results, swept, args.output.with_suffix(".png"))
+    except ImportError:
+        logging.info("no picture: matplotlib is not installed")
+    print(f"written: {args.output}.json and .png")
+
+
+if __name__ == "__main__":
+    main()
