@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import sys
+import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from emo_hf.optim.base import EmoOptimizer, on_construction
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _MARK = "_emo_hf_original_backward"
+
+_prepared: weakref.WeakKeyDictionary[Accelerator, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
+"""The models as they were wrapped: the accelerator itself keeps only what is inside."""
 
 
 def wire() -> None:
@@ -30,7 +35,7 @@ def wire() -> None:
 
 
 def install() -> None:
-    """Put the tap on `Accelerator.backward`. Doing it twice changes nothing."""
+    """Put the tap on `Accelerator.backward`, and note what `prepare_model` makes. Doing it twice changes nothing."""
     from accelerate import Accelerator
 
     original = Accelerator.backward
@@ -42,15 +47,27 @@ def install() -> None:
         feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
         return original(self, loss, **kwargs)
 
+    original_prepare = Accelerator.prepare_model
+
+    @functools.wraps(original_prepare)
+    def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        model = original_prepare(self, *args, **kwargs)
+        _prepared.setdefault(self, weakref.WeakSet()).add(model)
+        return model
+
     setattr(backward, _MARK, original)
+    setattr(prepare_model, _MARK, original_prepare)
     Accelerator.backward = backward
+    Accelerator.prepare_model = prepare_model
 
 
 def uninstall() -> None:
-    """Give `Accelerator.backward` back as it was."""
+    """Give the methods of `Accelerator` back as they were."""
     from accelerate import Accelerator
 
-    Accelerator.backward = getattr(Accelerator.backward, _MARK, Accelerator.backward)
+    for name in ("backward", "prepare_model"):
+        method = getattr(Accelerator, name)
+        setattr(Accelerator, name, getattr(method, _MARK, method))
 
 
 def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
@@ -68,7 +85,34 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
     for optimizer in emo_optimizers(accelerator):
-        optimizer.tap_loss(loss, weight, last=accelerator.sync_gradients)
+        optimizer.tap_loss(
+            loss,
+            weight,
+            last=accelerator.sync_gradients,
+            together=_ranks_meet(accelerator),
+            in_parts=accelerator.distributed_type == "DEEPSPEED",
+        )
+
+
+def _ranks_meet(accelerator: Accelerator) -> bool:
+    """Whether every rank goes through the backward pass that comes now, since it averages gradients.
+
+    Inside of DDP's no_sync() ranks need not even run the same number of them. Where we cannot know, they may not.
+    """
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        return True
+    models = _prepared.get(accelerator, ())
+    flags = [model.require_backward_grad_sync for model in models if hasattr(model, "require_backward_grad_sync")]
+    return bool(flags) and all(flags)
+
+
+def prepared_around(model: nn.Module) -> tuple[Accelerator, nn.Module] | None:
+    """The accelerator that wrapped a model in DDP, and what it made of it; None if none did."""
+    for accelerator, wrapped in list(_prepared.items()):
+        for candidate in wrapped:
+            if hasattr(candidate, "no_sync") and getattr(candidate, "module", None) is model:
+                return accelerator, candidate
+    return None
 
 
 def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from emo_hf.optim.laws import LAWS
+from emo_hf.optim.ranks import SYNC_MODES
 from emo_hf.param_groups import ROLES, GroupOptions
 
 SELF_STOP_ACTIONS = ("off", "log", "save", "stop")
@@ -61,10 +63,13 @@ def _whole_number(low: int) -> Callable[[Any], int]:
     return read
 
 
-def _action(value: Any) -> str:
-    if value in SELF_STOP_ACTIONS:
-        return str(value)
-    raise ValueError("one of " + ", ".join(SELF_STOP_ACTIONS))
+def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value in choices:
+            return str(value)
+        raise ValueError("one of " + ", ".join(choices))
+
+    return read
 
 
 OPTIMIZER_OPTIONS: dict[str, Callable[[Any], Any]] = {
@@ -73,6 +78,9 @@ OPTIMIZER_OPTIONS: dict[str, Callable[[Any], Any]] = {
     "foreach": _boolean_or_auto,
     "fused": _boolean_or_auto,
     "compile": _boolean_or_auto,
+    "compensate": _boolean,
+    "emo_sync": _one_of(SYNC_MODES),
+    "emo_law": _one_of(tuple(LAWS)),
     "beta1": _number(0, below=1),
     "beta2": _number(0, below=1),
     "eps": _number(0),
@@ -81,7 +89,7 @@ GROUP_OPTIONS: dict[str, Callable[[Any], Any]] = {
     f"{role}_{option}": _number(0) for role in ROLES for option in ("lr", "lr_ratio", "weight_decay")
 }
 SELF_STOP_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "self_stop": _action,
+    "self_stop": _one_of(SELF_STOP_ACTIONS),
     "self_stop_patience": _whole_number(1),
     "self_stop_min_steps": _whole_number(0),
 }

@@ -20,7 +20,7 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"lr": None}, "lr must be .*got None"),
     ({"lr": True}, "lr must be .*got True"),
     ({"lr": torch.tensor(-1.0)}, "lr must be .*-1"),
-    ({"lr": torch.ones(2)}, r"lr must be .*\(2,\)"),
+    ({"lr": torch.ones(2)}, r"Tensor lr must be 1-element, got shape \(2,\)"),
     ({"eps": -1e-8}, "eps must be .*at least 0, got -1e-08"),
     ({"eps": None}, "eps must be .*got None"),
     ({"weight_decay": -0.5}, "weight_decay must be .*at least 0, got -0.5"),

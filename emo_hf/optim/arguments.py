@@ -18,7 +18,8 @@ def without_empty_groups(params: ParamsT) -> ParamsT:
     """Leave out groups without parameters: distributed checkpoints cannot be loaded with them."""
     if isinstance(params, (torch.Tensor, dict)):
         raise TypeError(
-            f"params must be an iterable of parameters or of parameter groups, got a {type(params).__name__}"
+            "params argument given to the optimizer should be an iterable of Tensors or dicts, but got "
+            f"{type(params).__name__}: put it into a list"
         )
     _refuse_sets(params)
     entries: list[Any] = list(params)
@@ -51,7 +52,7 @@ def check_options(options: dict[str, Any]) -> None:
     for name in ("lr", "eps", "weight_decay"):
         value = options[name]
         if isinstance(value, torch.Tensor) and value.numel() != 1:
-            raise ValueError(f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}")
+            raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
         if not _is_number(value) or not (math.isfinite(value) and value >= 0.0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     betas = options["betas"]
@@ -60,7 +61,7 @@ def check_options(options: dict[str, Any]) -> None:
     for index, beta in enumerate(betas, start=1):
         if not _is_number(beta) or not 0.0 <= beta < 1.0:
             raise ValueError(f"beta{index} must be in [0, 1), got {beta!r}")
-    for name in ("use_shadow", "maximize"):
+    for name in ("use_shadow", "maximize", "compensate"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
     for name in IMPLEMENTATION_OPTIONS:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_hf.optim.arguments import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
+from emo_hf.optim.checkpoint import EMOTION_KEY, check_fits, check_is_state, pack_emotion, read_emotion
 from emo_hf.optim.compiled import works_for
 from emo_hf.optim.emotion import NEUTRAL, Decision, Emotion, EmotionView
 from emo_hf.optim.intake import LossIntake, Mark
+from emo_hf.optim.laws import law_named
 from emo_hf.optim.low_precision import LOW_PRECISION, compensated, in_float32, restore_float32
 from emo_hf.optim.metrics import CoefficientWindow, metrics
+from emo_hf.optim.moved import follow
 from emo_hf.optim.pending import Loss
+from emo_hf.optim.placement import is_sharded
+from emo_hf.optim.ranks import GLOBAL, RankMean, steps_at_rate_0, warn_about_flat_matrices
+from emo_hf.optim.remedies import warn_about_missing_loss, warn_about_saturation
 from emo_hf.optim.shadow import mix_shadows
-from emo_hf.optim.step import Implementation, StepSize, ascending, by_device_and_dtype
-
-EMOTION_KEY = "emotion"
-CHECKPOINT_FORMAT = 1
+from emo_hf.optim.step import Implementation, StepSize, ascending, by_device_and_dtype, on_own_elements
 
 on_construction: list[Callable[[], None]] = []
 """Called whenever an optimizer is made or restored: how the loss tap wires itself without being known here."""
@@ -31,11 +33,13 @@ class EmoOptimizer(Optimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     Subclasses declare `implementations` (name → function that moves tensors), `preference` (device type →
-    their names, the best first; "single" where none is left) and `new_state`.
+    their names, the best first; "single" where none is left) and `new_state`. A rule that is not elementwise has
+    another function, `sharded`, for DTensors; an elementwise one moves the elements that lie on this rank.
     """
 
     implementations: ClassVar[dict[str, Implementation]]
     preference: ClassVar[dict[str, tuple[str, ...]]]
+    sharded: ClassVar[Implementation | None] = None
 
     def __init__(
         self,
@@ -51,6 +55,8 @@ class EmoOptimizer(Optimizer):
         fused: bool | None = None,
         compile: bool | None = None,
         compensate: bool = False,
+        emo_sync: str = GLOBAL,
+        emo_law: str = Emotion.law,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -65,20 +71,26 @@ class EmoOptimizer(Optimizer):
             "compensate": compensate,
         }
         self._check_options(defaults)
+        self._rank_mean = RankMean(emo_sync)
+        self._law = law_named(emo_law)
         self._reset_emotion()
         super().__init__(without_empty_groups(params), defaults)
         self._wire()
 
     def _reset_emotion(self) -> None:
-        self._emotion = Emotion()
+        self._rank_mean.cancel()
+        self._emotion = self._law()
         self._losses = LossIntake()
         self._coefficients = CoefficientWindow()
         self._applied_lr: list[float] = []
+        self._in_parts = False
+        self._decision_for_parts: Decision | None = None
         self._warned_about_missing_loss = False
+        self._warned_about_saturation = False
 
     def _wire(self) -> None:
-        if _pack_emotion not in self._optimizer_state_dict_post_hooks.values():
-            self.register_state_dict_post_hook(_pack_emotion, prepend=True)
+        if pack_emotion not in self._optimizer_state_dict_post_hooks.values():
+            self.register_state_dict_post_hook(pack_emotion, prepend=True)
         for hook in on_construction:
             hook()
 
@@ -113,7 +125,15 @@ class EmoOptimizer(Optimizer):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
         self._losses.show(loss, weight, self._gradient_mark)
 
-    def tap_loss(self, loss: torch.Tensor, weight: float | None = None, *, last: bool = True) -> None:
+    def tap_loss(
+        self,
+        loss: torch.Tensor,
+        weight: float | None = None,
+        *,
+        last: bool = True,
+        together: bool = False,
+        in_parts: bool = False,
+    ) -> None:
         """Take in a loss that a framework is about to send to backward; for `emo_hf.loss_tap`.
 
         Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
@@ -122,9 +142,19 @@ class EmoOptimizer(Optimizer):
             loss: the loss of a micro-batch, as `observe` takes it.
             weight: as for `observe`.
             last: whether it is the last micro-batch of the step.
+            together: whether all ranks go through its backward pass at the same time, so that the exchange of the loss
+                can start now.
+            in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
+                as DeepSpeed does; the decision then holds until the next loss comes in.
         """
+        if in_parts and not self._in_parts and type(self).sharded is not None:
+            warn_about_flat_matrices(type(self).__name__)
+        self._in_parts, self._decision_for_parts = in_parts, None
+        self._rank_mean.cancel()  # what is under way lacks this loss
         if self._losses.tap(loss, weight, last, self._gradient_mark):
             self._emotion.skip()
+        if last and together and not self._losses.shown:
+            self._rank_mean.start(self._losses.pending, self)
 
     def _gradient_mark(self) -> Mark:
         gradients = (param.grad for group in self.param_groups for param in group["params"])
@@ -133,6 +163,7 @@ class EmoOptimizer(Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
         if self._losses.gradients_go(self._gradient_mark):
+            self._rank_mean.cancel()
             self._emotion.skip()
         super().zero_grad(set_to_none)
 
@@ -168,28 +199,23 @@ class EmoOptimizer(Optimizer):
         return loss
 
     def _decide(self) -> Decision:
-        loss = self._losses.take()
+        if self._decision_for_parts is not None and not self._losses.pending:
+            return self._decision_for_parts
+        loss = self._rank_mean.take(self._losses.pending, self)
+        self._losses.clear()
         if loss is None:
-            self._warn_about_missing_loss()
+            # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
+            if not self._warned_about_missing_loss and not steps_at_rate_0(self):
+                self._warned_about_missing_loss = True
+                warn_about_missing_loss(type(self).__name__)
             return NEUTRAL
         decision = self._emotion.feel(loss)
+        if not self._warned_about_saturation and self._emotion.saturated:
+            self._warned_about_saturation = True
+            warn_about_saturation(type(self).__name__, self.emotion)
         self._coefficients.add(decision.coefficient)
+        self._decision_for_parts = decision if self._in_parts else None
         return decision
-
-    def _warn_about_missing_loss(self) -> None:
-        # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
-        if self._warned_about_missing_loss or all(float(group["lr"]) == 0.0 for group in self.param_groups):
-            return
-        self._warned_about_missing_loss = True
-        name = type(self).__name__
-        warnings.warn(
-            f"{name}.step() was called without a loss, so the emotion feels nothing and the step is a neutral one "
-            f"(coefficient 1). Show it the loss: call optimizer.observe(loss) before loss.backward(), or pass a "
-            f"closure to step(). With accelerate or the Trainer, prepare the optimizer with the Accelerator and use "
-            f"accelerator.backward(loss): then the loss arrives by itself.",
-            RuntimeWarning,
-            stacklevel=6,  # through torch's two wrappers of step()
-        )
 
     def _update_group(self, group: dict[str, Any], size: StepSize, decision: Decision) -> None:
         params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
@@ -199,16 +225,22 @@ class EmoOptimizer(Optimizer):
             self._check_gradient(param)
             if not self.state[param]:
                 self.state[param].update(self._first_state(group, param))
-        if group["use_shadow"]:
-            mix_shadows(params, [self.state[param] for param in params], decision.shadow)
         for bucket in by_device_and_dtype(params):
+            states = [self.state[param] for param in bucket]
+            follow(bucket, states, group["compensate"])
+            if group["use_shadow"]:
+                mix_shadows(bucket, states, decision.shadow)
             gradients = [param.grad for param in bucket if param.grad is not None]
-            update = self._implementation(group, bucket[0])
+            sharded = is_sharded(bucket[0])
+            rule_of_shards = type(self).sharded if sharded else None
+            update = rule_of_shards or self._implementation(group, bucket[0])
             if bucket[0].dtype in LOW_PRECISION and (group["compensate"] or update is not self._fused):
                 update = in_float32(update)
             if group["maximize"]:
                 update = ascending(update)
-            update(bucket, gradients, [self.state[param] for param in bucket], size.representable_in(bucket[0].dtype))
+            if sharded and rule_of_shards is None:
+                update = on_own_elements(update)
+            update(bucket, gradients, states, size.representable_in(bucket[0].dtype))
 
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.new_state(param)
@@ -225,6 +257,11 @@ class EmoOptimizer(Optimizer):
             raise RuntimeError(f"{name} does not support sparse gradients: use sparse=False in the embedding")
         if param.is_complex():
             raise RuntimeError(f"{name} does not support complex parameters: use torch.view_as_real")
+
+    @property
+    def emo_sync(self) -> str:
+        """`global`, one emotion for all ranks, or `local`, each rank its own."""
+        return self._rank_mean.mode
 
     @property
     def emotion(self) -> EmotionView:
@@ -292,43 +329,34 @@ class EmoOptimizer(Optimizer):
             ValueError: if the state is not of an optimizer of this class, or does not fit the parameters.
         """
         loaded: dict[str, Any] = {}  # what the user's hooks make of it
-        handle = self.register_load_state_dict_pre_hook(lambda _, given: loaded.update(given))
+
+        def look(_: Optimizer, given: dict[str, Any]) -> None:
+            check_is_state(given, type(self).__name__)
+            read_emotion(given, type(self).__name__, self._law)
+            check_fits(self.param_groups, given, self._first_state)
+            loaded.update(given)
+
+        if not isinstance(state_dict, Mapping):  # hooks may make a state of any mapping
+            check_is_state(state_dict, type(self).__name__)
+        handle = self.register_load_state_dict_pre_hook(look)
         try:
             super().load_state_dict(state_dict)  # which ends in __setstate__
         finally:
             handle.remove()
         restore_float32(self.state, self.param_groups, loaded)
 
-    def _read_emotion(self, state_dict: dict[str, Any]) -> tuple[Emotion, CoefficientWindow]:
-        saved = next((group[EMOTION_KEY] for group in state_dict["param_groups"] if group.get(EMOTION_KEY)), None)
-        name = type(self).__name__
-        if saved is None:
-            raise ValueError(
-                f"this optimizer state holds no emotion, so it was not saved by {name}. To go on from the weights "
-                "alone, load the model and leave the optimizer state out: the emotion then starts afresh"
-            )
-        if saved.get("format") != CHECKPOINT_FORMAT:
-            raise ValueError(
-                f"this optimizer state has format {saved.get('format')!r}, this version of emo_hf reads "
-                f"{CHECKPOINT_FORMAT}: use the version that saved it, or resume from the weights only"
-            )
-        if saved.get("optimizer") != name:
-            raise ValueError(
-                f"this optimizer state was saved by {saved.get('optimizer')}, not by {name}: train on with "
-                f"{saved.get('optimizer')}, or resume from the weights only"
-            )
-        emotion, coefficients = Emotion(), CoefficientWindow()
-        emotion.load_state_dict(saved)
-        coefficients.load(saved.get("coefficients", coefficients.state()))
-        return emotion, coefficients
-
     def __getstate__(self) -> dict[str, Any]:
         own = (
+            "_rank_mean",
+            "_in_parts",
+            "_decision_for_parts",
             "_emotion",
             "_losses",
             "_coefficients",
             "_applied_lr",
             "_warned_about_missing_loss",
+            "_warned_about_saturation",
+            "_law",
         )
         return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
 
@@ -336,21 +364,11 @@ class EmoOptimizer(Optimizer):
         if "_emotion" in state:  # a pickle or a copy
             super().__setstate__(state)
         else:  # from load_state_dict, after its hooks and checks
-            emotion, coefficients = self._read_emotion(state)  # before anything is changed
+            emotion, coefficients = read_emotion(state, type(self).__name__, self._law)  # before anything is changed
+            newest = {name: self.defaults[name] for name in self.param_groups[0] if name in self.defaults}
             super().__setstate__(state)
             for group in self.param_groups:
-                group[EMOTION_KEY] = None
+                group.update({**newest, **group, EMOTION_KEY: None})  # an older state lacks newer options
             self._reset_emotion()
             self._emotion, self._coefficients = emotion, coefficients
         self._wire()
-
-
-def _pack_emotion(optimizer: Any, packed: dict[str, Any]) -> None:
-    emotion = {
-        "format": CHECKPOINT_FORMAT,
-        "optimizer": type(optimizer).__name__,
-        **optimizer._emotion.state_dict(),
-        "coefficients": optimizer._coefficients.state(),
-    }
-    for group in packed["param_groups"]:
-        group[EMOTION_KEY] = dict(emotion)

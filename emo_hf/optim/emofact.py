@@ -20,7 +20,8 @@ from emo_hf.optim.compiled import (
     ranges,
     share,
 )
-from emo_hf.optim.step import State, StepSize, runs_of, where
+from emo_hf.optim.emofact_shards import first_sizes, move_matrices
+from emo_hf.optim.step import State, StepSize, bounded, column, on_own_elements, runs_of, where
 
 R = "row_rms"
 K = "column_rms"
@@ -59,9 +60,12 @@ class EmoFact(EmoOptimizer):
         weight_decay: decoupled weight decay, applied with the plain `lr`.
         use_shadow: keep a slow copy of the parameters and mix it in at sudden changes; one more tensor of state.
         maximize: climb instead of descend.
-        foreach: there is no multi-tensor implementation: None or False.
+        foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
         fused: there is no fused implementation: None or False.
-        compile: True for our own kernel, False against it, None (for float32 in main memory) where it can be compiled.
+        compile: the same for our own kernel, which is the default for float32 in main memory.
+        compensate: for bfloat16 and float16 parameters, keep what rounding takes from them; see `low_precision`.
+        emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own; see `ranks`.
+        emo_law: `v3.1`, or `robust` for losses around or below zero; see `laws`.
 
     Raises:
         ValueError: if an option is out of range or there are no parameters.
@@ -69,14 +73,12 @@ class EmoFact(EmoOptimizer):
     Source: EmoFact v3.1 by muooon.
     """
 
-    preference: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("compile",)}
+    preference: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("compile",), "cuda": ("foreach",), "xpu": ("foreach",)}
 
     def new_state(self, param: torch.Tensor) -> State:
         if param.dim() < 2:
             return {V: torch.zeros_like(param, memory_format=torch.preserve_format)}
-        rows = [param.shape[0]] + [1] * (param.dim() - 1)
-        columns = [1, *param.shape[1:]]
-        return {R: param.new_zeros(rows), K: param.new_zeros(columns)}
+        return dict(zip((R, K), first_sizes(param), strict=True))
 
 
 def _single_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
@@ -102,6 +104,32 @@ def _vector_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
     v = state[V]
     v.mul_(size.beta1).addcmul_(g, g, value=1 - size.beta2)
     return v.sqrt()
+
+
+def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    squared = list(torch._foreach_mul(grads, grads))
+    matrices = [i for i, g in enumerate(grads) if g.dim() > 1]
+    if matrices:
+        rows = [squared[i].mean(dim=tuple(range(1, squared[i].dim())), keepdim=True) for i in matrices]
+        columns = [squared[i].mean(dim=0, keepdim=True) for i in matrices]
+        for key, means in ((R, rows), (K, columns)):
+            torch._foreach_add_(means, size.eps)
+            torch._foreach_sqrt_(means)
+            sizes = column([states[i] for i in matrices], key)
+            torch._foreach_mul_(sizes, size.beta1)
+            torch._foreach_add_(sizes, means, alpha=1 - size.beta1)
+        for i in matrices:
+            torch.mul(states[i][R], states[i][K], out=squared[i])
+    vectors = [i for i, g in enumerate(grads) if g.dim() < 2]
+    if vectors:
+        v, gains = column([states[i] for i in vectors], V), [squared[i] for i in vectors]
+        torch._foreach_mul_(v, size.beta1)
+        torch._foreach_add_(v, gains, alpha=1 - size.beta2)
+        torch._foreach_copy_(gains, v)
+    torch._foreach_sqrt_(squared)
+    torch._foreach_add_(squared, size.eps)
+    torch._foreach_add_(params, params, alpha=-size.decay)
+    torch._foreach_addcdiv_(params, grads, squared, -size.step)
 
 
 def _compiled(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
@@ -156,4 +184,19 @@ def _compiled_matrix(p: torch.Tensor, g: torch.Tensor, r: torch.Tensor, k: torch
     share(blocks, move)
 
 
-EmoFact.implementations = {"single": _single_tensor, "compile": where(fits, _compiled, otherwise=_single_tensor)}
+def _matrices_on_shards(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize
+) -> None:
+    move_matrices(params, grads, column(states, R), column(states, K), size)
+
+
+def _is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
+    return param.dim() > 1
+
+
+EmoFact.implementations = {
+    "single": _single_tensor,
+    "foreach": bounded(_multi_tensor),
+    "compile": where(fits, _compiled, otherwise=_single_tensor),
+}
+EmoFact.sharded = where(_is_matrix, _matrices_on_shards, otherwise=on_own_elements(_single_tensor))

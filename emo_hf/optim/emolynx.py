@@ -8,7 +8,7 @@ import torch
 
 from emo_hf.optim.base import EmoOptimizer
 from emo_hf.optim.compiled import elementwise
-from emo_hf.optim.step import State, StepSize, bounded, column
+from emo_hf.optim.step import State, StepSize, bounded, column, in_pieces
 
 M = "exp_avg"
 
@@ -35,6 +35,9 @@ class EmoLynx(EmoOptimizer):
         foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
         fused: there is no fused implementation: None or False.
         compile: the same for our own kernel, which is the default for float32 in main memory.
+        compensate: for bfloat16 and float16 parameters, keep what rounding takes from them; see `low_precision`.
+        emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own; see `ranks`.
+        emo_law: `v3.1`, or `robust` for losses around or below zero; see `laws`.
 
     Raises:
         ValueError: if an option is out of range or there are no parameters.
@@ -69,7 +72,7 @@ def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states:
 
 
 EmoLynx.implementations = {
-    "single": _single_tensor,
+    "single": in_pieces(_single_tensor),
     "foreach": bounded(_multi_tensor),
-    "compile": elementwise("emo_lynx", [M], otherwise=_single_tensor),
+    "compile": elementwise("emo_lynx", [M], otherwise=in_pieces(_single_tensor)),
 }

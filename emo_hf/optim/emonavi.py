@@ -38,6 +38,9 @@ class EmoNavi(EmoOptimizer):
         foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
         fused: the same for torch's fused Adam kernel, which is the default where the device has it.
         compile: the same for our own kernel, which is the default for float32 in main memory.
+        compensate: for bfloat16 and float16 parameters, keep what rounding takes from them; see `low_precision`.
+        emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own; see `ranks`.
+        emo_law: `v3.1`, or `robust` for losses around or below zero; see `laws`.
 
     Raises:
         ValueError: if an option is out of range or there are no parameters.

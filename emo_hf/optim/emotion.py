@@ -1,8 +1,7 @@
 """The emotion: one loss per step in, one decision per step out.
 
-Plain double arithmetic without tensors. `Emotion` is the v3.1 law; another generation of the family is another class
-with the same three methods (`feel`, `state_dict`, `load_state_dict`) and the same `Decision`, and no update rule has
-to know.
+Plain double arithmetic without tensors. `Emotion` is the v3.1 law; another law is another class with the same methods
+and the same `Decision` (`laws.py`), and no update rule has to know.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ CALM = 0.125  # |σ| up to here: quiet, hands off
 WINDOW = 32  # scalars that the self-stop looks back on
 QUIET_MEAN = 0.05
 QUIET_VARIANCE = 0.005
+
+SATURATED_MEAN = 0.75  # |σ| that losses above zero do not keep up for 32 steps while they improve
 
 PROGRESS = 0.005  # a slow average that still falls by this share is slow training, not flat training
 
@@ -109,6 +110,12 @@ NEUTRAL = decide(0.0)
 """The decision of a step that was shown no usable loss: c = 1."""
 
 
+def _read_window(saved: list[float | None]) -> deque[float]:
+    if len(saved) != WINDOW:
+        raise ValueError(f"its window has {len(saved)} places, not {WINDOW}")
+    return deque((float(scalar) for scalar in saved if scalar is not None), maxlen=WINDOW)
+
+
 class Emotion:
     """The v3.1 emotion of one optimizer.
 
@@ -142,15 +149,22 @@ class Emotion:
         if not math.isfinite(loss):
             self._skipped += 1
             return NEUTRAL
+        self._average(loss)
+        self._observations += 1
+        self._decision = decide(math.tanh(self._slope()))
+        self._remember(self._decision.scalar)
+        return self._decision
+
+    def _average(self, loss: float) -> None:
         if self._observations == 0:
             self._short = self._long = loss
         else:
             self._short = SHORT_GAIN * loss + (1.0 - SHORT_GAIN) * self._short
             self._long = LONG_GAIN * loss + (1.0 - LONG_GAIN) * self._long
-        self._observations += 1
-        self._decision = decide(math.tanh((self._long - self._short) / max(self._long, DENOMINATOR_FLOOR)))
-        self._remember(self._decision.scalar)
-        return self._decision
+
+    def _slope(self) -> float:
+        """How far the fast average lies below the slow one, on the scale of the loss."""
+        return (self._long - self._short) / max(self._long, DENOMINATOR_FLOOR)
 
     def skip(self) -> None:
         """Count a loss that was observed for a step which was then thrown away."""
@@ -173,6 +187,18 @@ class Emotion:
         mean = sum(self._window) / WINDOW
         return sum((scalar - mean) ** 2 for scalar in self._window) / WINDOW < QUIET_VARIANCE
 
+    @property
+    def saturated(self) -> bool:
+        """Whether the law has lost its scale: losses around or below zero, and steps damped to almost nothing.
+
+        Losses above zero never look so, however fast they change: neither average of theirs falls below the floor.
+        """
+        return (
+            min(self._short, self._long) < DENOMINATOR_FLOOR
+            and len(self._window) == WINDOW
+            and sum(map(abs, self._window)) / WINDOW > SATURATED_MEAN
+        )
+
     def view(self) -> EmotionView:
         """A frozen snapshot for logs."""
         return EmotionView(
@@ -194,7 +220,8 @@ class Emotion:
             "short": self._short,
             "long": self._long,
             "scalar": self._decision.scalar,
-            "window": list(self._window),
+            # Always of one length: torch compares the structure of a state with that of a fresh one to broadcast it.
+            "window": [*self._window, *[None] * (WINDOW - len(self._window))],
             "quiet": self._quiet,
             "should_stop": self._should_stop,
             "flat_steps": self._flat_steps,
@@ -212,7 +239,7 @@ class Emotion:
         if state.get("law") != self.law:
             raise ValueError(
                 f"the checkpoint's emotion follows the law {state.get('law')!r}, this optimizer's {self.law!r}: "
-                "load it into an optimizer of that law, or resume from the weights only"
+                f"make the optimizer with emo_law={state.get('law')}, or resume from the weights only"
             )
         missing = sorted(self.state_dict().keys() - state.keys())
         if missing:
@@ -222,7 +249,7 @@ class Emotion:
                 "_short": float(state["short"]),
                 "_long": float(state["long"]),
                 "_decision": decide(float(state["scalar"])),
-                "_window": deque((float(scalar) for scalar in state["window"]), maxlen=WINDOW),
+                "_window": _read_window(state["window"]),
                 "_quiet": bool(state["quiet"]),
                 "_should_stop": bool(state["should_stop"]),
                 "_flat_steps": int(state["flat_steps"]),

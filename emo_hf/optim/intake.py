@@ -58,7 +58,12 @@ class LossIntake:
         dropped.clear()
         return went
 
-    def take(self) -> float | None:
-        """The loss of the step, or None if none was seen; leaves nothing behind."""
-        shown, tapped = self._shown.take(), self._tapped.take()
-        return tapped if shown is None else shown
+    @property
+    def pending(self) -> PendingLoss:
+        """The loss of the step as far as it has come in."""
+        return self._shown or self._tapped
+
+    def clear(self) -> None:
+        """Leave nothing behind for the next step."""
+        self._shown.clear()
+        self._tapped.clear()

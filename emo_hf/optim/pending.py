@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from numbers import Complex, Real
-from typing import SupportsFloat, TypeAlias
+from typing import Any, SupportsFloat, TypeAlias
 
 import torch
+
+from emo_hf.optim.placement import whole
 
 Loss: TypeAlias = "torch.Tensor | SupportsFloat"
 
@@ -27,7 +29,7 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
             )
         if loss.is_complex():
             raise TypeError(f"the loss must be real, got a tensor of {loss.dtype}")
-        scalar = loss.detach().reshape(())
+        scalar = whole(loss.detach()).reshape(())
         # A copy: callers go on to divide or reset their loss in place.
         return scalar.clone() if scalar.dtype in (torch.float32, torch.float64) else scalar.float()
     if isinstance(loss, Real) or (
@@ -45,10 +47,14 @@ class PendingLoss:
 
     Losses with a weight are averaged by it; losses without one were already scaled by whoever computed them, and
     their plain sum is the loss of the step.
+
+    A sum on a CUDA device sets out for the host as soon as forward has produced it. `take` waits for that copy, which
+    lies before backward in the stream, and so never for backward.
     """
 
     def __init__(self) -> None:
         self._sum: torch.Tensor | float | None = None
+        self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._weight: float | None = None
 
     def __bool__(self) -> bool:
@@ -65,14 +71,32 @@ class PendingLoss:
             self._sum = self._sum + scalar.to(self._sum.device)
         else:
             self._sum = float(self._sum) + float(scalar)
+        self._on_its_way = _send_to_host(self._sum) if type(self._sum) is torch.Tensor and self._sum.is_cuda else None
+
+    def value(self) -> torch.Tensor | float | None:
+        """The loss of the step so far, on the device it lives on and without waiting for it; None if none was seen."""
+        return self._sum if self._sum is None or self._weight is None else self._sum / self._weight
 
     def take(self) -> float | None:
         """The loss of the step, or None if none was seen; leaves nothing behind."""
         total, weight = self._sum, self._weight
+        if self._on_its_way is not None:
+            total, arrival = self._on_its_way
+            arrival.synchronize()
         self.clear()
         if total is None:
             return None
         return float(total) if weight is None else float(total) / weight
 
     def clear(self) -> None:
-        self._sum = self._weight = None
+        self._sum = self._weight = self._on_its_way = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_on_its_way": None}  # an event cannot be copied; the sum on the device can
+
+
+def _send_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """Start to copy a CUDA scalar into pinned memory; the event says when it has arrived."""
+    host = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+    host.copy_(scalar, non_blocking=True)
+    return host, torch.cuda.current_stream(scalar.device).record_event()

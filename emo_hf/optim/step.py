@@ -9,10 +9,14 @@ from typing import Any, TypeAlias
 import torch
 
 from emo_hf.optim.emotion import Decision
+from emo_hf.optim.placement import is_sharded, own_elements
 
 SMALLEST_FLOAT16 = 2.0**-24
 
 State: TypeAlias = "dict[str, torch.Tensor]"
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Tensors whose elements are where they seem to be; a DTensor, say, is not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +57,10 @@ Implementation: TypeAlias = "Callable[[list[torch.Tensor], list[torch.Tensor], l
 
 
 def by_device_and_dtype(params: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The parameters in lists of one device and one dtype each, in their order."""
-    buckets: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
+    buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
     for param in params:
-        buckets.setdefault((param.device, param.dtype), []).append(param)
+        buckets.setdefault((param.device, param.dtype, is_sharded(param)), []).append(param)
     return list(buckets.values())
 
 
@@ -69,19 +73,20 @@ def where(fits: Callable[..., bool], run: Implementation, otherwise: Implementat
     """`run` for the parameters for which `fits(parameter, gradient, *states)`, `otherwise` for the others."""
 
     def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        parts: dict[bool, list[int]] = {True: [], False: []}
-        for i, (param, grad, state) in enumerate(zip(params, grads, states, strict=True)):
-            parts[fits(param, grad, *state.values())].append(i)
-        for fit, part in parts.items():
+        fit = [fits(p, g, *state.values()) for p, g, state in zip(params, grads, states, strict=True)]
+        if all(fit):
+            return run(params, grads, states, size)
+        for rule, wanted in ((run, True), (otherwise, False)):
+            part = [i for i, it_fits in enumerate(fit) if it_fits is wanted]
             if part:
-                rule = run if fit else otherwise
                 rule([params[i] for i in part], [grads[i] for i in part], [states[i] for i in part], size)
+        return None
 
     return update
 
 
 def of_one_layout(*tensors: torch.Tensor) -> bool:
-    """Whether the tensors hold their elements in the same order and without gaps: what torch's fused kernels expect."""
+    """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
     first = tensors[0]
     dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
     return dense and all(tensor.stride() == first.stride() for tensor in tensors)
@@ -91,14 +96,39 @@ TEMPORARY_ELEMENTS = 1 << 24
 """What an implementation with temporaries may be handed at once, if it is more than one tensor."""
 
 
-def bounded(update: Implementation) -> Implementation:
+def bounded(update: Implementation, elements: int = TEMPORARY_ELEMENTS) -> Implementation:
     """`update`, called for a part of the list at a time, so that its temporaries do not grow with the model."""
 
     def in_parts(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        for begin, end in runs_of([param.numel() for param in params], TEMPORARY_ELEMENTS):
+        for begin, end in runs_of([param.numel() for param in params], elements):
             update(params[begin:end], grads[begin:end], states[begin:end], size)
 
     return in_parts
+
+
+PIECE = 1 << 15
+"""Elements from which on torch has another thread help; pieces of one such share for each stay in the caches."""
+
+
+def in_pieces(update: Implementation) -> Implementation:
+    """An elementwise `update`, called for a piece of each tensor at a time: faster, and with small temporaries."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        elements = PIECE * torch.get_num_threads()
+        for p, g, state in zip(params, grads, states, strict=True):
+            tensors = (p, g, *state.values())
+            if p.numel() <= elements or not all(type(t) in PLAIN and t.is_contiguous() for t in tensors):
+                update([p], [g], [state], size)
+                continue
+            for p_piece, g_piece, *pieces in zip(*(t.view(-1).split(elements) for t in tensors), strict=True):
+                update([p_piece], [g_piece], [dict(zip(state, pieces, strict=True))], size)
+
+    return where(on_cpu, run, otherwise=update)
+
+
+def on_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether the first of the tensors, and so all, are in main memory."""
+    return tensors[0].is_cpu
 
 
 def ascending(update: Implementation) -> Implementation:
@@ -108,6 +138,19 @@ def ascending(update: Implementation) -> Implementation:
         update(params, list(torch._foreach_neg(grads)), states, size)
 
     return bounded(uphill)
+
+
+def on_own_elements(update: Implementation) -> Implementation:
+    """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        own_params = [own_elements(param) for param in params]
+        own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
+        own_states = [{key: own_elements(value) for key, value in state.items()} for state in states]
+        some = [i for i, param in enumerate(own_params) if param.numel() > 0]  # a rank may hold none of a small one
+        update([own_params[i] for i in some], [own_grads[i] for i in some], [own_states[i] for i in some], size)
+
+    return run
 
 
 def runs_of(lengths: Iterable[int], limit: int) -> Iterator[tuple[int, int]]:

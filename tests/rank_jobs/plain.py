@@ -1,0 +1,99 @@
+"""Steps of a bare process group: who has a loss, who has none, and who does not step at all."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+from emo_hf import EmoNavi, EmoOptimizer
+
+RANK = int(os.environ["RANK"])
+
+
+def optimizer(lr: float = 0.1) -> EmoOptimizer:
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    return EmoNavi([param], lr=lr)
+
+
+def observed_losses(folder: Path) -> dict[str, Any]:
+    """Losses 1 and 3, as numbers, as tensors, in parts and by a closure: always the mean, 2."""
+    dist.init_process_group("gloo")
+    loss = 1.0 + 2.0 * RANK
+    felt = []
+    emo = optimizer()
+    emo.observe(loss)
+    emo.step()
+    felt.append(emo.emotion.short)
+    emo = optimizer()
+    emo.observe(torch.tensor([loss], dtype=torch.bfloat16), weight=0.25)
+    emo.observe(torch.tensor(loss), weight=0.5)
+    emo.step()
+    felt.append(emo.emotion.short)
+    emo = optimizer()
+    emo.step(lambda: loss)
+    felt.append(emo.emotion.short)
+    copied = copy.deepcopy(emo)
+    copied.observe(loss)
+    copied.step()
+    return {"felt": felt, "after the copy": copied.emotion.observations}
+
+
+def missing_losses(folder: Path) -> dict[str, Any]:
+    emo = optimizer()
+    views = []
+    for loss in ((5.0, None), (None, 7.0), (None, None), (float("nan"), 1.0), (1.0, float("inf")), (2.0, 4.0)):
+        if loss[RANK] is not None:
+            emo.observe(loss[RANK])
+        emo.step()
+        views.append((emo.emotion.short, emo.emotion.observations, emo.emotion.skipped))
+    warm_up = optimizer(lr=0.0)  # a pipeline: the loss lies on the last rank, the first step is at rate 0
+    if RANK == 1:
+        warm_up.observe(3.0)
+    warm_up.step()
+    return {"views": views, "warm-up": warm_up.emotion.short}
+
+
+def state_made_on_one_rank(folder: Path) -> dict[str, Any]:
+    model = nn.Linear(2, 1)
+    emo = EmoNavi(model.parameters())
+    if RANK == 0:
+        get_optimizer_state_dict(model, emo)
+    emo.observe(1.0 + RANK)
+    emo.step()
+    return {"short": emo.emotion.short}
+
+
+def uneven_accumulation(folder: Path) -> dict[str, Any]:
+    """A rank may run more micro-batches than another inside of DDP's no_sync()."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    accelerator = Accelerator(cpu=True)
+    inner = EmoNavi(model.parameters())
+    model, prepared = accelerator.prepare(model, inner)
+    felt = []
+    for _ in range(3):
+        with model.no_sync():
+            for _ in range(1 + 2 * RANK):
+                accelerator.backward(model(torch.ones(1, 2)).sum() * 0.0 + 1.0)
+        accelerator.backward(model(torch.ones(1, 2)).sum() * 0.0 + 1.0)
+        prepared.step()
+        prepared.zero_grad()
+        felt.append(inner.emotion.short)
+    return {"felt": felt, "weight": model.module.weight.detach()}
+
+
+JOBS = {
+    "observed losses": observed_losses,
+    "missing losses": missing_losses,
+    "state made on one rank": state_made_on_one_rank,
+    "uneven accumulation": uneven_accumulation,
+}

@@ -1,0 +1,55 @@
+"""DeepSpeed ZeRO on two ranks, through the Trainer: the loss arrives, and every part of the parameters obeys it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+
+from tests.emo_cases import assert_identical
+from tests.ranks import run_job
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
+]
+
+Results = list[dict[str, Any]]
+EACH_STAGE = pytest.mark.parametrize("stage", [1, 2, 3])
+
+
+@pytest.fixture(scope="module")
+def zero(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_job("deepspeed_zero", tmp_path_factory.mktemp("zero"))
+
+
+@EACH_STAGE
+@pytest.mark.parametrize("optim", ["emonavi", "emolynx", "emofact"])
+def test_all_ranks_have_the_same_weights_and_emotion(zero: Results, optim: str, stage: int) -> None:
+    one, other = (rank[f"{optim} {stage}"] for rank in zero)
+    assert_identical(one, other)
+    assert one["emotion"]["observations"] == 30
+
+
+@EACH_STAGE
+@pytest.mark.parametrize("optim", ["emonavi", "emolynx"])
+def test_the_run_is_that_of_data_parallelism_without_deepspeed(zero: Results, optim: str, stage: int) -> None:
+    sharded, plain = zero[0][f"{optim} {stage}"], zero[0][f"{optim} plain"]
+    assert any(c != 1.0 for c in plain["coefficients"]), "the emotion never spoke: this run shows nothing"
+    assert sharded["emotion"] == pytest.approx(plain["emotion"], rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(sharded["weights"], plain["weights"], rtol=1e-3, atol=1e-4)
+
+
+def test_emofact_says_that_its_matrices_have_been_flattened(zero: Results) -> None:
+    assert zero[0]["output"].count("EmoFact under DeepSpeed") >= 1
+    assert not zero[1]["output"].count("EmoFact under DeepSpeed")
+
+
+@EACH_STAGE
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(zero: Results, stage: int) -> None:
+    for rank in zero:
+        resumed, whole = rank[f"resumed {stage}"], rank[f"emonavi {stage}"]
+        assert resumed["emotion"] == whole["emotion"]
+        assert_identical(resumed["weights"], whole["weights"])

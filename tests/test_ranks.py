@@ -1,0 +1,135 @@
+"""One emotion for all ranks: the same decisions, weights and signals everywhere, and those of one rank."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from emo_hf import EmoNavi
+from tests.emo_cases import assert_identical, parameters
+from tests.ranks import run_job
+
+pytestmark = pytest.mark.long
+
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_job("plain", tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def ddp(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_job("ddp", tmp_path_factory.mktemp("ddp"))
+
+
+def both(results: Results, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return results[0][name], results[1][name]
+
+
+def test_a_loss_however_it_is_shown_is_averaged_over_the_ranks(plain: Results) -> None:
+    for rank in both(plain, "observed losses"):
+        assert rank["felt"] == pytest.approx([2.0, 2.0, 2.0])
+        assert rank["after the copy"] == 2
+
+
+def test_a_rank_without_a_loss_contributes_nothing_and_one_with_nan_spoils_the_step_for_all(plain: Results) -> None:
+    one, other = both(plain, "missing losses")
+    assert one == other
+    shorts, observations, skipped = zip(*one["views"], strict=True)
+    assert shorts[:3] == pytest.approx((5.0, 5.6, 5.6))
+    assert observations == (1, 2, 2, 2, 2, 3)
+    assert skipped == (0, 0, 0, 1, 2, 2)
+    assert not math.isnan(shorts[-1])
+
+
+def test_a_rank_whose_loss_lies_elsewhere_waits_for_it_in_warm_up_too(plain: Results) -> None:
+    assert [rank["missing losses"]["warm-up"] for rank in plain] == [3.0, 3.0]
+
+
+def test_one_rank_may_ask_for_the_state_before_the_first_step_while_the_others_do_not(plain: Results) -> None:
+    assert [rank["state made on one rank"]["short"] for rank in plain] == [1.5, 1.5]
+
+
+def test_ranks_may_run_different_numbers_of_micro_batches_between_synchronizations(plain: Results) -> None:
+    one, other = both(plain, "uneven accumulation")
+    assert one["felt"] == pytest.approx([3.0] * 3)  # the mean of 2 and 4 micro-batches of loss 1
+    assert_identical(one, other)
+
+
+@pytest.mark.parametrize("name", ["trainer", "trainer accumulating", "trainer on whole batches"])
+def test_after_a_trainer_run_all_ranks_have_the_same_weights_and_emotion(ddp: Results, name: str) -> None:
+    one, other = both(ddp, name)
+    assert_identical(one["weights"], other["weights"])
+    assert one["emotion"] == other["emotion"]
+    assert one["felt"] == other["felt"]
+    assert one["emotion"]["observations"] == len(one["felt"]) > 15
+
+
+@pytest.mark.parametrize("name", ["trainer", "trainer accumulating", "trainer on whole batches"])
+def test_the_loss_that_the_ranks_feel_is_the_one_that_the_trainer_logs(ddp: Results, name: str) -> None:
+    assert ddp[0][name]["felt"] == pytest.approx(ddp[0][name]["logged"], rel=1e-6)
+
+
+def test_in_the_trainer_the_exchange_is_under_way_while_backward_runs(ddp: Results) -> None:
+    assert all(all(rank["trainer accumulating"]["started"]) for rank in ddp)
+
+
+def test_two_ranks_train_as_one_rank_does_on_the_same_global_batches(ddp: Results, tmp_path: Path) -> None:
+    code = """if True:
+        import sys, torch, pathlib
+        from tests.rank_jobs.ddp import BATCH, WHOLE_BATCHES, train
+        folder = pathlib.Path(sys.argv[1])
+        result = train(folder, count=40, batch=2 * BATCH, optim="emofact", num_train_epochs=4)
+        torch.save(result, folder / "result.pt")
+    """
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    alone = torch.load(tmp_path / "result.pt", weights_only=False)
+    two = ddp[0]["trainer on whole batches"]
+    assert two["felt"] == pytest.approx(alone["felt"], rel=1e-5)
+    assert two["emotion"] == pytest.approx(alone["emotion"], rel=1e-4, abs=1e-6)
+    torch.testing.assert_close(two["weights"], alone["weights"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["loop", "loop accumulating"])
+def test_after_an_accelerate_loop_all_ranks_have_the_same_weights_and_emotion(ddp: Results, name: str) -> None:
+    one, other = both(ddp, name)
+    assert_identical(one, other)
+    assert one["emotion"]["observations"] >= 20
+
+
+def test_autonomous_ranks_feel_their_own_losses_and_one_of_them_says_so_once_a_run(ddp: Results) -> None:
+    one, other = both(ddp, "trainer apart")
+    assert one["emotion"] != other["emotion"]
+    assert sum(one["started"]) == 0
+    assert [rank["output"].count("emo_sync=local: each of the 2 ranks") for rank in ddp] == [
+        2,
+        0,
+    ]  # there are two such runs
+
+
+def test_with_local_sgd_ranks_drift_and_meet_every_few_steps_and_at_the_end(ddp: Results) -> None:
+    one, other = both(ddp, "local sgd")
+    apart = [mine != theirs for mine, theirs in zip(one["sums"], other["sums"], strict=True)]
+    assert [step for step, drifted in enumerate(apart, start=1) if not drifted] == [5, 10, 15]
+    assert_identical(one["weights"], other["weights"])
+    assert one["emotion"] != other["emotion"]
+
+
+def test_local_sgd_refuses_settings_that_would_make_ranks_wait(ddp: Results) -> None:
+    for rank in both(ddp, "local sgd refused"):
+        assert "emo_sync=local" in rank["said"][0]
+        assert "average_tokens_across_devices=False" in rank["said"][1]
+
+
+def test_a_mode_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="emo_sync must be one of global, local, got 'both'"):
+        EmoNavi(parameters(), emo_sync="both")
