@@ -13,6 +13,7 @@ from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
 
 if TYPE_CHECKING:
     from emo_hf.callbacks import EmoCallback, EmoEarlyStoppingCallback
+    from emo_hf.checkpoints import last_whole_checkpoint
     from emo_hf.factory import create_optimizer
     from emo_hf.param_groups import GroupOptions, build_param_groups
     from emo_hf.registry import register, unregister
@@ -25,6 +26,7 @@ _LAZY = {
     "GroupOptions": "emo_hf.param_groups",
     "build_param_groups": "emo_hf.param_groups",
     "create_optimizer": "emo_hf.factory",
+    "last_whole_checkpoint": "emo_hf.checkpoints",
     "register": "emo_hf.registry",
     "unregister": "emo_hf.registry",
 }
@@ -40,6 +42,7 @@ __all__ = [
     "GroupOptions",
     "build_param_groups",
     "create_optimizer",
+    "last_whole_checkpoint",
     "register",
     "unregister",
 ]

@@ -1,0 +1,100 @@
+"""Which of a run's checkpoints is whole: a process that is killed while it saves leaves one that is cut short.
+
+The Trainer writes a checkpoint's files one after the other into their final place, `trainer_state.json` last, and
+`resume_from_checkpoint=True` takes the newest folder, whole or not. `last_whole_checkpoint` takes the newest that can
+be read to its end. Nothing of the files is loaded or executed: their tables of contents are enough.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"  # written after everything else
+NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile)
+
+
+def last_whole_checkpoint(output_dir: str | PathLike[str]) -> str | None:
+    """The newest checkpoint of a run that was saved to its end, for `trainer.train(resume_from_checkpoint=…)`.
+
+    Newer ones that were cut short are passed over with a warning that names what is wrong with them. They can stay
+    where they are: when the run gets there again, it writes over them.
+
+    Args:
+        output_dir: the run's `output_dir`; it need not exist.
+
+    Returns:
+        The folder of the checkpoint, or None if there is none, which makes `train` start from the beginning.
+    """
+    for checkpoint in sorted(_checkpoints(Path(output_dir)), key=_step, reverse=True):
+        flaw = what_is_missing(checkpoint)
+        if flaw is None:
+            return str(checkpoint)
+        logger.warning("Passing over %s, which was not saved to its end: %s", checkpoint, flaw)
+    return None
+
+
+def what_is_missing(checkpoint: str | PathLike[str]) -> str | None:
+    """Why a checkpoint is not whole, or None if it is."""
+    folder = Path(checkpoint)
+    if not (folder / STATE).is_file():
+        return f"{STATE} is missing"
+    for file in sorted(folder.rglob("*")):
+        check = _CHECKS.get(file.suffix)
+        if check is None or not file.is_file():
+            continue
+        try:
+            check(file)
+        except NOT_WHOLE as error:
+            return f"{file.name} cannot be read to its end ({type(error).__name__}: {error})"
+    return None
+
+
+def _check_json(file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if file.name.endswith(".index.json"):
+        for name in set(content["weight_map"].values()):
+            if not (file.parent / name).is_file():
+                raise ValueError(f"{name} is missing")
+
+
+def _check_safetensors(file: Path) -> None:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    wanted, there = 8 + length + max(ends, default=0), file.stat().st_size
+    if there != wanted:
+        raise ValueError(f"{there} of {wanted} bytes")
+
+
+def _check_torch(file: Path) -> None:
+    with zipfile.ZipFile(file):  # its table of contents is the last thing that torch.save writes
+        pass
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    ".json": _check_json,
+    ".safetensors": _check_safetensors,
+    ".pt": _check_torch,
+    ".pth": _check_torch,
+    ".bin": _check_torch,
+}
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])

@@ -1,0 +1,153 @@
+"""A run that is killed or runs out of disk goes on from its newest checkpoint that was saved to its end."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import emo_hf
+from emo_hf.checkpoints import what_is_missing
+from emo_hf.loss_tap import unwrap
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    emo_hf.register()
+    yield
+    emo_hf.unregister()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 steps with a checkpoint at every second."""
+    folder = tmp_path_factory.mktemp("run")
+    emo_hf.register()
+    tiny.trainer(folder, save_strategy="steps", save_steps=2, max_steps=6).train()
+    return folder
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+def test_every_checkpoint_of_a_healthy_run_is_whole_and_the_newest_is_taken(run: Path) -> None:
+    assert [what_is_missing(folder) for folder in run.glob("checkpoint-*")] == [None] * 3
+    assert emo_hf.last_whole_checkpoint(run) == str(run / "checkpoint-6")
+    assert emo_hf.last_whole_checkpoint(str(run)) == str(run / "checkpoint-6")
+
+
+def test_the_newest_is_the_one_of_most_steps_not_of_the_last_letters(copy: Path) -> None:
+    (copy / "checkpoint-6").rename(copy / "checkpoint-10")
+    assert emo_hf.last_whole_checkpoint(copy) == str(copy / "checkpoint-10")
+
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_with_a_file_that_is_cut_short_is_passed_over_by_name(
+    name: str, share: float, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = copy / "checkpoint-6" / name
+    content = file.read_bytes().rstrip()
+    file.write_bytes(content[: int(share * len(content))])
+    assert emo_hf.last_whole_checkpoint(copy) == str(copy / "checkpoint-4")
+    (record,) = caplog.records
+    assert "checkpoint-6" in record.getMessage()
+    assert name in record.getMessage()
+
+
+def test_a_checkpoint_without_the_file_that_is_written_last_is_passed_over(copy: Path) -> None:
+    (copy / "checkpoint-6" / "trainer_state.json").unlink()
+    (copy / "checkpoint-8").mkdir()
+    assert emo_hf.last_whole_checkpoint(copy) == str(copy / "checkpoint-4")
+
+
+def test_a_checkpoint_that_lacks_a_shard_is_passed_over(copy: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (copy / "checkpoint-6" / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00002-of-00002.safetensors is missing" in str(what_is_missing(copy / "checkpoint-6"))
+
+
+def test_without_a_whole_checkpoint_a_run_begins_at_the_beginning(copy: Path, tmp_path: Path) -> None:
+    for folder in copy.glob("checkpoint-*"):
+        (folder / "optimizer.pt").write_bytes(b"")
+    assert emo_hf.last_whole_checkpoint(copy) is None
+    assert emo_hf.last_whole_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_files_that_are_not_the_trainers_do_not_matter(copy: Path) -> None:
+    (copy / "checkpoint-6" / "notes.txt").write_text("{")
+    (copy / "checkpoint-last").mkdir()
+    (copy / "checkpoint-99").write_text("a file")
+    assert emo_hf.last_whole_checkpoint(copy) == str(copy / "checkpoint-6")
+
+
+def test_a_run_goes_on_over_the_torn_checkpoint_to_the_same_end(copy: Path, run: Path) -> None:
+    torn = copy / "checkpoint-6" / "optimizer.pt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    again = tiny.trainer(copy, save_strategy="steps", save_steps=2, max_steps=6)
+    again.train(resume_from_checkpoint=emo_hf.last_whole_checkpoint(copy))
+    assert emo_hf.last_whole_checkpoint(copy) == str(copy / "checkpoint-6")
+    for name in ("model.safetensors", "optimizer.pt"):
+        assert (copy / "checkpoint-6" / name).read_bytes() == (run / "checkpoint-6" / name).read_bytes()
+
+
+def run_out_of_disk(folder: Path, report: Any) -> None:
+    """Train until a file cannot be written; 40 kB is enough for the model, and not for the optimizer."""
+    from transformers import TrainerCallback
+
+    class NoSpace(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                weights = (folder / "checkpoint-2" / "model.safetensors").stat().st_size
+                resource.setrlimit(resource.RLIMIT_FSIZE, (weights + 1000, weights + 1000))
+
+    trainer = tiny.trainer(folder, save_strategy="steps", save_steps=2, max_steps=6, callbacks=[NoSpace()])
+    try:
+        trainer.train()
+    except Exception as error:  # noqa: BLE001
+        report.put(f"{type(error).__name__}: {error}")
+    else:
+        report.put("no error")
+
+
+def test_a_disk_that_is_full_raises_and_leaves_the_checkpoint_before_whole(tmp_path: Path) -> None:
+    forked = multiprocessing.get_context("fork")
+    report = forked.SimpleQueue()
+    process = forked.Process(target=run_out_of_disk, args=(tmp_path, report))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert "Error: " in report.get()  # torch's own words, which depend on the byte that did not fit
+    assert what_is_missing(tmp_path / "checkpoint-4") is not None
+    assert emo_hf.last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    again = tiny.trainer(tmp_path, save_strategy="steps", save_steps=2, max_steps=6)
+    again.train(resume_from_checkpoint=emo_hf.last_whole_checkpoint(tmp_path))
+    assert unwrap(again.optimizer).emotion.observations == 6
+
+
+@pytest.mark.long
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_let_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "scripts/kill_resume.py", "--kills", "5", "--steps", "20", "--longest_life", "0.5"],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every run ended the same" in done.stdout
