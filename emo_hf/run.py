@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from typing import Any
 
 USAGE = """\
 usage: emo-hf run SCRIPT.py [ARGS ...]
@@ -16,6 +17,11 @@ usage: emo-hf run SCRIPT.py [ARGS ...]
 Runs a training script or module unchanged, with --optim emonavi, emofact and emolynx known to the Trainer.
 Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
 """
+
+
+script_globals: dict[str, Any] = {}
+"""What a script has made lives as long as the process, as it does below Python itself. Taken down at the script's last
+line, with the interpreter still at work, a DDP model can wait for its gloo threads forever."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,10 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     if not getattr(sys.flags, "safe_path", False):  # Python 3.11 and later
         # What Python puts there itself: the folder of the script, or the working folder for -m.
         sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target[0]))
+    global script_globals
     if as_module:
-        runpy.run_module(target[0], run_name="__main__", alter_sys=True)
+        script_globals = runpy.run_module(target[0], run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(target[0], run_name="__main__")
+        script_globals = runpy.run_path(target[0], run_name="__main__")
     return 0
 
 

@@ -82,7 +82,7 @@ def test_a_string_that_says_false_is_false(tmp_path: Path) -> None:
 def test_bad_optim_args_fail_when_the_trainer_is_made_and_say_what_is_known(
     text: str, said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="known|takes|twice") as caught:
+    with pytest.raises(ValueError, match=r"known|takes|twice") as caught:
         tiny.trainer(tmp_path, optim_args=text)
     assert said in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_trls_sft_trainer_trains_a_lora_adapter_with_it(tmp_path: Path) -> None:
         max_position_embeddings=32, pad_token_id=0, eos_token_id=1, bos_token_id=1,
     )  # fmt: skip
     args = SFTConfig(
-        **{"output_dir": str(tmp_path), "optim": "emonavi", "max_steps": 6, "logging_steps": 1, "report_to": "none"},
+        output_dir=str(tmp_path), optim="emonavi", max_steps=6, logging_steps=1, report_to="none",
         per_device_train_batch_size=2, gradient_accumulation_steps=2, use_cpu=True, bf16=False, disable_tqdm=True,
         save_strategy="no", max_length=16,
     )  # fmt: skip
@@ -172,7 +172,7 @@ def test_trls_sft_trainer_trains_a_lora_adapter_with_it(tmp_path: Path) -> None:
     trainer.train()
     lines = tiny.train_lines(trainer)
     assert unwrap(trainer.optimizer).emotion.observations == len(lines) == 6
-    assert [line["emo/loss_short"] for line in lines][0] == lines[0]["loss"]
+    assert lines[0]["emo/loss_short"] == lines[0]["loss"]
     assert "emo/effective_lr/lora_b" in lines[-1]
 
 

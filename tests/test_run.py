@@ -108,7 +108,7 @@ def test_it_trains_below_torchrun(tmp_path: Path) -> None:
 def test_it_trains_below_accelerate_launch(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "config.yaml").write_text(
-        # MULTI_CPU would need mpirun; MULTI_GPU starts the ranks as torchrun does, and --use_cpu keeps them on the CPU.
+        # MULTI_CPU would need mpirun; MULTI_GPU starts ranks as torchrun does, and --use_cpu keeps them on the CPU.
         "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_machines: 1\nnum_processes: 2\n"
         "machine_rank: 0\nmixed_precision: 'no'\nuse_cpu: true\nmain_process_port: 0\n"
     )
