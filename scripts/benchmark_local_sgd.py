@@ -2,9 +2,9 @@
 
     python scripts/benchmark_local_sgd.py --train train.csv --test test.csv --ranks 2 4 --every 1 8 64
 
-The CSV files have the columns `sentence` and `label`. The model is a bag of hashed words; every rank has its own part
-The CSV files have the columns `sentence` and `label`. The model is a bag of hashed words; every rank has its own part of
-the weights every K steps with local SGD.
+The CSV files have the columns `sentence` and `label`. The model is a bag of hashed words; every rank has its own
+part of the training data, on the CPU. Bytes are what a rank hands to collectives: gradients and one loss per step
+under DDP, the weights every K steps with local SGD.
 """
 
 from __future__ import annotations
