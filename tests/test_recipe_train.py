@@ -111,30 +111,43 @@ def test_a_full_fine_tune_learns_the_task_and_is_a_plain_model_with_its_label_na
     assert summary["accuracy"] > 0.7
 
 
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
 def test_a_run_that_was_interrupted_and_resumed_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, bert: str, topics: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    bert: str,
+    topics: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    order: str,
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    job = {"model_name_or_path": bert, "train_file": topics, "num_train_epochs": 2}
+    job = {
+        "model_name_or_path": bert,
+        "train_file": topics,
+        "num_train_epochs": 2,
+        "train_sampling_strategy": order,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+    }
     assert train(**job, output_dir=whole) == 0
 
-    class InterruptedAtStep3(FinishOnInterrupt):
+    class InterruptedAtStep9(FinishOnInterrupt):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2:
+            if state.global_step == 8:  # in the middle of the second epoch
                 signal.raise_signal(signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "FinishOnInterrupt", InterruptedAtStep3)
-        assert train(**job, output_dir=parts, eval_strategy="epoch", save_strategy="epoch") == recipe.INTERRUPTED
-    assert "eval_loss" not in (parts / "trainer_state.json").read_text(encoding="utf-8")
+        patch.setattr(recipe, "FinishOnInterrupt", InterruptedAtStep9)
+        assert train(**job, output_dir=parts) == recipe.INTERRUPTED
+    assert (parts / "trainer_state.json").read_text(encoding="utf-8").count("eval_loss") == 1  # of the first epoch
     assert signal.getsignal(signal.SIGINT) is before
     assert "interrupted: go on with --resume_from_checkpoint true" in capsys.readouterr().out
-    assert (parts / "checkpoint-3").is_dir()
+    assert (parts / "checkpoint-9").is_dir()
     assert (parts / "adapter_model.safetensors").is_file()
 
     assert train(**job, output_dir=parts, resume_from_checkpoint=True) == 0
-    assert f"12 of 12, resumed from {parts / 'checkpoint-3'}" in capsys.readouterr().out
+    assert f"12 of 12, resumed from {parts / 'checkpoint-9'}" in capsys.readouterr().out
     expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)

@@ -34,6 +34,7 @@ from emo_hf.recipes.model import add_adapter, load_base_model, load_tokenizer, s
 from emo_hf.recipes.output import checkpoint_to_resume, remove_previous_run
 from emo_hf.recipes.plot import PICTURE, draw
 from emo_hf.recipes.progress import FinishOnInterrupt, ShortProgressCallback
+from emo_hf.recipes.sampling import RecipeTrainer
 from emo_hf.recipes.summary import Summary, table
 from emo_hf.registry import register
 
@@ -150,7 +151,7 @@ def _make_trainer(job: Job, examples: Examples, tokenizer: PreTrainedTokenizerBa
         model = add_adapter(model, job.lora, job.model.task)
     collator: Any = DataCollatorWithPadding if classify else DataCollatorForSeq2Seq  # the latter pads labels too
     try:
-        trainer = Trainer(
+        trainer = RecipeTrainer(
             model=model,
             args=job.training,
             train_dataset=train,
