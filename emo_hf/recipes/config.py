@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -94,6 +95,7 @@ def _make_parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(**TRAINER_DEFAULTS)
+    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())  # else torch warns at every epoch
     return parser
 
 
