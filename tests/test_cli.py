@@ -40,7 +40,7 @@ def test_doctor_says_what_is_broken(capsys: pytest.CaptureFixture[str], monkeypa
     import emo_hf
     from emo_hf.optim import EmoOptimizer
 
-    monkeypatch.setattr(EmoOptimizer, "tap_loss", lambda *args: None)  # as if no loss ever arrived
+    monkeypatch.setattr(EmoOptimizer, "tap_loss", lambda *args, **options: None)  # as if no loss ever arrived
     try:
         with pytest.warns(RuntimeWarning, match="without a loss"):
             assert main(["doctor"]) == 1

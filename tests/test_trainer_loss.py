@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 import emo_hf
 from emo_hf.loss_tap import unwrap
@@ -19,23 +18,6 @@ def registered():
     emo_hf.register()
     yield
     emo_hf.unregister()
-
-
-class Felt(TrainerCallback):
-    """Notes each loss that the emotion is given."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        emotion = unwrap(optimizer)._emotion
-        feel = emotion.feel
-
-        def noting(loss: float):
-            self.losses.append(loss)
-            return feel(loss)
-
-        emotion.feel = noting
 
 
 def mean_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
@@ -51,7 +33,7 @@ def mean_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
     ids=["plain", "label smoothing", "own loss", "no clipping"],
 )
 def test_the_felt_loss_is_the_logged_loss(accumulation: int, changes: dict, tmp_path: Path) -> None:
-    felt = Felt()
+    felt = tiny.Felt()
     trainer = tiny.trainer(
         tmp_path, gradient_accumulation_steps=accumulation, num_train_epochs=2, callbacks=[felt], **changes
     )
@@ -64,7 +46,7 @@ def test_the_felt_loss_is_the_logged_loss(accumulation: int, changes: dict, tmp_
 @pytest.mark.parametrize("way", ["optimizer_cls_and_kwargs", "optimizers"])
 def test_without_registration_the_loss_arrives_too(way: str, tmp_path: Path) -> None:
     emo_hf.unregister()
-    model, felt = tiny.classifier(), Felt()
+    model, felt = tiny.classifier(), tiny.Felt()
     if way == "optimizers":
         given = {"optimizers": (emo_hf.create_optimizer("emolynx", model, lr=1e-4), None)}
     else:

@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_callback import PrinterCallback
+
+from emo_hf.loss_tap import unwrap
 
 LABELS = 3
 
@@ -72,3 +81,20 @@ TRAINER_KEYWORDS = ("callbacks", "compute_loss_func", "eval_dataset", "optimizer
 def train_lines(made: Trainer) -> list[dict[str, Any]]:
     """The training lines of a Trainer's log history."""
     return [line for line in made.state.log_history if "loss" in line]
+
+
+class Felt(TrainerCallback):
+    """Notes each loss that the emotion is given."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
+        emotion = unwrap(optimizer)._emotion
+        feel = emotion.feel
+
+        def noting(loss: float):
+            self.losses.append(loss)
+            return feel(loss)
+
+        emotion.feel = noting

@@ -31,22 +31,12 @@ WHOLE_BATCHES: dict[str, Any] = {
 }
 
 
-class Notes(TrainerCallback):
+class Notes(tiny.Felt):
     """Notes each loss that the emotion is given, and whether it was on its way when backward was done."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
+        super().__init__()
         self.started: list[bool] = []
-
-    def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        emotion = unwrap(optimizer)._emotion
-        feel = emotion.feel
-
-        def noting(loss: float):
-            self.losses.append(loss)
-            return feel(loss)
-
-        emotion.feel = noting
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs) -> None:
         self.started.append(unwrap(optimizer)._rank_mean._under_way is not None)
