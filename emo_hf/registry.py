@@ -9,7 +9,7 @@ from emo_hf.factory import OPTIMIZERS, optimizer_cls_and_kwargs
 from emo_hf.options import read_options
 from emo_hf.param_groups import has_adapters
 
-SUPPORTED_TRANSFORMERS = "5.0 to 5.23"
+SUPPORTED_TRANSFORMERS = "5.2 to 5.23"
 
 
 def register() -> None:
