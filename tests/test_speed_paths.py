@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, compiled, emofact, step
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, emofact, step
 from tests.emo_cases import (
     OPTIMIZERS,
     each_implementation,
@@ -62,10 +62,8 @@ def test_kernels_agree_with_the_loop_over_many_steps(cls: type[EmoOptimizer]) ->
 @needs_compiler
 @each_optimizer
 def test_sharing_among_threads_changes_no_bit(cls: type[EmoOptimizer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "CHUNK", 64)
-    monkeypatch.setattr(emofact, "CHUNK", 64)
     monkeypatch.setattr(emofact, "LARGE", 1000)
-    shapes = [(40, 50), (7,), (37, 11), (300,), (17, 4, 30)]
+    shapes = [(40, 50), (7,), (250, 400), (37, 11), (300,), (33_000,), (17, 4, 30), (25, 40)]
     before = torch.get_num_threads()
     results = []
     try:
@@ -134,16 +132,16 @@ def _step_in_child(params: list[nn.Parameter], results: Any) -> None:
 
 @needs_compiler
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_process_steps_as_its_parent_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "CHUNK", 64)
-    trained(EmoLynx, [(40, 50)], "compile", 1)  # the parent has used threads
+def test_a_forked_process_steps_as_its_parent_does() -> None:
+    shape = (300, 400)  # several threads' work
+    trained(EmoLynx, [shape], "compile", 1)  # the parent has used threads
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    child = context.Process(target=_step_in_child, args=(parameters([(40, 50)]), results))
+    child = context.Process(target=_step_in_child, args=(parameters([shape]), results))
     child.start()
     moved = results.get(timeout=60)
     child.join(timeout=60)
-    assert torch.equal(torch.tensor(moved[0]), trained(EmoLynx, [(40, 50)], "compile", 3)[0])
+    assert torch.equal(torch.tensor(moved[0]), trained(EmoLynx, [shape], "compile", 3)[0])
 
 
 @needs_compiler

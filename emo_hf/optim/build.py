@@ -21,7 +21,7 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("kernels.c")
 CACHE_VARIABLE = "EMO_HF_CACHE"
 
-FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-fopenmp-simd", "-ffp-contract=off")
+FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=off")
 LOOSE = ("-fno-math-errno", "-fno-trapping-math")  # roots and comparisons may then be vectorized; no result changes
 TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler accepts
 TIMEOUT = 60.0  # seconds

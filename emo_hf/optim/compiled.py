@@ -1,15 +1,13 @@
 """Runs the kernels of `kernels.c` over lists of tensors, on as many threads as torch is set to use.
 
-The threads live for one call: nothing is left behind that a fork could break, and the interpreter lock is free while
-a kernel runs.
+The interpreter lock is free while a kernel runs.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import torch
@@ -17,8 +15,8 @@ import torch
 from emo_hf.optim.build import kernels
 from emo_hf.optim.step import PLAIN, Implementation, State, StepSize, column, where
 
-CHUNK = 1 << 19
-"""Elements that a thread takes at a time: enough to hide the cost of a call, few enough to share evenly."""
+MOST_THREADS = 256
+"""As many as kernels.c starts."""
 
 WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)  # the last two in float32 copies
 
@@ -72,6 +70,11 @@ def fits(*tensors: torch.Tensor) -> bool:
     return True
 
 
+def threads() -> int:
+    """On how many threads a kernel may run."""
+    return min(torch.get_num_threads(), MOST_THREADS)
+
+
 def address(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
@@ -82,34 +85,6 @@ def pointers(tensors: Sequence[torch.Tensor]) -> ctypes.Array[ctypes.c_void_p]:
 
 def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
-
-
-def share(work: Iterable[tuple[int, int]], run: Callable[[int, int], None]) -> None:
-    """Call `run(begin, end)` for every range in `work`, each of the threads taking the next as it gets free."""
-    queue = deque(work)
-
-    def drain() -> None:
-        while True:
-            try:
-                begin, end = queue.popleft()
-            except IndexError:
-                return
-            run(begin, end)
-
-    helpers = min(torch.get_num_threads(), len(queue)) - 1
-    if helpers < 1:
-        drain()
-        return
-    with ThreadPoolExecutor(helpers) as pool:
-        others = [pool.submit(drain) for _ in range(helpers)]
-        drain()
-    for other in others:
-        other.result()
-
-
-def ranges(total: int, length: int) -> list[tuple[int, int]]:
-    """0 … total in ranges of `length`, the last of which may be shorter."""
-    return [(begin, min(begin + length, total)) for begin in range(0, total, length)]
 
 
 def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Implementation:
@@ -123,15 +98,10 @@ def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Im
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
         function = kernel(name)
-        lengths = [param.numel() for param in params]
-        numel = integers(lengths)
+        ends = integers(list(accumulate(param.numel() for param in params)))
         lists = [pointers(tensors) for tensors in (params, grads, *(column(states, key) for key in keys))]
         sizes = ctypes.byref(KernelSize.of(size))
-
-        def run_range(begin: int, end: int) -> None:
-            function(ctypes.c_int64(begin), ctypes.c_int64(end), numel, *lists, sizes)
-
-        share(ranges(sum(lengths), CHUNK), run_range)
+        function(ctypes.c_int64(threads()), ctypes.c_int64(len(params)), ends, *lists, sizes)
         torch.autograd.graph.increment_version(params)
 
     return where(fits, run, otherwise)

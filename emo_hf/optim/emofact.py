@@ -8,27 +8,16 @@ from typing import ClassVar
 import torch
 
 from emo_hf.optim.base import EmoOptimizer
-from emo_hf.optim.compiled import (
-    CHUNK,
-    KernelSize,
-    Reference,
-    address,
-    fits,
-    integers,
-    kernel,
-    pointers,
-    ranges,
-    share,
-)
+from emo_hf.optim.compiled import KernelSize, Reference, address, fits, integers, kernel, pointers, threads
 from emo_hf.optim.emofact_shards import first_sizes, move_matrices
-from emo_hf.optim.step import State, StepSize, bounded, column, on_own_elements, runs_of, where
+from emo_hf.optim.step import State, StepSize, bounded, column, on_own_elements, where
 
 R = "row_rms"
 K = "column_rms"
 V = "exp_avg_sq"
 
 LARGE = 1 << 22  # elements from which on a matrix is worked on by all threads at once
-BLOCKS = 16  # in which it is taken apart
+BLOCKS = 16  # in which kernels.c takes it apart
 
 
 class EmoFact(EmoOptimizer):
@@ -141,6 +130,7 @@ def _compiled(params: list[torch.Tensor], grads: list[torch.Tensor], states: lis
             _compiled_matrix(p, grads[i], states[i][R], states[i][K], sizes)
         else:
             small.append(i)
+    small.sort(key=lambda i: -params[i].numel())  # each is one thread's, so that the last should be short
     _compiled_whole([params[i] for i in small], [grads[i] for i in small], [states[i] for i in small], sizes)
     torch.autograd.graph.increment_version(params)
 
@@ -153,35 +143,17 @@ def _compiled_whole(
     r_or_v = [state[R if R in state else V] for state in states]
     k_or_v = [state[K if K in state else V] for state in states]
     lists = [integers(rows), integers(columns), *map(pointers, (params, grads, r_or_v, k_or_v))]
-    update = kernel("emo_fact")
     widest = max((n for n, m in zip(columns, rows, strict=True) if m), default=0)
-
-    def run(first: int, last: int) -> None:
-        scratch = torch.empty(widest)
-        update(ctypes.c_int64(first), ctypes.c_int64(last), *lists, address(scratch), sizes)
-
-    share(runs_of([p.numel() for p in params], CHUNK), run)
+    scratch = torch.empty(threads(), widest)
+    counts = (ctypes.c_int64(threads()), ctypes.c_int64(len(params)))
+    kernel("emo_fact")(*counts, *lists, address(scratch), ctypes.c_int64(widest), sizes)
 
 
 def _compiled_matrix(p: torch.Tensor, g: torch.Tensor, r: torch.Tensor, k: torch.Tensor, sizes: Reference) -> None:
-    # The blocks do not depend on the number of threads, so neither do the sums.
-    rows, columns = p.shape[0], ctypes.c_int64(p.numel() // p.shape[0])
-    height = -(-rows // BLOCKS)
-    blocks = ranges(rows, height)
-    sums = torch.empty(len(blocks), columns.value)
-    update_rows, update_columns, apply = map(kernel, ("emo_fact_rows", "emo_fact_columns", "emo_fact_apply"))
-
-    def sum_up(begin: int, end: int) -> None:
-        share_of_sums = sums[begin // height]
-        update_rows(ctypes.c_int64(end - begin), columns, *map(address, (g[begin:], r[begin:], share_of_sums)), sizes)
-
-    def move(begin: int, end: int) -> None:
-        tensors = map(address, (p[begin:], g[begin:], r[begin:], sums))
-        apply(ctypes.c_int64(end - begin), columns, *tensors, sizes)
-
-    share(blocks, sum_up)
-    update_columns(ctypes.c_int64(rows), columns, ctypes.c_int64(len(blocks)), address(sums), address(k), sizes)
-    share(blocks, move)
+    columns = p.numel() // p.shape[0]
+    sums = torch.empty(BLOCKS, columns)
+    counts = map(ctypes.c_int64, (threads(), p.shape[0], columns))
+    kernel("emo_fact_large")(*counts, *map(address, (p, g, r, k, sums)), sizes)
 
 
 def _matrices_on_shards(

@@ -1,11 +1,17 @@
 /* The three update rules for float32 tensors in main memory, one pass each, in the symbols of the docstrings.
 
-   Tensors come as lists: pointers to contiguous elements, and how many. Elementwise rules are handed a range
-   [begin, end) of the concatenation of the list, so that threads can share it whatever its tensors' sizes.
-   Nothing here allocates, keeps state or starts threads. */
+   Tensors come as lists of pointers to contiguous elements. The work is cut into tasks that do not depend on the number
+   of threads, so that no result does; each thread takes the next task as it gets free. The threads live for one call:
+   nothing is left behind that a fork could break. Nothing here allocates or keeps state. */
 
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
+
+#define PIECE 32768 /* elements of an elementwise task: enough to hide its start, few enough to share evenly */
+#define BLOCKS 16   /* row blocks in which a large matrix is taken apart */
+#define MOST_THREADS 256
 
 struct size {
     float step;  /* lr·c, the effective learning rate */
@@ -15,16 +21,67 @@ struct size {
     float eps;
 };
 
+/* A task is called with its index and with the number of the thread that it runs on. */
+typedef void task(int64_t index, int64_t thread, const void *context);
+
+struct work {
+    task *run;
+    const void *context;
+    int64_t tasks;
+    atomic_llong next, threads;
+};
+
+static void *take_tasks(void *argument) {
+    struct work *w = argument;
+    int64_t thread = atomic_fetch_add(&w->threads, 1);
+    for (int64_t i; (i = atomic_fetch_add(&w->next, 1)) < w->tasks;) w->run(i, thread, w->context);
+    return 0;
+}
+
+/* Runs tasks 0 … tasks − 1 on this thread and helpers; where the system gives fewer of them, they do it all. */
+static void share(task *run, int64_t tasks, int64_t threads, const void *context) {
+    struct work w = {run, context, tasks, 0, 0};
+    pthread_t helpers[MOST_THREADS];
+    int64_t wanted = (threads < tasks ? threads : tasks) - 1, started = 0;
+    if (wanted > MOST_THREADS) wanted = MOST_THREADS;
+    while (started < wanted && pthread_create(&helpers[started], 0, take_tasks, &w) == 0) started++;
+    take_tasks(&w);
+    while (started > 0) pthread_join(helpers[--started], 0);
+}
+
 typedef void piece(int64_t n, float *p, const float *g, float *a, float *b, const struct size *s);
 
-static void over_range(piece *rule, int64_t begin, int64_t end, const int64_t *numel, float **p, float **g, float **a,
-                       float **b, const struct size *s) {
-    int64_t first = 0;
-    for (int64_t i = 0; first < end; first += numel[i++]) {
-        int64_t from = begin > first ? begin - first : 0;
-        int64_t to = end - first < numel[i] ? end - first : numel[i];
-        if (from < to) rule(to - from, p[i] + from, g[i] + from, a[i] + from, b ? b[i] + from : 0, s);
+/* An elementwise rule over the concatenation of the tensors, of which tensor i ends at ends[i]. */
+struct elementwise {
+    piece *rule;
+    const int64_t *ends;
+    int64_t count, total;
+    float **p, **g, **a, **b;
+    const struct size *s;
+};
+
+static void one_piece(int64_t index, int64_t thread, const void *context) {
+    const struct elementwise *e = context;
+    int64_t begin = index * PIECE, end = begin + PIECE < e->total ? begin + PIECE : e->total;
+    int64_t i = 0, last = e->count - 1; /* by bisection, i becomes the first tensor that ends behind `begin` */
+    (void)thread;
+    while (i < last) {
+        int64_t middle = i + (last - i) / 2;
+        if (e->ends[middle] > begin) last = middle;
+        else i = middle + 1;
     }
+    for (; begin < end; i++) {
+        int64_t first = i ? e->ends[i - 1] : 0, to = e->ends[i] < end ? e->ends[i] : end;
+        int64_t at = begin - first;
+        e->rule(to - begin, e->p[i] + at, e->g[i] + at, e->a[i] + at, e->b ? e->b[i] + at : 0, e->s);
+        begin = to;
+    }
+}
+
+static void elementwise(piece *rule, int64_t threads, int64_t count, const int64_t *ends, float **p, float **g,
+                        float **a, float **b, const struct size *s) {
+    struct elementwise e = {rule, ends, count, ends[count - 1], p, g, a, b, s};
+    share(one_piece, (e.total + PIECE - 1) / PIECE, threads, &e);
 }
 
 static void navi_piece(int64_t n, float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
@@ -61,9 +118,17 @@ static void fact_vector(int64_t n, float *restrict p, const float *restrict g, f
     }
 }
 
+struct matrices {
+    const int64_t *rows, *columns;
+    float **p, **g, **r, **k;
+    float *scratch; /* `widest` floats for each thread */
+    int64_t widest;
+    const struct size *s;
+};
+
 /* r of some rows of a matrix of n columns, and their share of the columns' sums of g². */
-void emo_fact_rows(int64_t rows, int64_t n, const float *restrict g, float *restrict r, float *restrict sums,
-                   const struct size *s) {
+static void fact_rows(int64_t rows, int64_t n, const float *restrict g, float *restrict r, float *restrict sums,
+                      const struct size *s) {
     for (int64_t j = 0; j < n; j++) sums[j] = 0;
     for (int64_t i = 0; i < rows; i++, g += n) {
         float sum = 0;
@@ -78,8 +143,8 @@ void emo_fact_rows(int64_t rows, int64_t n, const float *restrict g, float *rest
 }
 
 /* k from the columns' sums of g² in `blocks` shares, of which the first is left holding √k. */
-void emo_fact_columns(int64_t rows, int64_t n, int64_t blocks, float *restrict sums, float *restrict k,
-                      const struct size *s) {
+static void fact_columns(int64_t rows, int64_t n, int64_t blocks, float *restrict sums, float *restrict k,
+                         const struct size *s) {
     for (int64_t block = 1; block < blocks; block++)
         for (int64_t j = 0; j < n; j++) sums[j] += sums[block * n + j];
     for (int64_t j = 0; j < n; j++) {
@@ -89,8 +154,8 @@ void emo_fact_columns(int64_t rows, int64_t n, int64_t blocks, float *restrict s
 }
 
 /* p of some rows of a matrix of n columns, once r and √k are known. */
-void emo_fact_apply(int64_t rows, int64_t n, float *restrict p, const float *restrict g, const float *restrict r,
-                    const float *restrict root_k, const struct size *s) {
+static void fact_apply(int64_t rows, int64_t n, float *restrict p, const float *restrict g, const float *restrict r,
+                       const float *restrict root_k, const struct size *s) {
     const struct size z = *s;
     for (int64_t i = 0; i < rows; i++, g += n, p += n) {
         float root_r = sqrtf(r[i]);
@@ -101,26 +166,68 @@ void emo_fact_apply(int64_t rows, int64_t n, float *restrict p, const float *res
     }
 }
 
-void emo_navi(int64_t begin, int64_t end, const int64_t *numel, float **p, float **g, float **m, float **v,
-              const struct size *s) {
-    over_range(navi_piece, begin, end, numel, p, g, m, v, s);
-}
-
-void emo_lynx(int64_t begin, int64_t end, const int64_t *numel, float **p, float **g, float **m,
-              const struct size *s) {
-    over_range(lynx_piece, begin, end, numel, p, g, m, 0, s);
-}
-
-/* Tensors first … last − 1 of the list, whole. A tensor of 0 rows is a vector, with v in the place of r. */
-void emo_fact(int64_t first, int64_t last, const int64_t *rows, const int64_t *columns, float **p, float **g,
-              float **r, float **k, float *scratch, const struct size *s) {
-    for (int64_t i = first; i < last; i++) {
-        if (rows[i] == 0) {
-            fact_vector(columns[i], p[i], g[i], r[i], s);
-            continue;
-        }
-        emo_fact_rows(rows[i], columns[i], g[i], r[i], scratch, s);
-        emo_fact_columns(rows[i], columns[i], 1, scratch, k[i], s);
-        emo_fact_apply(rows[i], columns[i], p[i], g[i], r[i], scratch, s);
+static void fact_whole(int64_t i, int64_t thread, const void *context) {
+    const struct matrices *x = context;
+    float *sums = x->scratch + thread * x->widest;
+    if (x->rows[i] == 0) {
+        fact_vector(x->columns[i], x->p[i], x->g[i], x->r[i], x->s);
+        return;
     }
+    fact_rows(x->rows[i], x->columns[i], x->g[i], x->r[i], sums, x->s);
+    fact_columns(x->rows[i], x->columns[i], 1, sums, x->k[i], x->s);
+    fact_apply(x->rows[i], x->columns[i], x->p[i], x->g[i], x->r[i], sums, x->s);
+}
+
+struct matrix {
+    int64_t rows, columns, height; /* of the matrix, and rows of a block */
+    float *p, *g, *r, *sums;
+    const struct size *s;
+};
+
+static int64_t rows_of_block(const struct matrix *x, int64_t block) {
+    int64_t left = x->rows - block * x->height;
+    return left < x->height ? left : x->height;
+}
+
+static void block_rows(int64_t block, int64_t thread, const void *context) {
+    const struct matrix *x = context;
+    int64_t row = block * x->height;
+    (void)thread;
+    fact_rows(rows_of_block(x, block), x->columns, x->g + row * x->columns, x->r + row, x->sums + block * x->columns,
+              x->s);
+}
+
+static void block_apply(int64_t block, int64_t thread, const void *context) {
+    const struct matrix *x = context;
+    int64_t row = block * x->height, at = row * x->columns;
+    (void)thread;
+    fact_apply(rows_of_block(x, block), x->columns, x->p + at, x->g + at, x->r + row, x->sums, x->s);
+}
+
+void emo_navi(int64_t threads, int64_t count, const int64_t *ends, float **p, float **g, float **m, float **v,
+              const struct size *s) {
+    elementwise(navi_piece, threads, count, ends, p, g, m, v, s);
+}
+
+void emo_lynx(int64_t threads, int64_t count, const int64_t *ends, float **p, float **g, float **m,
+              const struct size *s) {
+    elementwise(lynx_piece, threads, count, ends, p, g, m, 0, s);
+}
+
+/* Each tensor is a task. One of 0 rows is a vector, with v in the place of r. `scratch` holds `widest` floats, the most
+   columns of any matrix, for each thread. */
+void emo_fact(int64_t threads, int64_t count, const int64_t *rows, const int64_t *columns, float **p, float **g,
+              float **r, float **k, float *scratch, int64_t widest, const struct size *s) {
+    struct matrices x = {rows, columns, p, g, r, k, scratch, widest, s};
+    share(fact_whole, count, threads, &x);
+}
+
+/* One large matrix, of which all threads have a part. `sums` holds BLOCKS · columns floats. */
+void emo_fact_large(int64_t threads, int64_t rows, int64_t columns, float *p, float *g, float *r, float *k,
+                    float *sums, const struct size *s) {
+    struct matrix x = {rows, columns, (rows + BLOCKS - 1) / BLOCKS, p, g, r, sums, s};
+    int64_t blocks = (rows + x.height - 1) / x.height;
+    share(block_rows, blocks, threads, &x);
+    fact_columns(rows, columns, blocks, sums, k, s);
+    share(block_apply, blocks, threads, &x);
 }
