@@ -116,6 +116,16 @@ def test_without_a_working_compiler_one_line_of_log_and_plain_torch(
         run(cls(params, compile=True), range(1))
 
 
+@each_optimizer
+def test_asking_for_the_kernels_on_another_device_is_an_error(cls: type[EmoOptimizer]) -> None:
+    param = nn.Parameter(torch.ones(3, device="meta"))
+    param.grad = torch.ones_like(param)
+    optimizer = cls([param], compile=True)
+    optimizer.observe(1.0)
+    with pytest.raises(RuntimeError, match="parameters are on meta: leave compile=None"):
+        optimizer.step()
+
+
 @needs_compiler
 def test_a_cache_folder_that_cannot_be_written_does_not_matter(
     fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

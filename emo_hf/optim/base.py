@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from typing import Any, overload
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_hf.optim.arguments import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
 from emo_hf.optim.checkpoint import EMOTION_KEY, check_fits, check_is_state, pack_emotion, read_emotion
-from emo_hf.optim.compiled import works_for
 from emo_hf.optim.emotion import NEUTRAL, Decision, Emotion, EmotionView
 from emo_hf.optim.intake import LossIntake, Mark
 from emo_hf.optim.laws import law_named
-from emo_hf.optim.low_precision import LOW_PRECISION, compensated, in_float32, restore_float32
+from emo_hf.optim.low_precision import restore_float32
 from emo_hf.optim.metrics import CoefficientWindow, metrics
-from emo_hf.optim.moved import follow
 from emo_hf.optim.pending import Loss
-from emo_hf.optim.placement import is_sharded
 from emo_hf.optim.ranks import GLOBAL, RankMean, steps_at_rate_0, warn_about_flat_matrices
 from emo_hf.optim.remedies import warn_about_missing_loss, warn_about_saturation
-from emo_hf.optim.shadow import mix_shadows
-from emo_hf.optim.step import Implementation, StepSize, ascending, by_device_and_dtype, on_own_elements
+from emo_hf.optim.rule import RuleOptimizer
+from emo_hf.optim.step import StepSize
 
 on_construction: list[Callable[[], None]] = []
 """Called whenever an optimizer is made or restored: how the loss tap wires itself without being known here."""
 
 
-class EmoOptimizer(Optimizer):
-    """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
-
-    Subclasses declare `implementations` (name → function that moves tensors), `preference` (device type →
-    their names, the best first; "single" where none is left) and `new_state`. A rule that is not elementwise has
-    another function, `sharded`, for DTensors; an elementwise one moves the elements that lie on this rank.
-    """
-
-    implementations: ClassVar[dict[str, Implementation]]
-    preference: ClassVar[dict[str, tuple[str, ...]]]
-    sharded: ClassVar[Implementation | None] = None
+class EmoOptimizer(RuleOptimizer):
+    """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule."""
 
     def __init__(
         self,
@@ -93,18 +81,6 @@ class EmoOptimizer(Optimizer):
             self.register_state_dict_post_hook(pack_emotion, prepend=True)
         for hook in on_construction:
             hook()
-
-    def new_state(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The state of a parameter before its first step."""
-        raise NotImplementedError
-
-    def _implementation(self, group: dict[str, Any], param: torch.Tensor) -> Implementation:
-        """What the group's options choose for parameters like this one; as in torch, None leaves the choice to us."""
-        chosen = next((name for name in IMPLEMENTATION_OPTIONS if group[name]), None)
-        if chosen is None and not (group["foreach"] is False and group["fused"] is False):
-            allowed = [name for name in self.preference.get(param.device.type, ()) if group[name] is None]
-            chosen = next((name for name in allowed if name != "compile" or works_for(param)), None)
-        return self.implementations[chosen or "single"]
 
     def observe(self, loss: Loss, *, weight: float | None = None) -> None:
         """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
@@ -195,7 +171,7 @@ class EmoOptimizer(Optimizer):
         for group in self.param_groups:
             size = StepSize.of(group, decision)
             self._applied_lr.append(size.step)
-            self._update_group(group, size, decision)
+            self._update_group(group, size, decision.shadow)
         return loss
 
     def _decide(self) -> Decision:
@@ -216,47 +192,6 @@ class EmoOptimizer(Optimizer):
         self._coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self._in_parts else None
         return decision
-
-    def _update_group(self, group: dict[str, Any], size: StepSize, decision: Decision) -> None:
-        params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
-        if not params:
-            return
-        for param in params:
-            self._check_gradient(param)
-            if not self.state[param]:
-                self.state[param].update(self._first_state(group, param))
-        for bucket in by_device_and_dtype(params):
-            states = [self.state[param] for param in bucket]
-            follow(bucket, states, group["compensate"])
-            if group["use_shadow"]:
-                mix_shadows(bucket, states, decision.shadow)
-            gradients = [param.grad for param in bucket if param.grad is not None]
-            sharded = is_sharded(bucket[0])
-            rule_of_shards = type(self).sharded if sharded else None
-            update = rule_of_shards or self._implementation(group, bucket[0])
-            if bucket[0].dtype in LOW_PRECISION and (group["compensate"] or update is not self._fused):
-                update = in_float32(update)
-            if group["maximize"]:
-                update = ascending(update)
-            if sharded and rule_of_shards is None:
-                update = on_own_elements(update)
-            update(bucket, gradients, states, size.representable_in(bucket[0].dtype))
-
-    def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> dict[str, torch.Tensor]:
-        state = self.new_state(param)
-        return compensated(state, param) if group["compensate"] and param.dtype in LOW_PRECISION else state
-
-    @property
-    def _fused(self) -> Implementation | None:
-        # Its kernels compute in float32 whatever they are given.
-        return self.implementations.get("fused")
-
-    def _check_gradient(self, param: torch.Tensor) -> None:
-        name = type(self).__name__
-        if param.grad is not None and param.grad.is_sparse:
-            raise RuntimeError(f"{name} does not support sparse gradients: use sparse=False in the embedding")
-        if param.is_complex():
-            raise RuntimeError(f"{name} does not support complex parameters: use torch.view_as_real")
 
     @property
     def emo_sync(self) -> str:

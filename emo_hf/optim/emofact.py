@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import ClassVar
 
 import torch
@@ -124,28 +126,29 @@ def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states:
 def _compiled(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
     # Large matrices are taken apart, so that all threads have a part of them; the others are shared out whole.
     sizes = ctypes.byref(KernelSize.of(size))
-    small = []
-    for i, p in enumerate(params):
-        if p.dim() > 1 and p.numel() >= LARGE:
-            _compiled_matrix(p, grads[i], states[i][R], states[i][K], sizes)
+    whole = []
+    for p, g, state in zip(params, grads, states, strict=True):
+        elements = p.numel()
+        if R not in state:
+            whole.append((elements, 0, elements, p, g, state[V], state[V]))  # 0 rows tell that it is a vector
+        elif elements < LARGE:
+            whole.append((elements, p.size(0), elements // p.size(0), p, g, state[R], state[K]))
         else:
-            small.append(i)
-    small.sort(key=lambda i: -params[i].numel())  # each is one thread's, so that the last should be short
-    _compiled_whole([params[i] for i in small], [grads[i] for i in small], [states[i] for i in small], sizes)
+            _compiled_matrix(p, g, state[R], state[K], sizes)
+    if whole:
+        whole.sort(key=itemgetter(0), reverse=True)  # each is one thread's, so that the last should be short
+        _, rows, columns, *tensors = zip(*whole, strict=True)
+        _compiled_whole(rows, columns, tensors, sizes)
     torch.autograd.graph.increment_version(params)
 
 
 def _compiled_whole(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], sizes: Reference
+    rows: Sequence[int], columns: Sequence[int], tensors: Sequence[Sequence[torch.Tensor]], sizes: Reference
 ) -> None:
-    rows = [p.shape[0] if p.dim() > 1 else 0 for p in params]  # 0 tells the kernel that it is a vector
-    columns = [p.numel() // max(n, 1) for p, n in zip(params, rows, strict=True)]
-    r_or_v = [state[R if R in state else V] for state in states]
-    k_or_v = [state[K if K in state else V] for state in states]
-    lists = [integers(rows), integers(columns), *map(pointers, (params, grads, r_or_v, k_or_v))]
-    widest = max((n for n, m in zip(columns, rows, strict=True) if m), default=0)
+    widest = max(n if m else 0 for n, m in zip(columns, rows, strict=True))
     scratch = torch.empty(threads(), widest)
-    counts = (ctypes.c_int64(threads()), ctypes.c_int64(len(params)))
+    counts = (ctypes.c_int64(threads()), ctypes.c_int64(len(rows)))
+    lists = [integers(rows), integers(columns), *map(pointers, tensors)]
     kernel("emo_fact")(*counts, *lists, address(scratch), ctypes.c_int64(widest), sizes)
 
 

@@ -60,7 +60,8 @@ def by_device_and_dtype(params: Iterable[torch.Tensor]) -> list[list[torch.Tenso
     """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
     buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
     for param in params:
-        buckets.setdefault((param.device, param.dtype, is_sharded(param)), []).append(param)
+        sharded = type(param) not in PLAIN and is_sharded(param)
+        buckets.setdefault((param.device, param.dtype, sharded), []).append(param)
     return list(buckets.values())
 
 
