@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, emofact, step
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, emofact, parts, step
 from tests.emo_cases import (
     OPTIMIZERS,
     each_implementation,
@@ -172,10 +172,11 @@ from pathlib import Path
 import emo_hf.optim as optim
 
 torch.set_num_threads(2)
-params = [torch.nn.Parameter(torch.ones(1024, 1024)) for _ in range(int(sys.argv[2]))]
+params = [torch.nn.Parameter(torch.ones(int(sys.argv[3]), 1024)) for _ in range(int(sys.argv[2]))]
 for param in params:
     param.grad = torch.ones_like(param)
-optimizer = getattr(optim, sys.argv[1])(params, compile=sys.argv[3] == "True" or None, maximize=sys.argv[4] == "True")
+options = {name: True for name in sys.argv[4].split()}
+optimizer = getattr(optim, sys.argv[1])(params, **options)
 
 def step():
     optimizer.observe(1.0)
@@ -195,13 +196,31 @@ print(resident("VmHWM") - before)
 
 @needs_compiler
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
-@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize(
+    ("count", "rows", "options", "mebibytes"),
+    [(48, 1024, "compile", 4), (48, 1024, "compile maximize", 72), (1, 48 * 1024, "foreach", 72)],
+)
 @each_optimizer
-def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(cls: type[EmoOptimizer], maximize: bool) -> None:
-    command = [sys.executable, "-c", MEMORY_OF_A_STEP, cls.__name__, "48", "True", str(maximize)]
+def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(
+    cls: type[EmoOptimizer], count: int, rows: int, options: str, mebibytes: int
+) -> None:
+    command = [sys.executable, "-c", MEMORY_OF_A_STEP, cls.__name__, str(count), str(rows), options]
     kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    # 48 parameters of 4 MiB: the gradients negated for `maximize` are held for at most 64 MiB of them at a time.
-    assert kibibytes < (72 if maximize else 4) * 1024
+    # 192 MiB of parameters, of which copies are held for at most 64 MiB at a time.
+    assert kibibytes < mebibytes * 1024
+
+
+@pytest.mark.parametrize("implementation", ["single", "foreach"])
+@each_optimizer
+def test_large_tensors_are_worked_on_in_parts_as_small_ones_are_whole(
+    cls: type[EmoOptimizer], implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = [(30, 20), (7, 5, 4), (400,), (300, 3), (2, 900), (6,), ()]
+    whole = trained(cls, shapes, implementation, 5)
+    monkeypatch.setattr(parts, "PIECE", 50)
+    in_parts = trained(cls, shapes, implementation, 5)
+    for ours, expected in zip(in_parts, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(("cls", "per_element"), [(EmoNavi, 8), (EmoLynx, 4), (EmoFact, 0)])
@@ -214,10 +233,28 @@ def test_state_has_the_bytes_that_are_promised(cls: type[EmoOptimizer], per_elem
     assert size == per_element * 20 * 30 + rows_and_columns
 
 
+@pytest.mark.parametrize("elements", [7, 100, 10_000])
+def test_a_bounded_rule_sees_each_element_once(elements: int) -> None:
+    params, grads = ([torch.arange(n, dtype=torch.float32) for n in (5, 40, 1, 300)] for _ in range(2))
+    states: list[step.State] = [{"twice": 2 * param} for param in params]
+    seen = []
+
+    def add(some: list[torch.Tensor], grads: list[torch.Tensor], states: list[step.State], _: step.StepSize) -> None:
+        seen.append(sum(p.numel() for p in some))
+        for p, g, state in zip(some, grads, states, strict=True):
+            p.add_(g).add_(state["twice"])
+
+    parts.bounded(add, elements)(params, grads, states, step.StepSize(0, 0, 0, 0, 0))
+    assert sum(seen) == 346
+    assert max(seen) <= elements
+    for param, grad in zip(params, grads, strict=True):
+        assert torch.equal(param, 4 * grad)
+
+
 def test_what_has_temporaries_gets_its_list_in_parts() -> None:
-    assert list(step.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
-    assert list(step.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
-    assert list(step.runs_of([], 4)) == []
+    assert list(parts.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
+    assert list(parts.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
+    assert list(parts.runs_of([], 4)) == []
 
 
 class ScalarReads(TorchDispatchMode):

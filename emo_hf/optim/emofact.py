@@ -12,7 +12,8 @@ import torch
 from emo_hf.optim.base import EmoOptimizer
 from emo_hf.optim.compiled import KernelSize, Reference, address, fits, integers, kernel, pointers, threads
 from emo_hf.optim.emofact_shards import first_sizes, move_matrices
-from emo_hf.optim.step import State, StepSize, bounded, column, on_own_elements, where
+from emo_hf.optim.parts import bounded, is_flat, piece_for
+from emo_hf.optim.step import Implementation, State, StepSize, column, on_own_elements, where
 
 R = "row_rms"
 K = "column_rms"
@@ -97,6 +98,30 @@ def _vector_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
     return v.sqrt()
 
 
+def _row_blocks(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    """Matrices, some rows at a time: what is temporary stays in the caches, and is small."""
+    for p, g, state in zip(params, grads, states, strict=True):
+        r, k = state[R].view(-1, 1), state[K].view(1, -1)
+        height = max(piece_for(p) // k.numel(), 1)
+        blocks = list(
+            zip(p.view(len(r), -1).split(height), g.view(len(r), -1).split(height), r.split(height), strict=True)
+        )
+        sums = torch.zeros_like(k)
+        for _, g_rows, r_rows in blocks:
+            squared = g_rows * g_rows
+            means = squared.mean(dim=1, keepdim=True).add_(size.eps).sqrt_()
+            r_rows.mul_(size.beta1).add_(means, alpha=1 - size.beta1)
+            sums.add_(squared.sum(dim=0, keepdim=True))
+        k.mul_(size.beta1).add_(sums.div_(len(r)).add_(size.eps).sqrt_(), alpha=1 - size.beta1)
+        for p_rows, g_rows, r_rows in blocks:
+            p_rows.add_(p_rows, alpha=-size.decay)
+            p_rows.addcdiv_(g_rows, torch.mul(r_rows, k).sqrt_().add_(size.eps), value=-size.step)
+
+
+def _has_row_blocks(param: torch.Tensor, *others: torch.Tensor) -> bool:
+    return param.dim() > 1 and param.numel() > piece_for(param) and is_flat(param, *others)
+
+
 def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
     squared = list(torch._foreach_mul(grads, grads))
     matrices = [i for i, g in enumerate(grads) if g.dim() > 1]
@@ -169,9 +194,13 @@ def _is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
     return param.dim() > 1
 
 
+def _large_in_row_blocks(update: Implementation) -> Implementation:
+    return where(_has_row_blocks, _row_blocks, otherwise=update)
+
+
 EmoFact.implementations = {
-    "single": _single_tensor,
-    "foreach": bounded(_multi_tensor),
-    "compile": where(fits, _compiled, otherwise=_single_tensor),
+    "single": _large_in_row_blocks(_single_tensor),
+    "foreach": _large_in_row_blocks(bounded(_multi_tensor, elementwise=False)),
+    "compile": where(fits, _compiled, otherwise=_large_in_row_blocks(_single_tensor)),
 }
 EmoFact.sharded = where(_is_matrix, _matrices_on_shards, otherwise=on_own_elements(_single_tensor))

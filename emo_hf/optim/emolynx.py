@@ -8,7 +8,8 @@ import torch
 
 from emo_hf.optim.base import EmoOptimizer
 from emo_hf.optim.compiled import elementwise
-from emo_hf.optim.step import State, StepSize, bounded, column, in_pieces
+from emo_hf.optim.parts import bounded, in_pieces
+from emo_hf.optim.step import State, StepSize, column
 
 M = "exp_avg"
 

@@ -8,7 +8,8 @@ import torch
 
 from emo_hf.optim.base import EmoOptimizer
 from emo_hf.optim.compiled import elementwise
-from emo_hf.optim.step import State, StepSize, bounded, column, of_one_layout, where
+from emo_hf.optim.parts import bounded
+from emo_hf.optim.step import State, StepSize, column, of_one_layout, where
 
 M = "exp_avg"
 V = "exp_avg_sq"

@@ -13,17 +13,18 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.parts import bounded
 from emo_hf.optim.shadow import SHADOW
-from emo_hf.optim.step import Implementation, State, StepSize, bounded
+from emo_hf.optim.step import Implementation, State, StepSize
 
 COMPENSATION = "compensation"
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 ELEMENTS = 1 << 22
-"""What is held in float32 at once, if it is more than one parameter."""
+"""What is held in float32 at once; with a rule that is not elementwise, at least one parameter."""
 
 
-def in_float32(update: Implementation) -> Implementation:
+def in_float32(update: Implementation, *, elementwise: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
@@ -44,7 +45,7 @@ def in_float32(update: Implementation) -> Implementation:
                 if value is not state[key]:
                     state[key].copy_(value)
 
-    return bounded(run, ELEMENTS)
+    return bounded(run, ELEMENTS, elementwise=elementwise)
 
 
 def compensated(state: State, param: torch.Tensor) -> State:

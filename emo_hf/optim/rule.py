@@ -12,9 +12,10 @@ from emo_hf.optim.compiled import works_for
 from emo_hf.optim.emotion import ShadowMix
 from emo_hf.optim.low_precision import LOW_PRECISION, compensated, in_float32
 from emo_hf.optim.moved import follow
+from emo_hf.optim.parts import ascending
 from emo_hf.optim.placement import is_sharded
 from emo_hf.optim.shadow import mix_shadows
-from emo_hf.optim.step import Implementation, State, StepSize, ascending, by_device_and_dtype, on_own_elements
+from emo_hf.optim.step import Implementation, State, StepSize, by_device_and_dtype, on_own_elements
 
 
 class RuleOptimizer(Optimizer):
@@ -59,14 +60,15 @@ class RuleOptimizer(Optimizer):
 
     def _update_for(self, group: dict[str, Any], param: torch.Tensor) -> Implementation:
         """What moves parameters of the device, dtype and placement of this one."""
+        elementwise = type(self).sharded is None
         sharded = is_sharded(param)
         rule_of_shards = type(self).sharded if sharded else None
         update = rule_of_shards or self._implementation(group, param)
         computes_in_float32 = update is self.implementations.get("fused")
         if param.dtype in LOW_PRECISION and (group["compensate"] or not computes_in_float32):
-            update = in_float32(update)
+            update = in_float32(update, elementwise=elementwise)
         if group["maximize"]:
-            update = ascending(update)
+            update = ascending(update, elementwise=elementwise)
         if sharded and rule_of_shards is None:
             update = on_own_elements(update)
         return update

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -93,54 +93,6 @@ def of_one_layout(*tensors: torch.Tensor) -> bool:
     return dense and all(tensor.stride() == first.stride() for tensor in tensors)
 
 
-TEMPORARY_ELEMENTS = 1 << 24
-"""What an implementation with temporaries may be handed at once, if it is more than one tensor."""
-
-
-def bounded(update: Implementation, elements: int = TEMPORARY_ELEMENTS) -> Implementation:
-    """`update`, called for a part of the list at a time, so that its temporaries do not grow with the model."""
-
-    def in_parts(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        for begin, end in runs_of([param.numel() for param in params], elements):
-            update(params[begin:end], grads[begin:end], states[begin:end], size)
-
-    return in_parts
-
-
-PIECE = 1 << 15
-"""Elements from which on torch has another thread help; pieces of one such share for each stay in the caches."""
-
-
-def in_pieces(update: Implementation) -> Implementation:
-    """An elementwise `update`, called for a piece of each tensor at a time: faster, and with small temporaries."""
-
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        elements = PIECE * torch.get_num_threads()
-        for p, g, state in zip(params, grads, states, strict=True):
-            tensors = (p, g, *state.values())
-            if p.numel() <= elements or not all(type(t) in PLAIN and t.is_contiguous() for t in tensors):
-                update([p], [g], [state], size)
-                continue
-            for p_piece, g_piece, *pieces in zip(*(t.view(-1).split(elements) for t in tensors), strict=True):
-                update([p_piece], [g_piece], [dict(zip(state, pieces, strict=True))], size)
-
-    return where(on_cpu, run, otherwise=update)
-
-
-def on_cpu(*tensors: torch.Tensor) -> bool:
-    """Whether the first of the tensors, and so all, are in main memory."""
-    return tensors[0].is_cpu
-
-
-def ascending(update: Implementation) -> Implementation:
-    """`update` uphill: with the gradients negated, a part of the list at a time."""
-
-    def uphill(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        update(params, list(torch._foreach_neg(grads)), states, size)
-
-    return bounded(uphill)
-
-
 def on_own_elements(update: Implementation) -> Implementation:
     """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
 
@@ -152,16 +104,3 @@ def on_own_elements(update: Implementation) -> Implementation:
         update([own_params[i] for i in some], [own_grads[i] for i in some], [own_states[i] for i in some], size)
 
     return run
-
-
-def runs_of(lengths: Iterable[int], limit: int) -> Iterator[tuple[int, int]]:
-    """Ranges of a list whose lengths add up to at most `limit`, or that hold a single longer item."""
-    begin = end = total = 0
-    for length in lengths:
-        if total and total + length > limit:
-            yield begin, end
-            begin, total = end, 0
-        total += length
-        end += 1
-    if end > begin:
-        yield begin, end
