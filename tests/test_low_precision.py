@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, low_precision
 from tests.emo_cases import OPTIMIZERS, assert_identical, each_optimizer, give_gradients, losses
 
 LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -82,6 +82,28 @@ def test_a_compensated_run_resumes_to_the_last_bit(cls: type[EmoOptimizer], dtyp
     assert_identical(optimizer.state_dict(), resumed.state_dict())
     assert_identical(optimizer.state_dict(), clone.state_dict())
     assert all(torch.equal(one, other) for one, other in zip(params, resumed_params, strict=True))
+
+
+@LOW
+@each_optimizer
+def test_working_on_less_at_a_time_changes_no_bit(
+    cls: type[EmoOptimizer], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for elements in (1 << 18, 4):
+        monkeypatch.setattr(low_precision, "ELEMENTS_IN_CACHES", elements)
+        params = low_params(dtype)
+        train(cls(params, lr=1e-3, compensate=True), range(4))
+        results.append(params)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@LOW
+def test_emonavi_leaves_low_precision_to_the_kernel_that_needs_no_copies(dtype: torch.dtype) -> None:
+    chosen, fused = low_params(dtype), low_params(dtype)
+    train(EmoNavi(chosen, lr=1e-3), range(4))
+    train(EmoNavi(fused, lr=1e-3, fused=True), range(4))
+    assert all(torch.equal(one, other) for one, other in zip(chosen, fused, strict=True))
 
 
 STATE_BYTES: list[tuple[type[EmoOptimizer], bool, int]] = [

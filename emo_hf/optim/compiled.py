@@ -6,7 +6,8 @@ The interpreter lock is free while a kernel runs.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -62,12 +63,20 @@ def fits(*tensors: torch.Tensor) -> bool:
 
     Subclasses (a DTensor, say) are left to PyTorch, which knows where their elements are.
     """
-    for tensor in tensors:  # as a loop, since it runs for every tensor of every step
-        if type(tensor) not in PLAIN or tensor.dtype is not torch.float32:
-            return False
-        if not (tensor.is_cpu and tensor.is_contiguous()):
-            return False
-    return True
+    float32 = torch.float32  # it runs for every tensor of every step
+    return all([type(t) in PLAIN and t.dtype is float32 and t.is_cpu and t.is_contiguous() for t in tensors])
+
+
+def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementation:
+    """`run` for the parameters that the kernels can work on, `otherwise` for the others."""
+    one_by_one = where(fits, run, otherwise)
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        values = [value for state in states for value in state.values()]
+        chosen = run if fits(*params, *grads, *values) else one_by_one  # one look at all of them is the faster one
+        chosen(params, grads, states, size)
+
+    return update
 
 
 def threads() -> int:
@@ -79,12 +88,14 @@ def address(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def pointers(tensors: Sequence[torch.Tensor]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
+def pointers(tensors: Sequence[torch.Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    """The addresses of the tensors' elements."""
+    return integers(map(torch.Tensor.data_ptr, tensors))
 
 
-def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(values))(*values)
+def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    numbers = array("q", values)  # much faster to fill than an array of ctypes
+    return (ctypes.c_int64 * len(numbers)).from_buffer(numbers)
 
 
 def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Implementation:
@@ -98,10 +109,10 @@ def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Im
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
         function = kernel(name)
-        ends = integers(list(accumulate(param.numel() for param in params)))
+        ends = integers(accumulate(map(torch.Tensor.numel, params)))
         lists = [pointers(tensors) for tensors in (params, grads, *(column(states, key) for key in keys))]
         sizes = ctypes.byref(KernelSize.of(size))
         function(ctypes.c_int64(threads()), ctypes.c_int64(len(params)), ends, *lists, sizes)
         torch.autograd.graph.increment_version(params)
 
-    return where(fits, run, otherwise)
+    return where_it_fits(run, otherwise)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from emo_hf.optim.base import EmoOptimizer
-from emo_hf.optim.compiled import KernelSize, Reference, address, fits, integers, kernel, pointers, threads
+from emo_hf.optim.compiled import KernelSize, Reference, address, integers, kernel, pointers, threads, where_it_fits
 from emo_hf.optim.emofact_shards import first_sizes, move_matrices
 from emo_hf.optim.parts import bounded, is_flat, piece_for
 from emo_hf.optim.step import Implementation, State, StepSize, column, on_own_elements, where
@@ -201,6 +201,6 @@ def _large_in_row_blocks(update: Implementation) -> Implementation:
 EmoFact.implementations = {
     "single": _large_in_row_blocks(_single_tensor),
     "foreach": _large_in_row_blocks(bounded(_multi_tensor, elementwise=False)),
-    "compile": where(fits, _compiled, otherwise=_large_in_row_blocks(_single_tensor)),
+    "compile": where_it_fits(_compiled, otherwise=_large_in_row_blocks(_single_tensor)),
 }
 EmoFact.sharded = where(_is_matrix, _matrices_on_shards, otherwise=on_own_elements(_single_tensor))

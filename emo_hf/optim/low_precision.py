@@ -20,11 +20,12 @@ from emo_hf.optim.step import Implementation, State, StepSize
 COMPENSATION = "compensation"
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-ELEMENTS = 1 << 22
+ELEMENTS_IN_CACHES = 1 << 18
+ELEMENTS_ON_DEVICE = 1 << 22
 """What is held in float32 at once; with a rule that is not elementwise, at least one parameter."""
 
 
-def in_float32(update: Implementation, *, elementwise: bool) -> Implementation:
+def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
@@ -45,7 +46,7 @@ def in_float32(update: Implementation, *, elementwise: bool) -> Implementation:
                 if value is not state[key]:
                     state[key].copy_(value)
 
-    return bounded(run, ELEMENTS, elementwise=elementwise)
+    return bounded(run, ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE, elementwise=elementwise)
 
 
 def compensated(state: State, param: torch.Tensor) -> State:

@@ -35,22 +35,28 @@ class RuleOptimizer(Optimizer):
         raise NotImplementedError
 
     def _update_group(self, group: dict[str, Any], size: StepSize, shadow: ShadowMix) -> None:
-        params = [param for param in group["params"] if param.grad is not None and param.numel() > 0]
-        for param in params:
-            if param.grad.is_sparse:
+        params, states = [], []
+        for param in group["params"]:  # in one pass: it costs as much as the arithmetic where tensors are small
+            gradient = param.grad
+            if gradient is None or param.numel() == 0:
+                continue
+            if gradient.is_sparse:
                 raise RuntimeError(
                     f"{type(self).__name__} does not support sparse gradients: use sparse=False in the embedding"
                 )
-            if not self.state[param]:
-                self.state[param].update(self._first_state(group, param))
+            state = self.state[param]
+            if not state:
+                state.update(self._first_state(group, param))
+            params.append(param)
+            states.append(state)
         for bucket in by_device_and_dtype(params):
-            states = [self.state[param] for param in bucket]
-            follow(bucket, states, group["compensate"])
+            own_states = states if bucket is params else [self.state[param] for param in bucket]
+            follow(bucket, own_states, group["compensate"])
             if group["use_shadow"]:
-                mix_shadows(bucket, states, shadow)
+                mix_shadows(bucket, own_states, shadow)
             gradients = [param.grad for param in bucket if param.grad is not None]
             update = self._update_for(group, bucket[0])
-            update(bucket, gradients, states, size.representable_in(bucket[0].dtype))
+            update(bucket, gradients, own_states, size.representable_in(bucket[0].dtype))
 
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> State:
         if param.is_complex():
@@ -66,7 +72,7 @@ class RuleOptimizer(Optimizer):
         update = rule_of_shards or self._implementation(group, param)
         computes_in_float32 = update is self.implementations.get("fused")
         if param.dtype in LOW_PRECISION and (group["compensate"] or not computes_in_float32):
-            update = in_float32(update, elementwise=elementwise)
+            update = in_float32(update, elementwise=elementwise, on_cpu=param.is_cpu)
         if group["maximize"]:
             update = ascending(update, elementwise=elementwise)
         if sharded and rule_of_shards is None:
@@ -78,7 +84,10 @@ class RuleOptimizer(Optimizer):
         chosen = next((name for name in IMPLEMENTATION_OPTIONS if group[name]), None)
         if chosen is None and not (group["foreach"] is False and group["fused"] is False):
             allowed = [name for name in self.preference.get(param.device.type, ()) if group[name] is None]
-            chosen = next((name for name in allowed if name != "compile" or works_for(param)), None)
+            if "fused" in allowed and param.dtype in LOW_PRECISION and not group["compensate"]:
+                chosen = "fused"  # the one that needs no float32 copies
+            else:
+                chosen = next((name for name in allowed if name != "compile" or works_for(param)), None)
         elif chosen == "compile" and param.device.type != "cpu":
             raise RuntimeError(
                 f"compile=True: the kernels work in main memory, and parameters are on {param.device}: "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -56,13 +56,21 @@ Implementation: TypeAlias = "Callable[[list[torch.Tensor], list[torch.Tensor], l
 """Moves parameters in place: (parameters, gradients, their states, step size), all on one device and of one dtype."""
 
 
-def by_device_and_dtype(params: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+def by_device_and_dtype(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
     """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
+    if params and all_alike(params):
+        return [params]
     buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
     for param in params:
         sharded = type(param) not in PLAIN and is_sharded(param)
         buckets.setdefault((param.device, param.dtype, sharded), []).append(param)
     return list(buckets.values())
+
+
+def all_alike(params: list[torch.Tensor]) -> bool:
+    """Whether the parameters are plain tensors of one device and dtype, as they are nearly always."""
+    device, dtype = params[0].device, params[0].dtype
+    return all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params])
 
 
 def column(states: list[State], key: str) -> list[torch.Tensor]:
