@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from emo_hf.optim.base import EmoOptimizer, on_construction
@@ -99,6 +100,8 @@ def _ranks_meet(accelerator: Accelerator) -> bool:
 
     Inside of DDP's no_sync() ranks need not even run the same number of them. Where we cannot know, they may not.
     """
+    if not (dist.is_available() and dist.is_initialized()):
+        return False  # there are no others
     if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
         return True
     models = _prepared.get(accelerator, ())
