@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
-import json
 import logging
-import statistics
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from measuring import extra_memory, free_memory, in_turns, state_bytes, write_report
+from torch import nn
 
 from emo_hf.optim import EmoFact, EmoLynx, EmoNavi
 
@@ -41,7 +40,7 @@ FULL: list[Shape] = [(50257, 768), (1024, 768), *_LAYER * 6]
 SETS = {"lora": LORA, "full": FULL}
 COUNTS = (1, 4, 16, 64, 256, 1024, 4096)
 SWEPT_ELEMENTS = 1 << 22
-SIZES = (10**4, 10**5, 10**6, 10**7, 10**8)
+SIZES = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
 SWEPT_TENSORS = 64
 
 REFERENCE = "torch AdamW fused"
@@ -61,6 +60,8 @@ def peers() -> dict[str, Make]:
     wanted = {
         "optimi": ("AdamW", "Lion"),
         "pytorch_optimizer": ("Lion", "AdaFactor", "ScheduleFreeAdamW", "Prodigy"),
+        "schedulefree": ("AdamWScheduleFree",),
+        "prodigyopt": ("Prodigy",),
         "bitsandbytes.optim": ("AdamW8bit", "Lion8bit"),
     }
     for module, names in wanted.items():
@@ -118,53 +119,6 @@ def stepper(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
     return step
 
 
-def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """How long a function takes, its work on the device included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def in_turns(runs: Sequence[Callable[[], None]], rounds: int, device: torch.device) -> list[float]:
-    """The median time of each function, called one after the other in every round."""
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, taken in zip(runs, times, strict=True):
-            taken.append(seconds(run, device))
-    return [statistics.median(taken) for taken in times]
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the state."""
-    values = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor) and value.dim())
-
-
-def extra_memory(run: Callable[[], None], device: torch.device) -> float:
-    """Peak of what a function allocates beyond what there is before it, in bytes; NaN where it cannot be measured."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far (Linux)
-        before = _resident("VmRSS")
-        run()
-        return max(_resident("VmHWM") - before, 0)
-    except OSError:
-        return float("nan")
-
-
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
 def copy_bandwidth(elements: int, device: torch.device) -> float:
     """Bytes per second that a copy reads and writes."""
     source = torch.ones(elements, device=device)
@@ -197,21 +151,44 @@ def measure(name: str, make: Make, parameters: str, shapes: Sequence[Shape], arg
 
 def sweeps(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """How the ratios of our optimizers change with the number of tensors, and of elements."""
-    counts = [(count, [(SWEPT_ELEMENTS // count,)] * count) for count in COUNTS]
-    sizes = [(size, [(size // SWEPT_TENSORS,)] * SWEPT_TENSORS) for size in SIZES if size <= args.max_elements]
+    sizes = [size for size in SIZES if size <= args.max_elements]
     return {
-        "tensors": [_point(x, shapes, args) for x, shapes in counts],
-        "elements": [_point(x, shapes, args) for x, shapes in sizes],
+        "tensors": [_point(count, [_matrix(SWEPT_ELEMENTS // count)] * count, args) for count in COUNTS],
+        "elements": [_point(size, [_matrix(size // SWEPT_TENSORS)] * SWEPT_TENSORS, args) for size in sizes],
     }
 
 
+def _matrix(elements: int) -> Shape:
+    """About square, so that EmoFact shows its factored side."""
+    columns = math.isqrt(elements)
+    return (elements // columns, columns)
+
+
 def _point(x: int, shapes: Sequence[Shape], args: argparse.Namespace) -> dict[str, Any]:
-    # Matrices, so that EmoFact shows its factored side.
-    square = [(shape[0] // 16, 16) if shape[0] % 16 == 0 else shape for shape in shapes]
-    ratios = {name: measure(name, make, str(x), square, args).ratio for name, make in OURS.items()}
-    print(f"{x:>12,}  " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()), flush=True)
-    gc.collect()
+    ratios: dict[str, float | None] = dict.fromkeys(OURS)
+    told = []
+    elements = sum(math.prod(shape) for shape in shapes)
+    fewer = argparse.Namespace(**vars(args) | {"rounds": min(args.rounds, 5) if elements > 10**7 else args.rounds})
+    for name, make in OURS.items():
+        needed, free = memory_needed(make, elements), free_memory(args.device)
+        if needed > free:
+            told.append(f"{name} left out: it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
+            continue
+        ratios[name] = measure(name, make, str(x), shapes, fewer).ratio
+        told.append(f"{name} {ratios[name]:.2f}")
+        gc.collect()
+    print(f"{x:>13,}  " + "  ".join(told), flush=True)
     return {"x": x, "ratios": ratios}
+
+
+def memory_needed(make: Make, elements: int) -> float:
+    """Bytes that `measure` takes for an optimizer of so many elements, generously."""
+    sample = tensors([(64, 64)], torch.device("cpu"))
+    optimizer = make(sample)
+    stepper(optimizer)()
+    of_reference = 8  # its two tensors of state; parameters and gradients are 8 more
+    per_element = 8 + of_reference + state_bytes(optimizer) / sample[0].numel()
+    return 1.05 * elements * per_element + 2**30
 
 
 def line(result: Result) -> str:
@@ -243,7 +220,8 @@ def plot(results: list[Result], swept: dict[str, list[dict[str, Any]]], path: Pa
     axes[0].legend()
     for axis, (name, points) in zip(axes[1:], swept.items(), strict=True):
         for optimizer in OURS:
-            axis.plot([p["x"] for p in points], [p["ratios"][optimizer] for p in points], marker="o", label=optimizer)
+            known = [(p["x"], p["ratios"][optimizer]) for p in points if p["ratios"][optimizer] is not None]
+            axis.plot(*zip(*known, strict=True), marker="o", label=optimizer)
         axis.set(xscale="log", xlabel=name, ylabel="time / fused AdamW", ylim=(0, None))
         axis.axhline(1.0, color="black", linewidth=1)
         axis.legend()
@@ -259,7 +237,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--threads", type=int, default=None, help="threads that torch may use (default: its own choice)"
     )
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--max-elements", type=int, default=10**7, help="largest model of the sweep (up to 1e8)")
+    parser.add_argument(
+        "--max-elements",
+        type=lambda text: int(float(text)),
+        default=10**7,
+        help="largest model of the sweep, up to 1e9; what does not fit into the free memory is left out",
+    )
     parser.add_argument("--no-sweep", action="store_true", help="the two sets only")
     parser.add_argument("--fast", action="store_true", help="the LoRA set, 5 rounds, no sweep")
     parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_step"), help="path of .json and .png")
@@ -290,17 +273,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             gc.collect()
     print()
     swept = {} if args.no_sweep else sweeps(args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     report = {
-        "torch": torch.__version__,
         "device": str(args.device),
-        "threads": torch.get_num_threads(),
         "rounds": args.rounds,
         "reference": REFERENCE,
         "results": [asdict(result) for result in results],
         "sweeps": swept,
     }
-    args.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(args.output, report)
     try:
         plot(results, swept, args.output.with_suffix(".png"))
     except ImportError:

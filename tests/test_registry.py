@@ -186,7 +186,7 @@ def _word_tokenizer():
 
 
 def test_importing_the_package_imports_nothing_of_hugging_face() -> None:
-    heavy = ("transformers", "accelerate", "peft", "datasets")
+    heavy = ("transformers", "accelerate", "peft", "datasets", "tensorboard", "matplotlib", "yaml")
     code = f"import sys, emo_hf; emo_hf.EmoNavi; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
