@@ -10,28 +10,21 @@ from emo_hf.optim.step import State
 
 
 def follow(params: list[torch.Tensor], states: list[State], compensate: bool) -> None:
-    """Bring the state of parameters to where they are now.
+    """Bring the state of parameters to where they are now: some of them may have been moved, or all.
 
-    Models are moved as a whole, so one look at the first parameter is enough, at every step.
+    The state of a parameter moves as a whole, so one look at its last tensor is enough, at every step: compensation
+    and shadow, which follow the dtype in any case, come after what may stay in float32.
 
     Args:
         params: parameters of one device and dtype.
         states: their states, in their order.
         compensate: whether the state of bfloat16 and float16 parameters is kept in float32.
     """
-    if _is_there(params[0], states[0], compensate):
-        return
-    for param, state in zip(params, states, strict=True):
-        for key, value in state.items():
-            state[key] = value.to(device=param.device, dtype=_dtype(key, param, compensate))
-
-
-def _is_there(param: torch.Tensor, state: State, compensate: bool) -> bool:
-    return all(
-        value.device == param.device and value.dtype is _dtype(key, param, compensate) for key, value in state.items()
-    )
-
-
-def _dtype(key: str, param: torch.Tensor, compensate: bool) -> torch.dtype:
-    wide = compensate and param.dtype in LOW_PRECISION and key not in (COMPENSATION, SHADOW)
-    return torch.float32 if wide else param.dtype
+    device, dtype = params[0].device, params[0].dtype
+    wide = compensate and dtype in LOW_PRECISION
+    for state in states:
+        for key, value in reversed(state.items()):
+            wanted = torch.float32 if wide and key not in (COMPENSATION, SHADOW) else dtype
+            if value.dtype is wanted and value.device == device:
+                break
+            state[key] = value.to(device=device, dtype=wanted)
