@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from emo_hf.checkpoints import begin_overwriting, warn_if_too_large, what_is_missing
 from emo_hf.factory import OPTIMIZERS
 from emo_hf.loss_tap import unwrap
 from emo_hf.optim.emotion import WINDOW
 from emo_hf.optim.metrics import PREFIX
+from emo_hf.optim.placement import own_elements
 from emo_hf.options import SELF_STOP_ACTIONS, parse_optim_args, read_options
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,10 @@ class SelfStop:
         emo = unwrap(optimizer)
         if self.action == "off" or emo is None:
             return
-        flat, step, warmup = emo.emotion.flat_steps, state.global_step, args.get_warmup_steps(state.max_steps)
+        flat, step = emo.emotion.flat_steps, state.global_step
+        if flat < self.patience * WINDOW:  # what nearly every step is
+            return
+        warmup = args.get_warmup_steps(state.max_steps)
         if not self.flat_long_enough(flat, step, warmup):
             return
         begins = not self.flat_long_enough(flat - 1, step - 1, warmup)
@@ -82,11 +88,13 @@ class EmoCallback(TrainerCallback):
 
     `emo_hf.register()` makes it one of the Trainer's default callbacks. The metrics reach `state.log_history`, the
     console and every reporter; their mean, minimum and maximum cover all steps since the line before. `optim_args`
-    such as `self_stop=stop` are obeyed here too.
+    such as `self_stop=stop` are obeyed here too. A checkpoint that is about to be written over counts as cut short
+    from then on, so that a kill in the middle cannot leave one of two runs that seems whole.
     """
 
     def __init__(self) -> None:
         self._self_stop: SelfStop | None = None
+        self._ready_to_save: int | None = None  # the step of the newest checkpoint whose place was looked at
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,6 +103,12 @@ class EmoCallback(TrainerCallback):
         self._self_stop = None
         if getattr(args.optim, "value", args.optim) in OPTIMIZERS:
             self._self_stop = SelfStop(**read_options(parse_optim_args(args.optim_args)).self_stop)
+            _warn_about_torn_checkpoint(args)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._ready_to_save = None
 
     def on_step_end(
         self,
@@ -106,6 +120,27 @@ class EmoCallback(TrainerCallback):
     ) -> None:
         if self._self_stop is not None:
             self._self_stop.act(optimizer, args, state, control)
+        self._before_save(args, state, control, optimizer)
+
+    def on_epoch_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._before_save(args, state, control, optimizer)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._before_save(args, state, control, optimizer)
 
     def on_log(
         self,
@@ -116,6 +151,7 @@ class EmoCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        self._before_save(args, state, control, optimizer)  # other callbacks may have asked for it after the step
         emo = unwrap(optimizer)
         if emo is None or logs is None or "loss" not in logs or PREFIX + "scalar" in logs:
             return
@@ -124,6 +160,23 @@ class EmoCallback(TrainerCallback):
         # The Trainer has filed its own copy of the line already.
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(metrics)
+
+    def _before_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any
+    ) -> None:
+        """Where the Trainer is about to save: after the step, or after the evaluation that comes in between."""
+        emo = unwrap(optimizer)
+        if not control.should_save or control.should_evaluate or not args.should_save or emo is None:
+            return
+        step = state.global_step
+        if state.is_hyper_param_search or step == self._ready_to_save:  # each trial has a folder of its own
+            return
+        self._ready_to_save = step
+        begin_overwriting(args.output_dir, step)
+        tensors = [param for group in emo.param_groups for param in group["params"]]
+        if not args.save_only_model:
+            tensors += [tensor for state_of in emo.state.values() for tensor in state_of.values()]
+        warn_if_too_large(args.output_dir, step, sum(own_elements(tensor).nbytes for tensor in tensors))
 
 
 class EmoEarlyStoppingCallback(TrainerCallback):
@@ -167,3 +220,17 @@ class EmoEarlyStoppingCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._self_stop.act(optimizer, args, state, control)
+
+
+def _warn_about_torn_checkpoint(args: TrainingArguments) -> None:
+    """Say what is wrong with the checkpoint that a script was told to resume from, before torch says it its way."""
+    named = args.resume_from_checkpoint
+    if not isinstance(named, str) or not os.path.isdir(named):
+        return
+    flaw = what_is_missing(named)
+    if flaw is not None:
+        logger.warning(
+            "resume_from_checkpoint=%s was not saved to its end: %s. emo_hf.last_whole_checkpoint(%r) gives the "
+            "newest checkpoint that was.",
+            named, flaw, args.output_dir,
+        )  # fmt: skip

@@ -3,6 +3,9 @@
 The Trainer writes a checkpoint's files one after the other into their final place, `trainer_state.json` last, and
 `resume_from_checkpoint=True` takes the newest folder, whole or not. `last_whole_checkpoint` takes the newest that can
 be read to its end. Nothing of the files is loaded or executed: their tables of contents are enough.
+
+A run that writes over another run's checkpoint and is killed half-way leaves files of both, each of them readable.
+So `EmoCallback` removes the old `trainer_state.json` before the Trainer writes over the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -56,6 +60,39 @@ def what_is_missing(checkpoint: str | PathLike[str]) -> str | None:
         except NOT_WHOLE as error:
             return f"{file.name} cannot be read to its end ({type(error).__name__}: {error})"
     return None
+
+
+def begin_overwriting(output_dir: str | PathLike[str], step: int) -> None:
+    """Let the checkpoint of a step, if there is one, count as cut short until it is written anew."""
+    (Path(output_dir) / f"checkpoint-{step}" / STATE).unlink(missing_ok=True)
+
+
+def warn_if_too_large(output_dir: str | PathLike[str], step: int, size: int) -> None:
+    """Say in words that the disk is too full for a checkpoint; torch says it as "basic_ios::clear".
+
+    Args:
+        output_dir: the run's `output_dir`.
+        step: the step of the checkpoint that is about to be written.
+        size: what it takes at least, in bytes. If there is a checkpoint already, it is taken to need as much as that.
+    """
+    folder = Path(output_dir)
+    there = folder / f"checkpoint-{step}"
+    try:
+        free = shutil.disk_usage(folder).free + _size(there)
+        before = [checkpoint for checkpoint in _checkpoints(folder) if _step(checkpoint) < step]
+        needed = max(size, _size(max(before, key=_step)) if before else 0)
+    except OSError:  # no such folder yet, or another process is at work in it
+        return
+    if free < needed:
+        logger.warning(
+            "The disk is full: %s takes about %.2f MB, and %.2f MB are free. Saving it is likely to fail. The "
+            "checkpoint before it stays whole: make room, and go on from it (emo_hf.last_whole_checkpoint finds it).",
+            there, needed / 1e6, free / 1e6,
+        )  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*"))
 
 
 def _check_json(file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers import TrainerCallback
 
 import emo_hf
 from emo_hf import EmoLynx, EmoNavi, EmoOptimizer
@@ -173,3 +175,33 @@ def test_an_optimizer_travels_into_a_spawned_process_and_trains_there() -> None:
     answer = there.get()
     process.join(60)
     assert answer == here.get()
+
+
+def test_a_model_that_the_trainer_compiles_feels_what_it_logs_and_resumes(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "torch_compile": True, "torch_compile_backend": "aot_eager", "max_steps": 4, "save_strategy": "steps",
+        "save_steps": 2, "model": tiny.classifier(dropout=0.0), "data": tiny.examples(16),
+    }  # fmt: skip
+    felt = tiny.Felt()
+    whole = tiny.trainer(tmp_path, **changes, callbacks=[felt])
+    whole.train()
+    assert felt.losses == pytest.approx([line["loss"] for line in tiny.train_lines(whole)])
+    assert len(felt.losses) == 4
+    resumed = tiny.trainer(tmp_path, **changes | {"model": tiny.classifier(dropout=0.0)})
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert unwrap(resumed.optimizer).emotion == unwrap(whole.optimizer).emotion
+    assert_identical(list(resumed.model.state_dict().values()), list(whole.model.state_dict().values()))
+
+
+def test_layers_frozen_and_let_go_in_a_trainer_run_leave_the_emotion_at_work(tmp_path: Path) -> None:
+    class Freezing(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            model.bert.embeddings.requires_grad_(not 2 <= state.global_step < 5)
+            weights.append(model.bert.embeddings.word_embeddings.weight.detach().clone())
+
+    weights: list[torch.Tensor] = []
+    trainer = tiny.trainer(tmp_path, callbacks=[Freezing()], max_steps=8)
+    trainer.train()
+    rested = [torch.equal(one, other) for one, other in pairwise(weights)]
+    assert rested == [False, False, True, True, True, False, False]
+    assert unwrap(trainer.optimizer).emotion.observations == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from collections.abc import Callable
@@ -63,14 +64,46 @@ def test_the_trainer_refuses_other_parameter_groups_and_names_both(tmp_path: Pat
         resume(checkpoint, model=model, weight_decay=0.1)
 
 
-def test_the_trainer_refuses_a_checkpoint_of_another_format(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (
+            0,
+            "format 0, this version of emo_hf reads 1: use the version that saved it, or resume from the weights only",
+        ),
+        (2, "format 2, this version of emo_hf reads 1: update emo_hf, or resume from the weights only"),
+        ("1.0", "format '1.0', .* use the version that saved it"),
+        (None, "format None, .* use the version that saved it"),
+    ],
+    ids=str,
+)
+def test_the_trainer_refuses_a_checkpoint_of_an_older_or_newer_format(found: Any, said: str, tmp_path: Path) -> None:
     checkpoint = trained(tmp_path)
     state = torch.load(checkpoint / "optimizer.pt", weights_only=True)
     for group in state["param_groups"]:
-        group["emotion"]["format"] = 99
+        group["emotion"]["format"] = found
     torch.save(state, checkpoint / "optimizer.pt")
-    with pytest.raises(ValueError, match=r"format 99.*reads 1: use the version that saved it, or resume"):
+    with pytest.raises(ValueError, match=said):
         resume(checkpoint)
+
+
+@each_optimizer
+def test_a_state_of_this_format_that_lacks_newer_options_and_notes_takes_their_defaults(
+    cls: type[EmoOptimizer],
+) -> None:
+    source, optimizer, twin = cls(parameters()), cls(parameters()), cls(parameters())
+    run(source, range(40))
+    state, older = (copy.deepcopy(source.state_dict()) for _ in range(2))
+    for group in older["param_groups"]:
+        del group["emotion"]["coefficients"], group["compensate"], group["compile"]
+    optimizer.load_state_dict(older)
+    twin.load_state_dict(state)
+    assert optimizer.emotion == source.emotion
+    assert optimizer.param_groups[0]["compensate"] is False
+    assert optimizer.metrics()["emo/coefficient_min"] == optimizer.emotion.coefficient
+    for each in (optimizer, twin):
+        run(each, range(40, 45))
+    assert_identical(snapshot(optimizer)[0], snapshot(twin)[0])
 
 
 def test_a_truncated_optimizer_file_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from emo_hf.optim.step import State
 
 EMOTION_KEY = "emotion"
 FORMAT = 1
+"""Raised by whatever an older version could not read, or would read wrongly. A state of another format is refused;
+options and notes for the logs that a state of this format lacks, as a newer version has more of them, take their
+defaults."""
 
 WHAT_TO_DO = "make the model and its groups as they were, or resume from the weights only"
 
@@ -50,10 +53,12 @@ def read_emotion(state: Mapping[str, Any], name: str, law: Callable[[], Emotion]
             f"this optimizer state holds no emotion, so it was not saved by {name}. To go on from the weights "
             "alone, load the model and leave the optimizer state out: the emotion then starts afresh"
         )
-    if saved.get("format") != FORMAT:
+    found = saved.get("format")
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
         raise ValueError(
-            f"this optimizer state has format {saved.get('format')!r}, this version of emo_hf reads "
-            f"{FORMAT}: use the version that saved it, or resume from the weights only"
+            f"this optimizer state has format {found!r}, this version of emo_hf reads {FORMAT}: "
+            f"{'update emo_hf' if newer else 'use the version that saved it'}, or resume from the weights only"
         )
     if saved.get("optimizer") != name:
         raise ValueError(

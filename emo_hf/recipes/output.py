@@ -36,6 +36,12 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
         itself = not in_output_dir and _is_checkpoint(wanted) and _is_whole(wanted)
         found = wanted if itself else last_checkpoint(wanted)
         if found is None and choice != "auto":
+            flaw = what_is_missing(wanted) if _is_checkpoint(wanted) else None
+            if flaw is not None:
+                raise RecipeError(
+                    f"resume_from_checkpoint: {str(wanted)!r} was not saved to its end: {flaw}. Take the one before, "
+                    f"or the run's folder {str(wanted.parent)!r}, of which the newest whole checkpoint is taken"
+                )
             raise RecipeError(f"resume_from_checkpoint: there is no checkpoint in {str(wanted)!r}")
         if found is not None:
             return str(found)
