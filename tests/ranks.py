@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-TIMEOUT = 240.0
+TIMEOUT = 600.0
 """Seconds after which a job is taken to hang."""
 
 Job = Callable[[Path], dict[str, Any]]
