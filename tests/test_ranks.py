@@ -130,6 +130,11 @@ def test_local_sgd_refuses_settings_that_would_make_ranks_wait(ddp: Results) -> 
         assert "average_tokens_across_devices=False" in rank["said"][1]
 
 
+def test_an_exchange_through_a_folder_is_refused_in_a_job_of_several_processes(ddp: Results) -> None:
+    for rank in both(ddp, "local sgd refused"):
+        assert rank["exchange said"] == "WeightExchangeCallback is for nodes of one process each, got 2"
+
+
 def test_a_mode_that_does_not_exist_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="emo_sync must be one of global, local, got 'both'"):
         EmoNavi(parameters(), emo_sync="both")

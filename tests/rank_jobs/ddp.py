@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 import emo_hf
 from emo_hf.local_sgd import LocalSGDCallback
 from emo_hf.loss_tap import unwrap
+from emo_hf.nodes import WeightExchangeCallback
 from tests import tiny
 
 BATCH = 4
@@ -82,14 +83,19 @@ class Drift(TrainerCallback):
 
 
 def local_sgd_refused(folder: Path) -> dict[str, Any]:
+    local_sgd, exchange = LocalSGDCallback(5), WeightExchangeCallback(folder / "exchange", node="a", every=5)
     return {
-        "said": [refusal(folder, average_tokens_across_devices=False), refusal(folder, optim_args="emo_sync=local")]
+        "said": [
+            refusal(folder, local_sgd, average_tokens_across_devices=False),
+            refusal(folder, local_sgd, optim_args="emo_sync=local"),
+        ],
+        "exchange said": refusal(folder, exchange),
     }
 
 
-def refusal(folder: Path, **changes: Any) -> str:
+def refusal(folder: Path, callback: TrainerCallback, **changes: Any) -> str:
     try:
-        train(folder, more_callbacks=[LocalSGDCallback(5)], **changes)
+        train(folder, more_callbacks=[callback], **changes)
     except ValueError as error:
         return str(error)
     return "nothing"
