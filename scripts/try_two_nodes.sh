@@ -22,14 +22,19 @@ cleanup() {
 trap cleanup EXIT
 export TMPDIR="$folder"
 
-ip netns add "$space-0"
-ip netns add "$space-1"
-ip link add "$space-a" netns "$space-0" type veth peer name "$space-b" netns "$space-1"
-ip -n "$space-0" address add 10.77.0.1/24 dev "$space-a"
-ip -n "$space-1" address add 10.77.0.2/24 dev "$space-b"
-for node in 0 1; do ip -n "$space-$node" link set lo up; done
-ip -n "$space-0" link set "$space-a" up
-ip -n "$space-1" link set "$space-b" up
+set_up() {
+    ip netns add "$space-0" && ip netns add "$space-1" &&
+        ip link add "$space-a" netns "$space-0" type veth peer name "$space-b" netns "$space-1" &&
+        ip -n "$space-0" address add 10.77.0.1/24 dev "$space-a" &&
+        ip -n "$space-1" address add 10.77.0.2/24 dev "$space-b" &&
+        ip -n "$space-0" link set lo up && ip -n "$space-1" link set lo up &&
+        ip -n "$space-0" link set "$space-a" up && ip -n "$space-1" link set "$space-b" up &&
+        ip netns exec "$space-0" true
+}
+if ! set_up; then
+    echo "try_two_nodes.sh: may not make network namespaces here" >&2
+    exit 77
+fi
 
 # start NODE LOG ARGUMENTS…: one node of the job, in the background; sets $started.
 start() {

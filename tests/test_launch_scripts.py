@@ -65,6 +65,15 @@ def test_the_plan_of_several_nodes_counts_the_processes_of_all(train: str) -> No
     assert f"--rdzv_backend static {train} --lr 1" in result.stdout
 
 
+@pytest.mark.long
+def test_two_machines_train_as_one_job_and_go_on_after_one_of_them_was_lost() -> None:
+    result = launch("try_two_nodes.sh")
+    if result.returncode == 77:
+        pytest.skip(result.stderr.strip().splitlines()[-1])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.endswith("the same weights and the same emotion, to the last bit, on both nodes\n")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_strategy_has_a_config_that_accelerate_reads(name: str, train: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
