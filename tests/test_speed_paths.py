@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, emofact, parts, step
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, build, compiled, emofact, parts, step
 from tests.emo_cases import (
     OPTIMIZERS,
     each_implementation,
@@ -60,8 +60,16 @@ def test_kernels_agree_with_the_loop_over_many_steps(cls: type[EmoOptimizer]) ->
 
 
 @needs_compiler
+@pytest.mark.parametrize("pooled", [True, False])
 @each_optimizer
-def test_sharing_among_threads_changes_no_bit(cls: type[EmoOptimizer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharing_among_threads_changes_no_bit(
+    cls: type[EmoOptimizer], pooled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not pooled:
+        monkeypatch.setattr(compiled, "pool", lambda: None)
+    elif compiled.pool() is None:
+        pytest.skip("torch has no GNU OpenMP here")
+    monkeypatch.setattr(compiled, "PIECE", 100)
     monkeypatch.setattr(emofact, "LARGE", 1000)
     shapes = [(40, 50), (7,), (250, 400), (37, 11), (300,), (33_000,), (17, 4, 30), (25, 40)]
     before = torch.get_num_threads()

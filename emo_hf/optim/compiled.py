@@ -5,7 +5,11 @@ The interpreter lock is free while a kernel runs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import glob
+import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -14,10 +18,13 @@ from typing import Any, TypeAlias
 import torch
 
 from emo_hf.optim.build import kernels
+from emo_hf.optim.parts import PIECE
 from emo_hf.optim.step import PLAIN, Implementation, State, StepSize, column, where
 
 MOST_THREADS = 256
 """As many as kernels.c starts."""
+
+IMPORTED_BY = os.getpid()
 
 WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)  # the last two in float32 copies
 
@@ -79,9 +86,33 @@ def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementat
     return update
 
 
-def threads() -> int:
-    """On how many threads a kernel may run."""
-    return min(torch.get_num_threads(), MOST_THREADS)
+class Crew(ctypes.Structure):
+    """`struct crew` of kernels.c."""
+
+    _fields_ = [("threads", ctypes.c_int64), ("pool", ctypes.c_void_p)]
+
+
+def crew(elements: int) -> Crew:
+    """Who works on so many elements: the whole pool, which would end threads that are left out, or new ones."""
+    threads = torch.get_num_threads()
+    if threads == 1 or elements < 2 * PIECE:
+        return Crew(1, None)
+    return Crew(threads, pool()) if pool() else Crew(min(threads, MOST_THREADS, elements // PIECE), None)
+
+
+def pool() -> int | None:
+    """The address of GOMP_parallel in torch's own OpenMP; None in a forked process, where its threads are gone."""
+    return find_pool() if os.getpid() == IMPORTED_BY else None
+
+
+@functools.cache
+def find_pool() -> int | None:
+    """The address of GOMP_parallel, if GNU's OpenMP came with torch and is what it has loaded."""
+    for library in glob.glob(os.path.join(os.path.dirname(torch.__file__), "lib", "libgomp*.so*")):
+        with contextlib.suppress(OSError, AttributeError):  # another one is loaded, say the system's
+            loaded = ctypes.CDLL(library, mode=os.RTLD_NOLOAD)
+            return ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p).value
+    return None
 
 
 def address(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -110,9 +141,10 @@ def elementwise(name: str, keys: Sequence[str], otherwise: Implementation) -> Im
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
         function = kernel(name)
         ends = integers(accumulate(map(torch.Tensor.numel, params)))
+        workers = ctypes.byref(crew(ends[-1]))
         lists = [pointers(tensors) for tensors in (params, grads, *(column(states, key) for key in keys))]
         sizes = ctypes.byref(KernelSize.of(size))
-        function(ctypes.c_int64(threads()), ctypes.c_int64(len(params)), ends, *lists, sizes)
+        function(workers, ctypes.c_int64(len(params)), ends, *lists, sizes)
         torch.autograd.graph.increment_version(params)
 
     return where_it_fits(run, otherwise)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from emo_hf.optim.base import EmoOptimizer
-from emo_hf.optim.compiled import KernelSize, Reference, address, integers, kernel, pointers, threads, where_it_fits
+from emo_hf.optim.compiled import KernelSize, Reference, address, crew, integers, kernel, pointers, where_it_fits
 from emo_hf.optim.emofact_shards import first_sizes, move_matrices
 from emo_hf.optim.parts import bounded, is_flat, piece_for
 from emo_hf.optim.step import Implementation, State, StepSize, column, on_own_elements, where
@@ -171,8 +171,9 @@ def _compiled_whole(
     rows: Sequence[int], columns: Sequence[int], tensors: Sequence[Sequence[torch.Tensor]], sizes: Reference
 ) -> None:
     widest = max(n if m else 0 for n, m in zip(columns, rows, strict=True))
-    scratch = torch.empty(threads(), widest)
-    counts = (ctypes.c_int64(threads()), ctypes.c_int64(len(rows)))
+    workers = crew(sum(tensor.numel() for tensor in tensors[0]))
+    scratch = torch.empty(workers.threads, widest)
+    counts = (ctypes.byref(workers), ctypes.c_int64(len(rows)))
     lists = [integers(rows), integers(columns), *map(pointers, tensors)]
     kernel("emo_fact")(*counts, *lists, address(scratch), ctypes.c_int64(widest), sizes)
 
@@ -180,8 +181,8 @@ def _compiled_whole(
 def _compiled_matrix(p: torch.Tensor, g: torch.Tensor, r: torch.Tensor, k: torch.Tensor, sizes: Reference) -> None:
     columns = p.numel() // p.shape[0]
     sums = torch.empty(BLOCKS, columns)
-    counts = map(ctypes.c_int64, (threads(), p.shape[0], columns))
-    kernel("emo_fact_large")(*counts, *map(address, (p, g, r, k, sums)), sizes)
+    counts = map(ctypes.c_int64, (p.shape[0], columns))
+    kernel("emo_fact_large")(ctypes.byref(crew(p.numel())), *counts, *map(address, (p, g, r, k, sums)), sizes)
 
 
 def _matrices_on_shards(

@@ -1,8 +1,8 @@
 /* The three update rules for float32 tensors in main memory, one pass each, in the symbols of the docstrings.
 
    Tensors come as lists of pointers to contiguous elements. The work is cut into tasks that do not depend on the number
-   of threads, so that no result does; each thread takes the next task as it gets free. The threads live for one call:
-   nothing is left behind that a fork could break. Nothing here allocates or keeps state. */
+   of threads, so that no result does; each thread takes the next task as it gets free. Nothing here allocates or keeps
+   state. */
 
 #include <math.h>
 #include <pthread.h>
@@ -31,20 +31,37 @@ struct work {
     atomic_llong next, threads;
 };
 
-static void *take_tasks(void *argument) {
+static void take_tasks(void *argument) {
     struct work *w = argument;
     int64_t thread = atomic_fetch_add(&w->threads, 1);
     for (int64_t i; (i = atomic_fetch_add(&w->next, 1)) < w->tasks;) w->run(i, thread, w->context);
+}
+
+static void *take_tasks_as_helper(void *argument) {
+    take_tasks(argument);
     return 0;
 }
 
+/* Who works. `pool` is GOMP_parallel of torch's own OpenMP: its threads are awake, and new ones would wait for a core
+   until those sleep. Without it there are threads for the time of one call, which no fork can break. */
+struct crew {
+    int64_t threads;
+    void (*pool)(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+};
+
 /* Runs tasks 0 … tasks − 1 on this thread and helpers; where the system gives fewer of them, they do it all. */
-static void share(task *run, int64_t tasks, int64_t threads, const void *context) {
+static void share(task *run, int64_t tasks, const struct crew *crew, const void *context) {
     struct work w = {run, context, tasks, 0, 0};
+    if (tasks > 1 && crew->pool) {
+        crew->pool(take_tasks, &w, (unsigned)crew->threads, 0);
+        return;
+    }
+    int64_t threads = crew->threads < tasks ? crew->threads : tasks;
     pthread_t helpers[MOST_THREADS];
-    int64_t wanted = (threads < tasks ? threads : tasks) - 1, started = 0;
-    if (wanted > MOST_THREADS) wanted = MOST_THREADS;
-    while (started < wanted && pthread_create(&helpers[started], 0, take_tasks, &w) == 0) started++;
+    int64_t started = 0;
+    while (started < threads - 1 && started < MOST_THREADS &&
+           pthread_create(&helpers[started], 0, take_tasks_as_helper, &w) == 0)
+        started++;
     take_tasks(&w);
     while (started > 0) pthread_join(helpers[--started], 0);
 }
@@ -78,10 +95,10 @@ static void one_piece(int64_t index, int64_t thread, const void *context) {
     }
 }
 
-static void elementwise(piece *rule, int64_t threads, int64_t count, const int64_t *ends, float **p, float **g,
+static void elementwise(piece *rule, const struct crew *crew, int64_t count, const int64_t *ends, float **p, float **g,
                         float **a, float **b, const struct size *s) {
     struct elementwise e = {rule, ends, count, ends[count - 1], p, g, a, b, s};
-    share(one_piece, (e.total + PIECE - 1) / PIECE, threads, &e);
+    share(one_piece, (e.total + PIECE - 1) / PIECE, crew, &e);
 }
 
 static void navi_piece(int64_t n, float *restrict p, const float *restrict g, float *restrict m, float *restrict v,
@@ -204,30 +221,30 @@ static void block_apply(int64_t block, int64_t thread, const void *context) {
     fact_apply(rows_of_block(x, block), x->columns, x->p + at, x->g + at, x->r + row, x->sums, x->s);
 }
 
-void emo_navi(int64_t threads, int64_t count, const int64_t *ends, float **p, float **g, float **m, float **v,
+void emo_navi(const struct crew *crew, int64_t count, const int64_t *ends, float **p, float **g, float **m, float **v,
               const struct size *s) {
-    elementwise(navi_piece, threads, count, ends, p, g, m, v, s);
+    elementwise(navi_piece, crew, count, ends, p, g, m, v, s);
 }
 
-void emo_lynx(int64_t threads, int64_t count, const int64_t *ends, float **p, float **g, float **m,
+void emo_lynx(const struct crew *crew, int64_t count, const int64_t *ends, float **p, float **g, float **m,
               const struct size *s) {
-    elementwise(lynx_piece, threads, count, ends, p, g, m, 0, s);
+    elementwise(lynx_piece, crew, count, ends, p, g, m, 0, s);
 }
 
 /* Each tensor is a task. One of 0 rows is a vector, with v in the place of r. `scratch` holds `widest` floats, the most
    columns of any matrix, for each thread. */
-void emo_fact(int64_t threads, int64_t count, const int64_t *rows, const int64_t *columns, float **p, float **g,
+void emo_fact(const struct crew *crew, int64_t count, const int64_t *rows, const int64_t *columns, float **p, float **g,
               float **r, float **k, float *scratch, int64_t widest, const struct size *s) {
     struct matrices x = {rows, columns, p, g, r, k, scratch, widest, s};
-    share(fact_whole, count, threads, &x);
+    share(fact_whole, count, crew, &x);
 }
 
 /* One large matrix, of which all threads have a part. `sums` holds BLOCKS · columns floats. */
-void emo_fact_large(int64_t threads, int64_t rows, int64_t columns, float *p, float *g, float *r, float *k,
+void emo_fact_large(const struct crew *crew, int64_t rows, int64_t columns, float *p, float *g, float *r, float *k,
                     float *sums, const struct size *s) {
     struct matrix x = {rows, columns, (rows + BLOCKS - 1) / BLOCKS, p, g, r, sums, s};
     int64_t blocks = (rows + x.height - 1) / x.height;
-    share(block_rows, blocks, threads, &x);
+    share(block_rows, blocks, crew, &x);
     fact_columns(rows, columns, blocks, sums, k, s);
-    share(block_apply, blocks, threads, &x);
+    share(block_apply, blocks, crew, &x);
 }
