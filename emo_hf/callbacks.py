@@ -132,15 +132,7 @@ class EmoCallback(TrainerCallback):
     ) -> None:
         self._before_save(args, state, control, optimizer)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self._before_save(args, state, control, optimizer)
+    on_evaluate = on_epoch_end
 
     def on_log(
         self,
