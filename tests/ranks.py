@@ -94,7 +94,9 @@ def main(module: str, folder: str) -> None:
     torch.save(results, Path(folder) / f"rank{os.environ['RANK']}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # torch 2.13 may wait for gloo's threads for ever, holding the lock that they need
 
 
 if __name__ == "__main__":
