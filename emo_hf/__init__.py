@@ -8,27 +8,27 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from emo_hf import loss_tap as loss_tap  # wires the optimizers to accelerate when they are made
+from emo_hf.integrations import accelerate as _accelerate  # noqa: F401  wires the optimizers to accelerate when they are made
 from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
 
 if TYPE_CHECKING:
-    from emo_hf.callbacks import EmoCallback, EmoEarlyStoppingCallback
-    from emo_hf.checkpoints import last_whole_checkpoint
-    from emo_hf.factory import create_optimizer
-    from emo_hf.param_groups import GroupOptions, build_param_groups
-    from emo_hf.registry import register, unregister
+    from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
+    from emo_hf.trainer.checkpoints import last_whole_checkpoint
+    from emo_hf.trainer.factory import create_optimizer
+    from emo_hf.trainer.param_groups import GroupOptions, build_param_groups
+    from emo_hf.trainer.registry import register, unregister
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "EmoCallback": "emo_hf.callbacks",
-    "EmoEarlyStoppingCallback": "emo_hf.callbacks",
-    "GroupOptions": "emo_hf.param_groups",
-    "build_param_groups": "emo_hf.param_groups",
-    "create_optimizer": "emo_hf.factory",
-    "last_whole_checkpoint": "emo_hf.checkpoints",
-    "register": "emo_hf.registry",
-    "unregister": "emo_hf.registry",
+    "EmoCallback": "emo_hf.trainer.callbacks",
+    "EmoEarlyStoppingCallback": "emo_hf.trainer.callbacks",
+    "GroupOptions": "emo_hf.trainer.param_groups",
+    "build_param_groups": "emo_hf.trainer.param_groups",
+    "create_optimizer": "emo_hf.trainer.factory",
+    "last_whole_checkpoint": "emo_hf.trainer.checkpoints",
+    "register": "emo_hf.trainer.registry",
+    "unregister": "emo_hf.trainer.registry",
 }
 
 __all__ = [

@@ -75,8 +75,8 @@ def _core() -> str:
 def _registration() -> str:
     from transformers import HfArgumentParser, TrainingArguments
 
-    from emo_hf.factory import OPTIMIZERS
-    from emo_hf.registry import register
+    from emo_hf.trainer.factory import OPTIMIZERS
+    from emo_hf.trainer.registry import register
 
     register()
     for name in OPTIMIZERS:
@@ -88,8 +88,8 @@ def _trainer() -> str:
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback
 
-    from emo_hf.loss_tap import unwrap
-    from emo_hf.registry import register
+    from emo_hf.integrations.accelerate import unwrap
+    from emo_hf.trainer.registry import register
 
     register()
     config = BertConfig(

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"emo-hf run: there is no script {target[0]!r} (to run a module: emo-hf run -m MODULE)", file=sys.stderr)
         return 2
 
-    from emo_hf.registry import register  # transformers takes seconds to import: not for a usage error
+    from emo_hf.trainer.registry import register  # transformers takes seconds to import: not for a usage error
 
     register()
     sys.argv = target

@@ -7,10 +7,10 @@ same number of samples in all, and every kind is run with several seeds: median,
 
 - `gradients (DDP)`: one emotion, gradients averaged at every step.
 - `weights, K=…`: accelerate's LocalSGD, own emotions, weights averaged every K steps; the ranks wait for each other.
-- `folder, K=…`: `emo_hf.nodes.WeightExchange`, processes that know nothing of each other but a folder. All the same;
+- `folder, K=…`: `WeightExchange`, processes that know nothing of each other but a folder. All the same;
   the last one three times slower (it sleeps after every step for twice as long as that took); the last one starting
   when the others are half way; the last one leaving half way. The others do what it leaves undone.
-- `merged at the end`: `emo_hf.averaging.average_saved`, nothing before.
+- `merged at the end`: `average_saved`, nothing before.
 
 Folder runs end with the average of what the nodes have that are there at the end. Their nodes draw from all of the
 training data, each in an order of its own. Bytes are what a rank hands to collectives, or writes into the folder.
@@ -40,8 +40,8 @@ from torch import Tensor, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from emo_hf import EmoNavi
-from emo_hf.averaging import average_saved
-from emo_hf.nodes import WeightExchange
+from emo_hf.autonomous.averaging import average_saved
+from emo_hf.autonomous.weight_exchange import WeightExchange
 
 WORDS, LENGTH, WIDTH = 1 << 14, 24, 64
 BATCH = 16

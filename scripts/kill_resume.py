@@ -26,8 +26,8 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 from transformers.utils.logging import disable_progress_bar
 
 import emo_hf
-from emo_hf.checkpoints import what_is_missing
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
+from emo_hf.trainer.checkpoints import what_is_missing
 
 END = "end.pt"
 
@@ -84,7 +84,7 @@ def live(folder: Path, options: argparse.Namespace, seconds: float | None = None
 def train(folder: Path, options: argparse.Namespace) -> None:
     """Train to the end, from the last whole checkpoint on."""
     torch.set_num_threads(1)
-    logging.getLogger("emo_hf.checkpoints").setLevel(logging.ERROR)
+    logging.getLogger("emo_hf.trainer.checkpoints").setLevel(logging.ERROR)
     disable_progress_bar()
     set_seed(0)
     config = BertConfig(

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import emo_hf
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 
 
 class Meter(TrainerCallback):

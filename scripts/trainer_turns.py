@@ -12,7 +12,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 import emo_hf
-from emo_hf import loss_tap
+from emo_hf.integrations import accelerate as loss_tap
 
 
 @dataclass(frozen=True)

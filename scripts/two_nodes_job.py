@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import emo_hf
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 
 
 class Slowly(TrainerCallback):

@@ -16,7 +16,7 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.optim.arguments import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
 
 def optim_inputs(device: Any, dtype: torch.dtype | None = None) -> list[OptimizerInput]:

@@ -39,8 +39,8 @@ def test_every_option_and_every_metric_is_in_the_readmes_tables() -> None:
     import torch
 
     from emo_hf import EmoNavi
-    from emo_hf.options import GROUP_OPTIONS, OPTIONS
-    from emo_hf.param_groups import ROLES
+    from emo_hf.trainer.options import GROUP_OPTIONS, OPTIONS
+    from emo_hf.trainer.param_groups import ROLES
 
     optimizer = EmoNavi([torch.nn.Parameter(torch.ones(1))])
     for name in [*(OPTIONS.keys() - GROUP_OPTIONS.keys()), *ROLES, *optimizer.metrics()]:

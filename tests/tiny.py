@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback
 
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 
 LABELS = 3
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.emotion import Emotion
-from emo_hf.optim.metrics import CoefficientWindow
-from emo_hf.optim.placement import is_sharded
-from emo_hf.optim.step import State
+from emo_hf.emotion.metrics import CoefficientWindow
+from emo_hf.emotion.v3_1 import Emotion
+from emo_hf.optim.rules.rule import State
+from emo_hf.optim.tensors.dtensor import is_sharded
 
 EMOTION_KEY = "emotion"
 FORMAT = 1

@@ -15,11 +15,11 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from emo_hf.callbacks import SelfStop
-from emo_hf.factory import OPTIMIZERS
-from emo_hf.options import parse_optim_args, read_options
 from emo_hf.recipes.arguments import TRAINER_DEFAULTS, DataArguments, LoraArguments, ModelArguments
 from emo_hf.recipes.errors import RecipeError, one_line
+from emo_hf.trainer.callbacks import SelfStop
+from emo_hf.trainer.factory import OPTIMIZERS
+from emo_hf.trainer.options import parse_optim_args, read_options
 
 USAGE = "emo-hf train [CONFIG.yaml] [--key value ...]"
 

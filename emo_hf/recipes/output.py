@@ -6,8 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from emo_hf.checkpoints import what_is_missing
 from emo_hf.recipes.errors import RecipeError
+from emo_hf.trainer.checkpoints import what_is_missing
 
 _RESULTS = ("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "labels.json")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.optim.metrics import PREFIX
+from emo_hf.emotion.metrics import PREFIX
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.output import last_checkpoint
 

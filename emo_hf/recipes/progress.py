@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from emo_hf.optim.metrics import PREFIX
+from emo_hf.emotion.metrics import PREFIX
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emo_hf.optim.metrics import PREFIX
+from emo_hf.emotion.metrics import PREFIX
 from emo_hf.recipes.metrics import perplexity
 
 

@@ -36,7 +36,7 @@ from emo_hf.recipes.plot import PICTURE, draw
 from emo_hf.recipes.progress import FinishOnInterrupt, ShortProgressCallback
 from emo_hf.recipes.sampling import RecipeTrainer
 from emo_hf.recipes.summary import Summary, table
-from emo_hf.registry import register
+from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainerCallback
 
 import emo_hf
-from emo_hf.local_sgd import LocalSGDCallback
-from emo_hf.loss_tap import unwrap
-from emo_hf.nodes import WeightExchangeCallback
+from emo_hf.autonomous.local_sgd import LocalSGDCallback
+from emo_hf.autonomous.weight_exchange import WeightExchangeCallback
+from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
 BATCH = 4

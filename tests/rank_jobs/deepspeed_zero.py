@@ -13,7 +13,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
 from deepspeed.utils import safe_get_full_fp32_param
 
 import emo_hf
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
 ARGUMENTS: dict[str, Any] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import emo_hf
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
 GLOBAL_BATCH = 8

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import emo_hf
-from emo_hf.loss_tap import unwrap
+from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
 RANK = int(os.environ["RANK"])

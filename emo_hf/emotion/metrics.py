@@ -1,0 +1,68 @@
+"""What an emo optimizer has to say to a logger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from emo_hf.emotion.v3_1 import EmotionView
+
+PREFIX = "emo/"
+
+
+@dataclass(slots=True)
+class CoefficientWindow:
+    """Count, sum and range of the coefficient over the steps since the last log line."""
+
+    count: int = 0
+    total: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    def add(self, c: float) -> None:
+        self.low = c if self.count == 0 else min(self.low, c)
+        self.high = c if self.count == 0 else max(self.high, c)
+        self.total += c
+        self.count += 1
+
+    def clear(self) -> None:
+        self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
+
+    def state(self) -> list[float]:
+        return [self.count, self.total, self.low, self.high]
+
+    def load(self, state: list[float]) -> None:
+        count, self.total, self.low, self.high = state
+        self.count = int(count)
+
+
+def metrics(
+    emotion: EmotionView, effective_lr: Mapping[str, float], named: Iterable[str], window: CoefficientWindow
+) -> dict[str, float]:
+    """The metrics of one log line; empties the window.
+
+    Args:
+        emotion: the emotion as it is now.
+        effective_lr: lr·c per group, the first of which stands for the whole as the Trainer's `learning_rate` does.
+        named: the groups that the user named, which get a line of their own.
+        window: the coefficients since the last log line.
+    """
+    c = emotion.coefficient
+    mean, low, high = (window.total / window.count, window.low, window.high) if window.count else (c, c, c)
+    window.clear()
+    values = {
+        "effective_lr": next(iter(effective_lr.values())),
+        **{f"effective_lr/{name}": effective_lr[name] for name in named},
+        "coefficient": c,
+        "coefficient_mean": mean,
+        "coefficient_min": low,
+        "coefficient_max": high,
+        "scalar": emotion.scalar,
+        "loss_short": emotion.short,
+        "loss_long": emotion.long,
+        "quiet": int(emotion.quiet),
+        "should_stop": int(emotion.should_stop),
+        "observations": emotion.observations,
+        "skipped": emotion.skipped,
+    }
+    return {PREFIX + name: value for name, value in values.items()}

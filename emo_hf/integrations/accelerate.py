@@ -1,0 +1,145 @@
+"""How a loss reaches an emo optimizer without the user's help.
+
+The tap sits on `accelerate.Accelerator.backward`: every loss that the Trainer, TRL, diffusers-style loops and kohya
+send to backward passes there, before DeepSpeed steps inside it and before fp16 scaling. It feeds the emo optimizers
+that were prepared by that same accelerator. Making an emo optimizer in a process that has imported accelerate puts it
+in place; nothing else does, and `uninstall()` takes it away.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from emo_hf.optim.optimizer import EmoOptimizer, on_construction
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_MARK = "_emo_hf_original_backward"
+
+_prepared: weakref.WeakKeyDictionary[Accelerator, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
+"""The models as they were wrapped: the accelerator itself keeps only what is inside."""
+
+
+def wire() -> None:
+    """Install the tap if this process has imported accelerate; `emo_hf` calls it when an optimizer is made."""
+    if "accelerate" in sys.modules:
+        install()
+
+
+def install() -> None:
+    """Put the tap on `Accelerator.backward`, and note what `prepare_model` makes. Doing it twice changes nothing."""
+    from accelerate import Accelerator
+
+    original = Accelerator.backward
+    if hasattr(original, _MARK):
+        return
+
+    @functools.wraps(original)
+    def backward(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> Any:
+        feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
+        return original(self, loss, **kwargs)
+
+    original_prepare = Accelerator.prepare_model
+
+    @functools.wraps(original_prepare)
+    def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
+        model = original_prepare(self, *args, **kwargs)
+        _prepared.setdefault(self, weakref.WeakSet()).add(model)
+        return model
+
+    setattr(backward, _MARK, original)
+    setattr(prepare_model, _MARK, original_prepare)
+    Accelerator.backward = backward
+    Accelerator.prepare_model = prepare_model
+
+
+def uninstall() -> None:
+    """Give the methods of `Accelerator` back as they were."""
+    from accelerate import Accelerator
+
+    for name in ("backward", "prepare_model"):
+        method = getattr(Accelerator, name)
+        setattr(Accelerator, name, getattr(method, _MARK, method))
+
+
+def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
+    """Show a loss on its way to backward to the emo optimizers of an accelerator.
+
+    Args:
+        accelerator: the accelerator whose backward it is sent to.
+        loss: what is sent; anything but a real tensor of one element is left to backward to judge.
+        divided: whether backward will divide it by the accelerator's own number of accumulation steps. Such losses are
+            averaged, so that a last, shorter accumulation does not look like a sudden drop; where that number is 1,
+            as in the Trainer, the caller has scaled them, and their plain sum is the loss of the step.
+    """
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
+        return
+    steps = accelerator.gradient_accumulation_steps
+    weight = 1.0 / steps if divided and steps > 1 else None
+    for optimizer in emo_optimizers(accelerator):
+        optimizer.tap_loss(
+            loss,
+            weight,
+            last=accelerator.sync_gradients,
+            together=_ranks_meet(accelerator),
+            in_parts=accelerator.distributed_type == "DEEPSPEED",
+        )
+
+
+def _ranks_meet(accelerator: Accelerator) -> bool:
+    """Whether every rank goes through the backward pass that comes now, since it averages gradients.
+
+    Inside of DDP's no_sync() ranks need not even run the same number of them. Where we cannot know, they may not.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return False  # there are no others
+    if accelerator.distributed_type in ("FSDP", "DEEPSPEED"):
+        return True
+    models = _prepared.get(accelerator, ())
+    flags = [model.require_backward_grad_sync for model in models if hasattr(model, "require_backward_grad_sync")]
+    return bool(flags) and all(flags)
+
+
+def prepared_around(model: nn.Module) -> tuple[Accelerator, nn.Module] | None:
+    """The accelerator that wrapped a model in DDP, and what it made of it; None if none did."""
+    for accelerator, wrapped in list(_prepared.items()):
+        for candidate in wrapped:
+            if hasattr(candidate, "no_sync") and getattr(candidate, "module", None) is model:
+                return accelerator, candidate
+    return None
+
+
+def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer]:
+    """The emo optimizers that an accelerator has prepared."""
+    for prepared in accelerator._optimizers:
+        optimizer = unwrap(prepared)
+        if optimizer is not None:
+            yield optimizer
+
+
+def unwrap(optimizer: Any) -> EmoOptimizer | None:
+    """The emo optimizer inside of any number of wrappers (accelerate, DeepSpeed, …), or None.
+
+    Args:
+        optimizer: an optimizer, a wrapper that holds one as `.optimizer`, or None.
+    """
+    seen: list[Any] = []
+    while optimizer is not None and all(optimizer is not known for known in seen):
+        if isinstance(optimizer, EmoOptimizer):
+            return optimizer
+        seen.append(optimizer)
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+if wire not in on_construction:
+    on_construction.append(wire)

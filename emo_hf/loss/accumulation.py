@@ -1,0 +1,102 @@
+"""The losses seen since the last step, on their way to the emotion."""
+
+from __future__ import annotations
+
+from numbers import Complex, Real
+from typing import Any, SupportsFloat, TypeAlias
+
+import torch
+
+from emo_hf.optim.tensors.dtensor import whole
+
+Loss: TypeAlias = "torch.Tensor | SupportsFloat"
+
+
+def as_scalar(loss: Loss) -> torch.Tensor | float:
+    """A detached loss of one element, as a 0-d tensor of at least float32, or a float.
+
+    Args:
+        loss: a number, or a real tensor with exactly one element, of any shape, dtype and device.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if the tensor has more or fewer elements than one.
+    """
+    if isinstance(loss, torch.Tensor):
+        if loss.numel() != 1:
+            raise ValueError(
+                f"the loss must be a scalar, got a tensor of shape {tuple(loss.shape)}: reduce it, e.g. by loss.mean()"
+            )
+        if loss.is_complex():
+            raise TypeError(f"the loss must be real, got a tensor of {loss.dtype}")
+        scalar = whole(loss.detach()).reshape(())
+        # A copy: callers go on to divide or reset their loss in place.
+        return scalar.clone() if scalar.dtype in (torch.float32, torch.float64) else scalar.float()
+    if isinstance(loss, Real) or (
+        hasattr(loss, "__float__") and not isinstance(loss, Complex) and not isinstance(loss, (str, bytes))
+    ):
+        try:
+            return float(loss)
+        except (TypeError, ValueError) as error:  # e.g. a numpy array of several elements
+            raise ValueError(f"the loss must be a scalar, got {loss!r}") from error
+    raise TypeError(f"the loss must be a number or a tensor with one element, got {type(loss).__name__}: {loss!r}")
+
+
+class PendingLoss:
+    """Sums the micro-batch losses of one step, on the device they live on.
+
+    Losses with a weight are averaged by it; losses without one were already scaled by whoever computed them, and
+    their plain sum is the loss of the step.
+
+    A sum on a CUDA device sets out for the host as soon as forward has produced it. `take` waits for that copy, which
+    lies before backward in the stream, and so never for backward.
+    """
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | float | None = None
+        self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
+        self._weight: float | None = None
+
+    def __bool__(self) -> bool:
+        return self._sum is not None
+
+    def add(self, loss: Loss, weight: float | None = None) -> None:
+        scalar = as_scalar(loss)
+        if weight is not None:
+            scalar = scalar * weight
+            self._weight = weight + (self._weight or 0.0)
+        if self._sum is None:
+            self._sum = scalar
+        elif isinstance(self._sum, torch.Tensor) and isinstance(scalar, torch.Tensor):
+            self._sum = self._sum + scalar.to(self._sum.device)
+        else:
+            self._sum = float(self._sum) + float(scalar)
+        self._on_its_way = _send_to_host(self._sum) if type(self._sum) is torch.Tensor and self._sum.is_cuda else None
+
+    def value(self) -> torch.Tensor | float | None:
+        """The loss of the step so far, on the device it lives on and without waiting for it; None if none was seen."""
+        return self._sum if self._sum is None or self._weight is None else self._sum / self._weight
+
+    def take(self) -> float | None:
+        """The loss of the step, or None if none was seen; leaves nothing behind."""
+        total, weight = self._sum, self._weight
+        if self._on_its_way is not None:
+            total, arrival = self._on_its_way
+            arrival.synchronize()
+        self.clear()
+        if total is None:
+            return None
+        return float(total) if weight is None else float(total) / weight
+
+    def clear(self) -> None:
+        self._sum = self._weight = self._on_its_way = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_on_its_way": None}  # an event cannot be copied; the sum on the device can
+
+
+def _send_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    """Start to copy a CUDA scalar into pinned memory; the event says when it has arrived."""
+    host = torch.empty((), dtype=scalar.dtype, pin_memory=True)
+    host.copy_(scalar, non_blocking=True)
+    return host, torch.cuda.current_stream(scalar.device).record_event()

@@ -1,0 +1,88 @@
+"""Hands an update rule less at a time: its temporaries then do not grow with the model, and stay in the caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from emo_hf.optim.rules.rule import PLAIN, Implementation, State, StepSize
+
+ELEMENTS = 1 << 24
+"""What an implementation with temporaries is handed at once."""
+
+PIECE = 1 << 15
+"""Elements from which on torch has another thread help; pieces of one such share for each stay in the caches."""
+
+
+def piece_for(param: torch.Tensor) -> int:
+    """How many elements of a parameter are best worked on at a time."""
+    return PIECE * torch.get_num_threads() if param.is_cpu else ELEMENTS
+
+
+def bounded(update: Implementation, elements: int = ELEMENTS, *, elementwise: bool = True) -> Implementation:
+    """`update`, called for about as many `elements` at a time; one that is not elementwise gets its tensors whole."""
+
+    def in_parts(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        if elementwise:
+            params, grads, states = cut(params, grads, states, elements)
+        for begin, end in runs_of([param.numel() for param in params], elements):
+            update(params[begin:end], grads[begin:end], states[begin:end], size)
+
+    return in_parts
+
+
+def in_pieces(update: Implementation) -> Implementation:
+    """An elementwise `update`, called for a piece of one tensor at a time."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        for p, g, state in zip(*cut(params, grads, states, piece_for(params[0])), strict=True):
+            update([p], [g], [state], size)
+
+    return run
+
+
+def ascending(update: Implementation, *, elementwise: bool) -> Implementation:
+    """`update` uphill: with the gradients negated, a part of the list at a time."""
+
+    def uphill(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+        update(params, list(torch._foreach_neg(grads)), states, size)
+
+    return bounded(uphill, elementwise=elementwise)
+
+
+def cut(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], elements: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[State]]:
+    """The lists with each tensor of more than `elements` replaced by flat views of its pieces, if it has them."""
+    if all(param.numel() <= elements for param in params):
+        return params, grads, states
+    pieces: list[tuple[torch.Tensor, torch.Tensor, State]] = []
+    for p, g, state in zip(params, grads, states, strict=True):
+        if p.numel() <= elements or not is_flat(p, g, *state.values()):
+            pieces.append((p, g, state))
+            continue
+        for p_piece, g_piece, *values in zip(
+            *(t.view(-1).split(elements) for t in (p, g, *state.values())), strict=True
+        ):
+            pieces.append((p_piece, g_piece, dict(zip(state, values, strict=True))))
+    all_params, all_grads, all_states = zip(*pieces, strict=True)
+    return list(all_params), list(all_grads), list(all_states)
+
+
+def is_flat(*tensors: torch.Tensor) -> bool:
+    """Whether the elements of the tensors lie where they seem to, one after the other."""
+    return all(type(tensor) in PLAIN and tensor.is_contiguous() for tensor in tensors)
+
+
+def runs_of(lengths: Iterable[int], limit: int) -> Iterator[tuple[int, int]]:
+    """Ranges of a list whose lengths add up to at most `limit`, or that hold a single longer item."""
+    begin = end = total = 0
+    for length in lengths:
+        if total and total + length > limit:
+            yield begin, end
+            begin, total = end, 0
+        total += length
+        end += 1
+    if end > begin:
+        yield begin, end

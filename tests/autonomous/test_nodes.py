@@ -1,0 +1,217 @@
+"""Nodes that share weights through a folder: what is mixed, who may come and go, and real processes that do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import emo_hf
+from emo_hf.autonomous.local_sgd import LocalSGDCallback
+from emo_hf.autonomous.weight_exchange import WeightExchange, WeightExchangeCallback
+from tests import tiny
+
+
+def node(folder: Path, name: str, value: float, every: int = 2) -> tuple[WeightExchange, nn.Parameter]:
+    """A node with one trainable weight, and that weight."""
+    model = nn.Linear(1, 1)
+    model.bias.requires_grad_(False)
+    nn.init.constant_(model.weight, value)
+    return WeightExchange(model, folder, node=name, every=every), model.weight
+
+
+def steps(exchange: WeightExchange, count: int) -> None:
+    for _ in range(count):
+        exchange.step()
+
+
+def test_two_equal_nodes_mix_half_and_half(tmp_path: Path) -> None:
+    (a, weight_a), (b, weight_b) = node(tmp_path, "a", 0.0), node(tmp_path, "b", 8.0)
+    steps(a, 2)
+    assert weight_a.item() == 0.0  # nobody else is there
+    steps(b, 2)
+    assert weight_b.item() == 4.0
+    weight_a.data.fill_(2.0)
+    steps(a, 2)
+    assert weight_a.item() == pytest.approx((4 * 2.0 + 2 * 8.0) / 6)  # 4 steps of its own, and what b had published
+
+
+def test_what_a_node_has_published_counts_once(tmp_path: Path) -> None:
+    (a, weight), (b, _) = node(tmp_path, "a", 0.0), node(tmp_path, "b", 8.0)
+    steps(b, 2)
+    steps(a, 2)
+    assert weight.item() == 4.0
+    steps(a, 20)  # b is slow, or gone
+    assert weight.item() == 4.0
+
+
+def test_a_slow_node_counts_by_its_steps(tmp_path: Path) -> None:
+    (a, weight), (b, _) = node(tmp_path, "a", 0.0, every=6), node(tmp_path, "b", 8.0, every=2)
+    steps(b, 2)
+    steps(a, 6)
+    assert weight.item() == pytest.approx(2 / 8 * 8.0)
+
+
+def test_a_late_node_begins_with_what_was_published_last_and_leaves_the_rest_alone(tmp_path: Path) -> None:
+    (gone, _), (a, _) = node(tmp_path, "gone", 100.0), node(tmp_path, "a", 3.0)
+    steps(gone, 2)
+    a.join()
+    a._params["weight"].data.fill_(3.0)
+    steps(a, 2)
+    late, weight = node(tmp_path, "late", -50.0)
+    assert late.join() == "a"
+    assert weight.item() == 3.0
+    steps(late, 2)
+    assert weight.item() == 3.0
+
+
+def test_the_first_node_joins_nobody(tmp_path: Path) -> None:
+    a, weight = node(tmp_path / "not there yet", "a", 3.0)
+    assert a.join() is None
+    assert weight.item() == 3.0
+
+
+def test_a_node_that_comes_back_under_its_old_name_is_heard_again(tmp_path: Path) -> None:
+    (a, weight), (b, _) = node(tmp_path, "a", 0.0), node(tmp_path, "b", 8.0)
+    steps(b, 20)
+    steps(a, 2)
+    back, weight_back = node(tmp_path, "b", 0.0)
+    assert back.join() == "a"
+    weight_back.data.fill_(100.0)
+    steps(back, 2)  # fewer than in its first life
+    steps(a, 2)
+    assert weight.item() > 20.0
+
+
+def test_only_what_is_trained_is_exchanged_and_the_emotion_stays_at_home(tmp_path: Path) -> None:
+    a, _ = node(tmp_path, "a", 0.0)
+    steps(a, 2)
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as published:
+        assert list(published.keys()) == ["weight"]
+
+
+def test_a_node_that_has_diverged_keeps_it_to_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (a, weight), (b, _) = node(tmp_path, "a", float("nan")), node(tmp_path, "b", 8.0)
+    steps(a, 2)
+    steps(b, 2)
+    assert not (tmp_path / "a.safetensors").exists()
+    assert "Node a has weights that are not finite" in caplog.text
+    back, weight = node(tmp_path, "a", float("nan"))
+    assert back.join() == "b"
+    assert weight.item() == 8.0
+
+
+def test_another_model_in_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:
+    a, _ = node(tmp_path, "a", 0.0)
+    steps(a, 2)
+    other = WeightExchange(nn.Linear(3, 1), tmp_path, node="b", every=2)
+    with pytest.raises(ValueError, match=r"a\.safetensors holds does not fit this model: bias is missing there"):
+        steps(other, 2)
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.0, "8"])
+def test_a_period_that_is_none_is_refused(every: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="every must be a whole number of steps"):
+        WeightExchangeCallback(tmp_path, node="a", every=every)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="every must be a whole number of steps"):
+        LocalSGDCallback(every)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".hidden"])
+def test_a_name_that_is_no_file_name_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="node must be a name"):
+        WeightExchangeCallback(tmp_path, node=name, every=2)
+
+
+def test_trainers_meet_through_the_callback(tmp_path: Path) -> None:
+    emo_hf.register()
+    try:
+        ends = []
+        for name in ("a", "b"):  # b comes when a is done
+            exchange = WeightExchangeCallback(tmp_path / "exchange", node=name, every=4)
+            model = tiny.classifier(seed=ord(name), dropout=0.0)
+            trainer = tiny.trainer(tmp_path / name, model=model, callbacks=[exchange], learning_rate=1e-9)
+            trainer.train()
+            ends.append([param.detach().clone() for param in trainer.model.parameters()])
+        torch.testing.assert_close(ends[0], ends[1], rtol=0.0, atol=1e-6)  # nothing was learned: b has what a had
+        with safe_open(tmp_path / "exchange" / "b.safetensors", framework="pt") as published:
+            assert published.metadata()["steps"] == "10"  # of 10, the last 2 at the end of training
+    finally:
+        emo_hf.unregister()
+
+
+NODE = """if True:
+    import sys, time, torch
+    from torch import nn
+    from emo_hf import EmoNavi
+    from emo_hf.autonomous.weight_exchange import WeightExchange
+    folder, name, seed, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    model, truth = nn.Linear(4, 1), torch.tensor([1.0, -2.0, 3.0, 0.5])
+    optimizer = EmoNavi(model.parameters(), lr=0.02)
+    exchange = WeightExchange(model, folder, node=name, every=5)
+    def error():
+        return float((model.weight.detach() - truth).abs().max())
+    joined = exchange.join()
+    print("joined", joined, error(), flush=True)
+    for step in range(steps):
+        inputs = torch.randn(16, 4)
+        loss = (model(inputs).squeeze(1) - inputs @ truth).square().mean()
+        optimizer.zero_grad()
+        optimizer.observe(loss)
+        loss.backward()
+        optimizer.step()
+        exchange.step()
+        time.sleep(0.002)
+    exchange.exchange()
+    print("ended", optimizer.emotion.observations, error(), flush=True)
+"""
+
+
+@pytest.mark.long
+def test_of_two_real_nodes_one_is_killed_and_comes_back_without_optimizer_state(tmp_path: Path) -> None:
+    def start(name: str, seed: int, count: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", NODE, str(tmp_path), name, str(seed), str(count)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def wait_for(name: str, count: int) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if (tmp_path / f"{name}.safetensors").exists():
+                with safe_open(tmp_path / f"{name}.safetensors", framework="pt") as published:
+                    if int(published.metadata()["steps"]) >= count:
+                        return
+            time.sleep(0.01)
+        raise AssertionError(f"node {name} has not got to step {count}")
+
+    begun = []
+    try:
+        begun.append(start("a", 0, 100_000))
+        begun.append(start("b", 1, 100_000))
+        wait_for("a", 1500)
+        wait_for("b", 1500)
+        begun[1].send_signal(signal.SIGKILL)  # perhaps while it publishes
+        begun[1].wait(30)
+        begun.append(start("b", 2, 400))
+        output, _ = begun[2].communicate(timeout=120)
+        assert begun[2].returncode == 0
+        assert begun[0].poll() is None, "node a did not outlive node b"
+    finally:
+        for process in begun:
+            process.kill()
+            process.wait()
+    _, joined, error_at_start, _, observations, error_at_end = output.split()
+    assert joined in ("a", "b")
+    assert float(error_at_start) < 0.5  # random weights are off by about 3
+    assert observations == "400"  # its emotion began afresh
+    assert float(error_at_end) < 0.5

@@ -1,0 +1,140 @@
+"""Parameters in bfloat16 and float16, with and without compensation."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf.optim.tensors import low_precision
+from tests.emo_cases import OPTIMIZERS, assert_identical, each_optimizer, give_gradients, losses
+
+LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+def task(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A small network of a dtype, and what it has to learn: a network of its kind."""
+    torch.manual_seed(0)
+    teacher, student = (
+        nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)),
+        nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)),
+    )
+    inputs = torch.randn(1024, 16)
+    return student.to(dtype), inputs, 3 * teacher(inputs).detach()
+
+
+def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, compensate: bool) -> float:
+    """Mean square error after 1000 steps at a small learning rate; the weights are read in float32."""
+    model, inputs, targets = task(dtype)
+    optimizer = cls(model.parameters(), lr=1e-4, compensate=compensate)
+    for t in range(1000):
+        batch = slice(64 * (t % 16), 64 * (t % 16) + 64)
+        loss = (model(inputs[batch].to(dtype)).float() - targets[batch]).square().mean()
+        optimizer.zero_grad()
+        optimizer.observe(loss)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float((model.float()(inputs) - targets).square().mean())
+
+
+@pytest.mark.parametrize(("cls", "at_least"), [(EmoNavi, 1.2), (EmoFact, 5.0), (EmoLynx, 5.0)])
+def test_compensated_bfloat16_training_ends_where_float32_does_and_plain_does_not(
+    cls: type[EmoOptimizer], at_least: float
+) -> None:
+    exact = final_error(cls, torch.float32, False)
+    assert final_error(cls, torch.bfloat16, True) == pytest.approx(exact, rel=0.02)
+    assert final_error(cls, torch.bfloat16, False) > at_least * exact
+
+
+def low_params(dtype: torch.dtype) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in [(6, 5), (7,), (2, 3, 4)]]
+
+
+def train(optimizer: EmoOptimizer, steps: range) -> None:
+    values = losses(steps.stop)
+    for t in steps:
+        give_gradients([param for group in optimizer.param_groups for param in group["params"]], t)
+        optimizer.observe(values[t])
+        optimizer.step()
+
+
+@LOW
+@each_optimizer
+def test_a_compensated_run_resumes_to_the_last_bit(cls: type[EmoOptimizer], dtype: torch.dtype) -> None:
+    params = low_params(dtype)
+    optimizer = cls(params, lr=1e-3, compensate=True)
+    train(optimizer, range(5))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed_params = [nn.Parameter(param.detach().clone()) for param in params]
+    resumed = cls(resumed_params, lr=1e-3, compensate=True)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    clone = copy.deepcopy(resumed)
+    for one in (optimizer, resumed, clone):
+        train(one, range(5, 10))
+    assert_identical(optimizer.state_dict(), resumed.state_dict())
+    assert_identical(optimizer.state_dict(), clone.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(params, resumed_params, strict=True))
+
+
+@LOW
+@each_optimizer
+def test_working_on_less_at_a_time_changes_no_bit(
+    cls: type[EmoOptimizer], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = []
+    for elements in (1 << 18, 4):
+        monkeypatch.setattr(low_precision, "ELEMENTS_IN_CACHES", elements)
+        params = low_params(dtype)
+        train(cls(params, lr=1e-3, compensate=True), range(4))
+        results.append(params)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@LOW
+def test_emonavi_leaves_low_precision_to_the_kernel_that_needs_no_copies(dtype: torch.dtype) -> None:
+    chosen, fused = low_params(dtype), low_params(dtype)
+    train(EmoNavi(chosen, lr=1e-3), range(4))
+    train(EmoNavi(fused, lr=1e-3, fused=True), range(4))
+    assert all(torch.equal(one, other) for one, other in zip(chosen, fused, strict=True))
+
+
+STATE_BYTES: list[tuple[type[EmoOptimizer], bool, int]] = [
+    (EmoNavi, False, 4),
+    (EmoNavi, True, 10),
+    (EmoLynx, False, 2),
+    (EmoLynx, True, 6),
+    (EmoFact, True, 2),
+]
+
+
+@LOW
+@pytest.mark.parametrize(("cls", "compensate", "per_element"), STATE_BYTES)
+def test_the_state_takes_the_bytes_that_are_stated(
+    cls: type[EmoOptimizer], compensate: bool, per_element: int, dtype: torch.dtype
+) -> None:
+    param = nn.Parameter(torch.ones(20, 30, dtype=dtype))
+    optimizer = cls([param], compensate=compensate)
+    train(optimizer, range(1))
+    rows_and_columns = 4 * (20 + 30) if cls is EmoFact else 0
+    size = sum(value.numel() * value.element_size() for value in optimizer.state[param].values())
+    assert size == per_element * 600 + rows_and_columns
+
+
+def test_float32_parameters_are_not_compensated() -> None:
+    for cls in OPTIMIZERS:
+        param = nn.Parameter(torch.ones(4))
+        state: dict[str, Any] = {}
+        for compensate in (False, True):
+            optimizer = cls([param], compensate=compensate)
+            train(optimizer, range(1))
+            state[str(compensate)] = set(optimizer.state[param])
+        assert state["True"] == state["False"]
