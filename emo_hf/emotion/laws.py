@@ -1,71 +1,47 @@
-"""The laws that an optimizer's emotion may follow, by the name that `emo_law` takes."""
+"""The laws that an emotion may follow, by the name that `emo_law` takes. A new law is one file here and one line."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
 from typing import Any
 
-from emo_hf.emotion.v3_1 import LONG_GAIN, Emotion
+from emo_hf.emotion.ablation import NONE
+from emo_hf.emotion.law import Law
+from emo_hf.emotion.robust import Robust
+from emo_hf.emotion.v3_0 import V3_0
+from emo_hf.emotion.v3_1 import V3_1
+from emo_hf.emotion.v3_6 import V3_6
+from emo_hf.emotion.v3_9 import V3_9
+from emo_hf.reading import Option
 
-CANCELLATION_WEIGHT = 4.0
-EIGHTH = 0.125  # exact in binary, and with it no sum of finite doubles overflows
-
-
-class RobustEmotion(Emotion):
-    """v3.1 for losses of any sign: policy gradients, contrastive objectives, log-likelihoods.
-
-    v3.1 measures the change of the loss by its slow average. Losses that average to zero, or below it, leave it
-    without a scale: σ sticks at ±1 and no step is taken. Here the scale is the slow average of the loss's size,
-    enlarged where losses of both signs cancel:
-
-        size ← 0.01·|L| + 0.99·size
-        σ = tanh( (long − short) / (size + 4·(size − |long|)) )
-
-    Losses above zero have size = long, and σ is that of v3.1 to the last bit (above its floor of 1e-5). Losses below
-    zero are felt relative to their size, too, and losses that only scatter around zero as quiet (mean |σ| = 0.1). σ
-    does not depend on the scale of the loss. Zeros before the first other loss have no size and are waited through.
-    """
-
-    law = "robust"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._size = 0.0
-
-    def _average(self, loss: float) -> None:
-        if self._size == 0.0:
-            self._short = self._long = loss
-            self._size = abs(loss)
-        else:
-            super()._average(loss)
-            self._size = LONG_GAIN * abs(loss) + (1.0 - LONG_GAIN) * self._size
-
-    def _slope(self) -> float:
-        short, long, size = EIGHTH * self._short, EIGHTH * self._long, EIGHTH * self._size
-        scale = size + CANCELLATION_WEIGHT * (size - abs(long))
-        return (long - short) / max(scale, sys.float_info.min)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "size": self._size}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        size = state.get("size", 0.0)
-        if state.get("law") == self.law and not isinstance(size, (int, float)):
-            raise ValueError(f"the checkpoint's emotion is damaged: size is {size!r}")
-        super().load_state_dict(state)
-        self._size = float(size)
+LAWS: dict[str, type[Law]] = {law.name: law for law in (V3_0, V3_1, Robust, V3_6, V3_9)}
 
 
-LAWS: dict[str, type[Emotion]] = {law.law: law for law in (Emotion, RobustEmotion)}
+def law_names() -> tuple[str, ...]:
+    """All that `emo_law` takes."""
+    return (*LAWS, NONE.name)
 
 
-def law_named(name: str) -> type[Emotion]:
-    """The law of a name.
+def law_options() -> dict[str, Option]:
+    """The options of all laws, by name."""
+    return {name: option for law in LAWS.values() for name, option in law.options.items()}
+
+
+def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
+    """A law by its name.
+
+    Args:
+        name: as `emo_law` takes it.
+        own: the law that the optimizer has by itself, which is felt under `none`.
+        options: options of the law.
 
     Raises:
-        ValueError: for a name that no law has.
+        ValueError: for a name that no law has, or an unacceptable option.
+        TypeError: for an option that the law does not have.
     """
+    if name == NONE.name:
+        law = LAWS[own](**options)
+        law.ablate(NONE)
+        return law
     if name not in LAWS:
-        raise ValueError(f"emo_law must be one of {', '.join(LAWS)}, got {name!r}")
-    return LAWS[name]
+        raise ValueError(f"emo_law must be one of {', '.join(law_names())}, got {name!r}")
+    return LAWS[name](**options)

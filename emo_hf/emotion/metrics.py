@@ -1,13 +1,19 @@
-"""What an emo optimizer has to say to a logger."""
+"""What an emotion has to say to a logger."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from emo_hf.emotion.v3_1 import EmotionView
+from emo_hf.emotion.decision import EmotionView
 
 PREFIX = "emo/"
+
+NOTES = "emo_hf"
+"""Under which name a run's state says, for pictures of it, which law it has followed."""
+
+AVERAGES = {"medium": "loss_medium"}
+"""Numbers of laws that have another name in the logs, beside `loss_short` and `loss_long`."""
 
 
 @dataclass(slots=True)
@@ -39,19 +45,19 @@ class CoefficientWindow:
 def metrics(
     emotion: EmotionView, effective_lr: Mapping[str, float], named: Iterable[str], window: CoefficientWindow
 ) -> dict[str, float]:
-    """The metrics of one log line; empties the window.
+    """The metrics of one log line.
 
     Args:
         emotion: the emotion as it is now.
-        effective_lr: lr·c per group, the first of which stands for the whole as the Trainer's `learning_rate` does.
+        effective_lr: the learning rate of the last step per group, the first of which stands for the whole, as the
+            Trainer's `learning_rate` does.
         named: the groups that the user named, which get a line of their own.
         window: the coefficients since the last log line.
     """
     c = emotion.coefficient
     mean, low, high = (window.total / window.count, window.low, window.high) if window.count else (c, c, c)
-    window.clear()
     values = {
-        "effective_lr": next(iter(effective_lr.values())),
+        **({"effective_lr": next(iter(effective_lr.values()))} if effective_lr else {}),
         **{f"effective_lr/{name}": effective_lr[name] for name in named},
         "coefficient": c,
         "coefficient_mean": mean,
@@ -60,6 +66,7 @@ def metrics(
         "scalar": emotion.scalar,
         "loss_short": emotion.short,
         "loss_long": emotion.long,
+        **{AVERAGES.get(name, name): value for name, value in emotion.details.items()},
         "quiet": int(emotion.quiet),
         "should_stop": int(emotion.should_stop),
         "observations": emotion.observations,

@@ -1,0 +1,102 @@
+"""Reads the values of options, as text from a command line or as Python values, and says what would be accepted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+Reader: TypeAlias = "Callable[[Any], Any]"
+"""Takes what was given and returns the value; raises ValueError("what is accepted") otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option that a law or a rule has of its own.
+
+    Attributes:
+        default: the value of those who say nothing.
+        read: checks a value, or reads it from text.
+        help: what it does, in a few words.
+    """
+
+    default: Any
+    read: Reader
+    help: str
+
+
+def read_value(name: str, value: Any, read: Reader) -> Any:
+    """The value of an option.
+
+    Raises:
+        ValueError: naming the option, the value and what is accepted.
+    """
+    try:
+        return read(value)
+    except ValueError as error:
+        raise ValueError(f"option {name}={value!r} is not acceptable: it takes {error}") from None
+
+
+def boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise ValueError("true or false")
+
+
+def boolean_or_auto(value: Any) -> bool | None:
+    if value is None or (isinstance(value, str) and value.lower() in ("auto", "none")):
+        return None
+    try:
+        return boolean(value)
+    except ValueError:
+        raise ValueError("true, false or auto") from None
+
+
+def number(low: float, below: float = math.inf) -> Callable[[Any], float]:
+    accepted = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+
+    def read(value: Any) -> float:
+        try:
+            result = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            result = math.nan
+        if not low <= result < below:
+            raise ValueError(accepted)
+        return result
+
+    return read
+
+
+def whole_number(low: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        try:
+            result = low - 1 if isinstance(value, (bool, float)) else int(value)
+        except (TypeError, ValueError):
+            result = low - 1
+        if result < low:
+            raise ValueError(f"a whole number of at least {low}")
+        return result
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value in choices:
+            return str(value)
+        raise ValueError("one of " + ", ".join(choices))
+
+    return read
+
+
+def pair_below_one(value: Any) -> tuple[float, float]:
+    """Two decay rates, each in [0, 1), such as betas; as text with a slash or a colon between them."""
+    parts = value.replace(":", "/").split("/") if isinstance(value, str) else value
+    try:
+        first, second = (number(0, below=1)(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError("two numbers of at least 0 and below 1, as text 0.9/0.99") from None
+    return first, second
