@@ -1,13 +1,12 @@
-"""The losses seen since the last step, on their way to the emotion."""
+"""The loss of one step from those of its micro-batches, on its way from the device to a float."""
 
 from __future__ import annotations
 
+import math
 from numbers import Complex, Real
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
-
-from emo_hf.optim.tensors.dtensor import whole
 
 Loss: TypeAlias = "torch.Tensor | SupportsFloat"
 
@@ -16,7 +15,8 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
     """A detached loss of one element, as a 0-d tensor of at least float32, or a float.
 
     Args:
-        loss: a number, or a real tensor with exactly one element, of any shape, dtype and device.
+        loss: a number, or a real tensor with exactly one element, of any shape, dtype and device. Numbers beyond the
+            range of a double become infinite.
 
     Raises:
         TypeError: if it is neither.
@@ -29,7 +29,10 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
             )
         if loss.is_complex():
             raise TypeError(f"the loss must be real, got a tensor of {loss.dtype}")
-        scalar = whole(loss.detach()).reshape(())
+        detached = loss.detach()
+        if hasattr(detached, "full_tensor"):  # a DTensor under tensor parallelism: gathered or summed from the ranks
+            detached = detached.full_tensor()
+        scalar = detached.reshape(())
         # A copy: callers go on to divide or reset their loss in place.
         return scalar.clone() if scalar.dtype in (torch.float32, torch.float64) else scalar.float()
     if isinstance(loss, Real) or (
@@ -37,12 +40,14 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
     ):
         try:
             return float(loss)
+        except OverflowError:  # 10**400, say
+            return math.inf
         except (TypeError, ValueError) as error:  # e.g. a numpy array of several elements
             raise ValueError(f"the loss must be a scalar, got {loss!r}") from error
     raise TypeError(f"the loss must be a number or a tensor with one element, got {type(loss).__name__}: {loss!r}")
 
 
-class PendingLoss:
+class AccumulatedLoss:
     """Sums the micro-batch losses of one step, on the device they live on.
 
     Losses with a weight are averaged by it; losses without one were already scaled by whoever computed them, and
@@ -50,9 +55,13 @@ class PendingLoss:
 
     A sum on a CUDA device sets out for the host as soon as forward has produced it. `take` waits for that copy, which
     lies before backward in the stream, and so never for backward.
+
+    Args:
+        sent: whether the sum sets out so; False for one that may never be asked for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sent: bool = True) -> None:
+        self._sent = sent
         self._sum: torch.Tensor | float | None = None
         self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._weight: float | None = None
@@ -61,6 +70,7 @@ class PendingLoss:
         return self._sum is not None
 
     def add(self, loss: Loss, weight: float | None = None) -> None:
+        """Take in the loss of a micro-batch, as `as_scalar` takes it."""
         scalar = as_scalar(loss)
         if weight is not None:
             scalar = scalar * weight
@@ -71,7 +81,12 @@ class PendingLoss:
             self._sum = self._sum + scalar.to(self._sum.device)
         else:
             self._sum = float(self._sum) + float(scalar)
-        self._on_its_way = _send_to_host(self._sum) if type(self._sum) is torch.Tensor and self._sum.is_cuda else None
+        self._send()
+
+    def become(self, other: AccumulatedLoss) -> None:
+        """Hold what `other` holds, and nothing else."""
+        self._sum, self._weight = other._sum, other._weight
+        self._send()
 
     def value(self) -> torch.Tensor | float | None:
         """The loss of the step so far, on the device it lives on and without waiting for it; None if none was seen."""
@@ -90,6 +105,11 @@ class PendingLoss:
 
     def clear(self) -> None:
         self._sum = self._weight = self._on_its_way = None
+
+    def _send(self) -> None:
+        total = self._sum
+        sets_out = self._sent and type(total) is torch.Tensor and total.is_cuda
+        self._on_its_way = _send_to_host(total) if sets_out else None  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_on_its_way": None}  # an event cannot be copied; the sum on the device can

@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.optim.optimizer import Optimizer
 
-from emo_hf.loss.accumulation import PendingLoss
-from emo_hf.optim.tensors.dtensor import own_elements
+from emo_hf.loss.accumulation import AccumulatedLoss
 
 GLOBAL = "global"
 LOCAL = "local"
@@ -45,7 +43,7 @@ class RankMean:
         if mode not in SYNC_MODES:
             raise ValueError(f"emo_sync must be one of {', '.join(SYNC_MODES)}, got {mode!r}")
         self.mode = mode
-        self._under_way: tuple[PendingLoss, _Exchange] | None = None
+        self._under_way: tuple[AccumulatedLoss, _Exchange] | None = None
         self._has_said_local = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,61 +64,41 @@ class RankMean:
                 )
         return self.mode == GLOBAL
 
-    def start(self, loss: PendingLoss, optimizer: Optimizer) -> None:
-        """Send the complete loss of a step on its way, so that it travels while backward computes."""
+    def start(self, loss: AccumulatedLoss, device: torch.device | None) -> None:
+        """Send the complete loss of a step on its way, so that it travels while backward computes.
+
+        Args:
+            loss: the loss.
+            device: where the parameters are, which is where the ranks meet if they can.
+        """
         if self.applies:
-            self._under_way = (loss, _Exchange(loss, _device_of(optimizer)))
+            self._under_way = (loss, _Exchange(loss, device))
 
     def cancel(self) -> None:
         """Forget what is under way: its step does not come, or its loss was not complete."""
         self._under_way = None
 
-    def take(self, loss: PendingLoss, optimizer: Optimizer) -> float | None:
-        """The loss of the step, averaged over the ranks, or None if none was seen; empties `loss`."""
+    def take(self, loss: AccumulatedLoss, device: torch.device | None, *, alone: bool = False) -> float | None:
+        """The loss of the step, averaged over the ranks, or None if none was seen; empties `loss`.
+
+        Args:
+            loss: this rank's loss.
+            device: as for `start`.
+            alone: whether this is a step of which the other ranks know nothing; they are not waited for then.
+        """
         under_way, self._under_way = self._under_way, None
-        if not self.applies or (not loss and _only_creates_state(optimizer)):
+        if not self.applies or alone:
             return loss.take()
         started = under_way is not None and under_way[0] is loss
-        exchange = under_way[1] if under_way and started else _Exchange(loss, _device_of(optimizer))
+        exchange = under_way[1] if under_way and started else _Exchange(loss, device)
         loss.clear()
         return exchange.mean()
-
-
-def steps_at_rate_0(optimizer: Optimizer) -> bool:
-    """Whether the learning rates are 0 now, as they are where a step is there to create the state."""
-    return all(float(group["lr"]) == 0.0 for group in optimizer.param_groups)
-
-
-def warn_about_flat_matrices(name: str) -> None:
-    """Say, on one rank, what DeepSpeed does to an update rule that is not elementwise."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        logger.warning(
-            "%s under DeepSpeed: ZeRO hands over all parameters as flat vectors, so matrices are updated by the rule "
-            "for vectors, and their state is as large as they are. For rows and columns use FSDP2 or DDP.",
-            name,
-        )
-
-
-def _only_creates_state(optimizer: Optimizer) -> bool:
-    # What torch's checkpointing code does, perhaps on one rank alone: the other ranks must not be waited for. A rank
-    # whose loss lies on another one may also step at rate 0, in warm-up, but its gradients are not all 0.
-    gradients = (param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None)
-    return (
-        steps_at_rate_0(optimizer)
-        and not any(optimizer.state.values())
-        and not any(own_elements(gradient).any() for gradient in gradients)
-    )
-
-
-def _device_of(optimizer: Optimizer) -> torch.device | None:
-    # DeepSpeed hands over parameters for the moment of a step only.
-    return next((param.device for group in optimizer.param_groups for param in group["params"]), None)
 
 
 class _Exchange:
     """One sum of (loss, 1) over all ranks, under way from its making."""
 
-    def __init__(self, loss: PendingLoss, preferred: torch.device | None) -> None:
+    def __init__(self, loss: AccumulatedLoss, preferred: torch.device | None) -> None:
         device = _meeting_place(preferred)
         doubles = device.type in ("cpu", "cuda")
         self._pair = torch.zeros(2, dtype=torch.float64 if doubles else torch.float32, device=device)

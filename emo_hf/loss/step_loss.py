@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from emo_hf.loss.accumulation import Loss, PendingLoss
+from emo_hf.loss.accumulation import AccumulatedLoss, Loss
 
 Mark: TypeAlias = "tuple[int, int] | None"
 """Stands for the gradients at a moment: another one after each backward pass, None while there are none."""
@@ -14,17 +14,19 @@ Gradients: TypeAlias = "Callable[[], Mark]"
 """Tells the mark of this moment."""
 
 
-class LossIntake:
-    """The losses since the last step: those that the user showed, and those that the tap saw on their way to backward.
+class StepLoss:
+    """The losses since the last step: those that the user showed, and those that were tapped on their way to backward.
 
     The user's own word wins over the tap. A loss whose gradients were thrown away without a step (an fp16 overflow, a
     skipped batch) is dropped with them.
     """
 
     def __init__(self) -> None:
-        self._shown = PendingLoss()
+        self._shown = AccumulatedLoss()
+        self._shown_latest = AccumulatedLoss(sent=False)  # the part of it that no backward pass has followed yet
+        self._backward_followed = False  # whether there is another part
         self._shown_at: Mark = None
-        self._tapped = PendingLoss()
+        self._tapped = AccumulatedLoss()
         self._tapped_last = False  # whether the last micro-batch of the step has passed the tap
 
     @property
@@ -32,20 +34,31 @@ class LossIntake:
         """Whether the user showed a loss for the next step."""
         return bool(self._shown)
 
-    def show(self, loss: Loss, weight: float | None, gradients: Gradients) -> None:
+    def show(self, loss: Loss, weight: float | None, gradients: Gradients) -> bool:
+        """Take in a loss that the user shows; whether losses of a step that never came were dropped for it."""
+        now = gradients()
+        stale = self._is_stale(now)
+        if stale:
+            self.clear()
+        self._notice_backward(now)
         self._shown.add(loss, weight)
-        self._shown_at = gradients()
+        self._shown_latest.add(loss, weight)
+        self._shown_at = now
+        return stale
 
     def tap(self, loss: Loss, weight: float | None, last: bool, gradients: Gradients) -> bool:
         """Take in a loss before its backward pass; whether losses of a step that never came were dropped for it."""
-        # FSDP2 and DeepSpeed keep the gradients of all but the last micro-batch elsewhere: only when that one has
-        # passed do missing gradients mean that they were thrown away.
-        stale = bool(self._tapped) and self._tapped_last and gradients() is None
+        stale = self._is_stale(gradients())
         if stale:
             self._tapped.clear()
         self._tapped.add(loss, weight)
         self._tapped_last = last
         return stale
+
+    def _is_stale(self, now: Mark) -> bool:
+        # FSDP2 and DeepSpeed keep the gradients of all but the last micro-batch elsewhere: only when that one has
+        # passed do missing gradients mean that they were thrown away.
+        return bool(self._tapped) and self._tapped_last and now is None
 
     def gradients_go(self, gradients: Gradients) -> bool:
         """The gradients are about to be reset; whether losses went with them.
@@ -53,17 +66,30 @@ class LossIntake:
         A tapped loss always came with them. A shown one did if there was a backward pass since: in the order observe,
         zero_grad, backward, step the loss belongs to the gradients that are still to come.
         """
-        dropped = self._shown if self._shown and gradients() not in (None, self._shown_at) else self._tapped
-        went = bool(dropped)
-        dropped.clear()
+        went = bool(self._tapped)
+        self._tapped.clear()
+        now = gradients()
+        if now is not None:
+            self._notice_backward(now)
+        if self._backward_followed:
+            went = True
+            self._shown.become(self._shown_latest)
+            self._backward_followed = False
         return went
 
+    def _notice_backward(self, now: Mark) -> None:
+        if self._shown and now != self._shown_at:
+            self._backward_followed = True
+            self._shown_latest.clear()
+
     @property
-    def pending(self) -> PendingLoss:
+    def pending(self) -> AccumulatedLoss:
         """The loss of the step as far as it has come in."""
         return self._shown or self._tapped
 
     def clear(self) -> None:
         """Leave nothing behind for the next step."""
         self._shown.clear()
+        self._shown_latest.clear()
+        self._backward_followed = False
         self._tapped.clear()
