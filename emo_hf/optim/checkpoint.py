@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from emo_hf.emotion.metrics import CoefficientWindow
-from emo_hf.emotion.v3_1 import Emotion
-from emo_hf.optim.rules.rule import State
+from emo_hf.optim.state_keys import COMPENSATION, SHADOW
 from emo_hf.optim.tensors.dtensor import is_sharded
+from emo_hf.optim.update import State
 
 EMOTION_KEY = "emotion"
 FORMAT = 1
@@ -21,33 +20,36 @@ FORMAT = 1
 options and notes for the logs that a state of this format lacks, as a newer version has more of them, take their
 defaults."""
 
+FIRST_VERSION = "v3.1"
+"""The only generation that there was when states did not say theirs."""
+
 WHAT_TO_DO = "make the model and its groups as they were, or resume from the weights only"
 
 
 def pack_emotion(optimizer: Any, packed: dict[str, Any]) -> None:
     """Put the emotion of an optimizer into each parameter group of its packed state; a state-dict hook."""
-    emotion = {
-        "format": FORMAT,
-        "optimizer": type(optimizer).__name__,
-        **optimizer._emotion.state_dict(),
-        "coefficients": optimizer._coefficients.state(),
-    }
+    put_emotion(packed, optimizer.emotion_state())
+
+
+def put_emotion(packed: dict[str, Any], emotion: Mapping[str, Any]) -> None:
+    """Put an emotion into each parameter group of a packed state."""
     for group in packed["param_groups"]:
-        group[EMOTION_KEY] = dict(emotion)
+        group[EMOTION_KEY] = {"format": FORMAT, **emotion}
 
 
-def read_emotion(state: Mapping[str, Any], name: str, law: Callable[[], Emotion]) -> tuple[Emotion, CoefficientWindow]:
-    """The emotion of a saved state.
+def find_emotion(state: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The emotion that lies in a saved state.
 
     Args:
         state: what is to be loaded.
         name: the optimizer's class.
-        law: makes an emotion of the law that the optimizer follows.
 
     Raises:
-        ValueError: if there is none, or it is of another optimizer, law or format, or damaged.
+        ValueError: if there is none, or it has another format.
     """
-    saved = next((group[EMOTION_KEY] for group in state["param_groups"] if group.get(EMOTION_KEY)), None)
+    saved: Mapping[str, Any] | None = next(
+        (group[EMOTION_KEY] for group in state["param_groups"] if group.get(EMOTION_KEY)), None
+    )
     if saved is None:
         raise ValueError(
             f"this optimizer state holds no emotion, so it was not saved by {name}. To go on from the weights "
@@ -60,15 +62,37 @@ def read_emotion(state: Mapping[str, Any], name: str, law: Callable[[], Emotion]
             f"this optimizer state has format {found!r}, this version of emo_hf reads {FORMAT}: "
             f"{'update emo_hf' if newer else 'use the version that saved it'}, or resume from the weights only"
         )
+    return saved
+
+
+def check_owner(saved: Mapping[str, Any], name: str, version: str, memory: Mapping[str, Any]) -> None:
+    """Refuse the emotion of another optimizer or generation.
+
+    Args:
+        saved: what `find_emotion` found.
+        name: the optimizer's class.
+        version: its generation.
+        memory: what its rule keeps once per optimizer.
+
+    Raises:
+        ValueError: naming both sides and what to do.
+    """
     if saved.get("optimizer") != name:
         raise ValueError(
             f"this optimizer state was saved by {saved.get('optimizer')}, not by {name}: train on with "
             f"{saved.get('optimizer')}, or resume from the weights only"
         )
-    emotion, coefficients = law(), CoefficientWindow()
-    emotion.load_state_dict(saved)
-    coefficients.load(saved.get("coefficients", coefficients.state()))
-    return emotion, coefficients
+    theirs = saved.get("version", FIRST_VERSION)
+    if theirs != version:
+        raise ValueError(
+            f"this optimizer state was saved by {name} {theirs}, not by {name} {version}: make the optimizer with "
+            f"version={theirs}, or resume from the weights only"
+        )
+    if memory.keys() != (saved.get("rule") or {}).keys():
+        raise ValueError(
+            f"this optimizer state holds {sorted(saved.get('rule') or {})} for {name} as a whole, where it needs "
+            f"{sorted(memory)}: it is damaged. {WHAT_TO_DO.capitalize()}"
+        )
 
 
 def check_is_state(state: Any, optimizer: str) -> None:
@@ -85,17 +109,27 @@ def check_is_state(state: Any, optimizer: str) -> None:
         )
 
 
+def with_present_names(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a saved parameter group by the names that they have now."""
+    options = dict(group)
+    if "compile" in options:
+        options.setdefault("native", options.pop("compile"))
+    return options
+
+
 def check_fits(
     groups: Sequence[Mapping[str, Any]],
     state: Mapping[str, Any],
     first_state: Callable[[dict[str, Any], torch.Tensor], State],
+    check_options: Callable[[Mapping[str, Any]], None],
 ) -> None:
-    """Refuse the state of other parameter groups or other parameters.
+    """Refuse the state of other parameter groups or other parameters, and options that no constructor would take.
 
     Args:
         groups: the parameter groups of the optimizer.
         state: what is to be loaded.
         first_state: makes the state of a parameter of a group before its first step.
+        check_options: refuses the options of a group.
 
     Raises:
         ValueError: naming both sides and what to do.
@@ -107,13 +141,26 @@ def check_fits(
             f"{_described(groups)}): {WHAT_TO_DO}"
         )
     for saved_group, group in zip(saved_groups, groups, strict=True):
+        options = {**group, **with_present_names(saved_group)}
+        try:
+            check_options(options)
+        except ValueError as error:
+            raise ValueError(f"a parameter group of this optimizer state is damaged: {error}") from error
         for key, param in zip(saved_group["params"], group["params"], strict=True):
             saved = state["state"].get(key)
             if not saved:  # without a gradient so far
                 continue
             like = torch.empty(param.shape, dtype=param.dtype, device="meta")
-            for name, wanted in first_state({**group, **saved_group}, like).items():
-                _check_tensor(name, saved.get(name), wanted, param)
+            wanted = first_state(options, like)
+            for name in wanted:
+                _check_tensor(name, saved.get(name), wanted[name], param)
+            for name in saved.keys() - wanted.keys():
+                if name not in (SHADOW, COMPENSATION):
+                    raise ValueError(
+                        f"this optimizer state has {name!r} for a parameter, which this optimizer does not know: it "
+                        f"is of another optimizer, or damaged. {WHAT_TO_DO.capitalize()}"
+                    )
+                _check_tensor(name, saved[name], like, param)
 
 
 def _check_tensor(name: str, saved: Any, wanted: torch.Tensor, param: torch.Tensor) -> None:
@@ -121,10 +168,21 @@ def _check_tensor(name: str, saved: Any, wanted: torch.Tensor, param: torch.Tens
         raise ValueError(
             f"this optimizer state lacks {name!r} of a parameter: it is damaged. {WHAT_TO_DO.capitalize()}"
         )
-    if saved.shape != wanted.shape and not is_sharded(param) and not is_sharded(saved):
+    if is_sharded(param) or is_sharded(saved):
+        return
+    if saved.shape != wanted.shape:
         raise ValueError(
             f"this optimizer state is of other parameters: {name!r} has the shape {tuple(saved.shape)}, where a "
             f"parameter of shape {tuple(param.shape)} needs {tuple(wanted.shape)}. {WHAT_TO_DO.capitalize()}"
+        )
+    overlaps = saved.layout is torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(saved.stride(), saved.shape, strict=True)
+    )
+    if saved.layout is not torch.strided or overlaps or not saved.is_floating_point():
+        kind = "expanded" if overlaps else f"{saved.layout}, {saved.dtype}"
+        raise ValueError(
+            f"this optimizer state is damaged: {name!r} must be a dense tensor of floating point numbers, each with "
+            f"a place of its own, and is {kind}. {WHAT_TO_DO.capitalize()}"
         )
 
 

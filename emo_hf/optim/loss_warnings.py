@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import warnings
 
-from emo_hf.emotion.v3_1 import EmotionView
+import torch
+import torch.distributed as dist
 
-TO_THE_CALLER = 6
-"""From here through `_decide`, `step` and torch's wrappers of it to the line that called `step()`."""
+logger = logging.getLogger(__name__)
+
+NOT_THE_CALLER = tuple(os.path.join(os.path.dirname(path), "") for path in (torch.__file__, os.path.dirname(__file__)))
 
 
-def warn_about_missing_loss(name: str) -> None:
-    """Warn of a step without a loss.
+def warn_at_the_caller(message: str) -> None:
+    """Warn at the line that called `step()`, past this package, torch, its schedulers and accelerate."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and _is_ours(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    warnings.warn(message, RuntimeWarning, stacklevel=level if frame is not None else 2)
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(NOT_THE_CALLER) or f"{os.sep}accelerate{os.sep}" in file
+
+
+def missing_loss(name: str) -> str:
+    """What to say of a step without a loss.
 
     Args:
         name: the optimizer's class.
     """
-    warnings.warn(
-        f"{name}.step() was called without a loss, so the emotion feels nothing and the step is a neutral one "
-        f"(coefficient 1). Show it the loss: call optimizer.observe(loss) before loss.backward(), or pass a "
-        f"closure to step(). With accelerate or the Trainer, prepare the optimizer with the Accelerator and use "
-        f"accelerator.backward(loss): then the loss arrives by itself.",
-        RuntimeWarning,
-        stacklevel=TO_THE_CALLER,
+    return (
+        f"{name}.step() was called without a loss, so the emotion is left as it was and the step is a neutral "
+        "one. Show it the loss: call observe(loss) before loss.backward(), or pass a closure to step(). With accelerate or the "
+        "Trainer, prepare the optimizer with the Accelerator and use accelerator.backward(loss): then the loss "
+        "arrives by itself."
     )
 
 
-def warn_about_saturation(name: str, emotion: EmotionView) -> None:
-    """Warn of losses for which the law has no scale.
-
-    Args:
-        name: the optimizer's class.
-        emotion: what it has come to.
-    """
-    warnings.warn(
-        f"{name}: the loss lies around or below zero (averages {emotion.short:.3g} and {emotion.long:.3g} after "
-        f"{emotion.observations} steps), where v3.1 has no scale for its changes: the steps are damped to almost "
-        "nothing. Use emo_law='robust' (in the Trainer: optim_args=\"emo_law=robust\"), which is the same above zero.",
-        RuntimeWarning,
-        stacklevel=TO_THE_CALLER,
-    )
+def warn_about_flat_parameters(name: str) -> None:
+    """Say, on one rank, what DeepSpeed does to an update rule that is not elementwise."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        logger.warning(
+            "%s under DeepSpeed: ZeRO hands over all parameters as flat vectors, so matrices are updated by the rule "
+            "for vectors, with a state as large as they are, and norms are those of what a rank holds. For rows, "
+            "columns and whole norms use FSDP2 or DDP.",
+            name,
+        )

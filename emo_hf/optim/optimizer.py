@@ -1,86 +1,142 @@
-"""EmoOptimizer: what the three optimizers share. An update rule adds only its arithmetic."""
+"""EmoOptimizer: an update rule, a law, and the emotion between them."""
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from emo_hf.emotion.laws import law_named
-from emo_hf.emotion.metrics import CoefficientWindow, metrics
-from emo_hf.emotion.v3_1 import NEUTRAL, Decision, Emotion, EmotionView
+from emo_hf.emotion.decision import EmotionView
+from emo_hf.emotion.laws import make_law
 from emo_hf.loss.accumulation import Loss
-from emo_hf.loss.rank_mean import GLOBAL, RankMean, steps_at_rate_0, warn_about_flat_matrices
-from emo_hf.loss.step_loss import LossIntake, Mark
-from emo_hf.optim.checkpoint import EMOTION_KEY, check_fits, check_is_state, pack_emotion, read_emotion
-from emo_hf.optim.loss_warnings import warn_about_missing_loss, warn_about_saturation
+from emo_hf.loss.rank_mean import GLOBAL
+from emo_hf.optim.checkpoint import (
+    EMOTION_KEY,
+    check_fits,
+    check_is_state,
+    check_owner,
+    find_emotion,
+    pack_emotion,
+    with_present_names,
+)
+from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.rule_optimizer import RuleOptimizer
-from emo_hf.optim.rules.rule import StepSize
 from emo_hf.optim.tensors.low_precision import restore_float32
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
-
-on_construction: list[Callable[[], None]] = []
-"""Called whenever an optimizer is made or restored: how the loss tap wires itself without being known here."""
+from emo_hf.optim.version import Version, describe
+from emo_hf.reading import read_value
 
 
 class EmoOptimizer(RuleOptimizer):
-    """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule."""
+    """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
+
+    A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
+
+        class EmoNavi(EmoOptimizer, versions=(Version("v3.1", rule=Navi, law="v3.1"),)): ...
+    """
+
+    versions: ClassVar[Mapping[str, Version]] = {}
+    """The generations that there are of this optimizer, the default one first."""
+
+    def __init_subclass__(cls, versions: tuple[Version, ...] = (), **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if versions:
+            cls.versions = {version.name: version for version in versions}
+            describe(cls)
+            FAMILY[cls.__name__.lower()] = cls
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
+        lr: float | torch.Tensor | None = None,
+        betas: tuple[float, float] | None = None,
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
+        version: str | None = None,
         use_shadow: bool = False,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        compile: bool | None = None,
+        native: bool | None = None,
         compensate: bool = False,
         emo_sync: str = GLOBAL,
-        emo_law: str = Emotion.law,
+        emo_law: str | None = None,
+        writer: Any = None,
+        **own: Any,
     ) -> None:
+        if "compile" in own:
+            warnings.warn("compile is called native now: it chooses kernels in C, not torch.compile", FutureWarning, 2)
+            native = own.pop("compile") if native is None else native
+        self._version = chosen = self.version_named(version)
+        rule_options, law_options = self._sort_options(own, emo_law or chosen.law)
+        if chosen.rule.reads_scalar and emo_law not in (None, chosen.law, "none"):
+            raise ValueError(
+                f"emo_law={emo_law!r}: the rule of {type(self).__name__} {chosen.name} reads the scalar of the law "
+                f"{chosen.law}, so that no other law can drive it; leave emo_law out, or take emo_law='none'"
+            )
         defaults = {
-            "lr": lr,
-            "betas": betas,
+            "lr": chosen.lr if lr is None else lr,
+            "betas": chosen.betas if betas is None else betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "use_shadow": use_shadow,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
-            "compile": compile,
+            "native": native,
             "compensate": compensate,
+            **rule_options,
         }
         self._check_options(defaults)
-        self._rank_mean = RankMean(emo_sync)
-        self._law = law_named(emo_law)
-        self._reset_emotion()
+        law = make_law(emo_law or chosen.law, chosen.law, law_options)
+        self._engine = EmotionEngine(law, emo_sync, type(self).__name__)
+        self._rule = chosen.rule(defaults)
+        self._writer = writer
+        self._steps_written = 0
         super().__init__(without_empty_groups(params), defaults)
         self._wire()
 
-    def _reset_emotion(self) -> None:
-        self._rank_mean.cancel()
-        self._emotion = self._law()
-        self._losses = LossIntake()
-        self._coefficients = CoefficientWindow()
-        self._applied_lr: list[float] = []
-        self._in_parts = False
-        self._decision_for_parts: Decision | None = None
-        self._warned_about_missing_loss = False
-        self._warned_about_saturation = False
+    @classmethod
+    def version_named(cls, name: str | None) -> Version:
+        """A generation by its name; None for the default one.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        if not cls.versions:
+            raise TypeError(f"{cls.__name__} has no versions: it is made by `class …(EmoOptimizer, versions=(…,))`")
+        if name is None:
+            return next(iter(cls.versions.values()))
+        if name not in cls.versions:
+            raise ValueError(f"version of {cls.__name__} must be one of {', '.join(cls.versions)}, got {name!r}")
+        return cls.versions[name]
+
+    def _sort_options(self, own: dict[str, Any], law: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The rule's own options, with their defaults, and the law's that were given or that the version sets."""
+        version, of_rule = self._version, self._version.rule.options
+        known = version.own_options(law)
+        unknown = sorted(own.keys() - known.keys())
+        if unknown:
+            hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
+            if any(name.startswith("self_stop") for name in unknown):
+                hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            raise TypeError(
+                f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
+                f"emo optimizers it has: {', '.join(known) or 'none'}"
+            )
+        rule = {name: read_value(name, own.get(name, option.default), option.read) for name, option in of_rule.items()}
+        of_law = {**version.law_options, **own}
+        return rule, {name: value for name, value in of_law.items() if name in known and name not in of_rule}
 
     def _wire(self) -> None:
         if pack_emotion not in self._optimizer_state_dict_post_hooks.values():
             self.register_state_dict_post_hook(pack_emotion, prepend=True)
-        for hook in on_construction:
-            hook()
+        self._engine.begin()
 
     def observe(self, loss: Loss, *, weight: float | None = None) -> None:
         """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
@@ -97,9 +153,7 @@ class EmoOptimizer(RuleOptimizer):
             TypeError: if `loss` is not a real number.
             ValueError: if `loss` has several elements, or `weight` is not a positive number.
         """
-        if weight is not None and not (math.isfinite(weight) and weight > 0.0):
-            raise ValueError(f"weight must be a positive number, got {weight!r}")
-        self._losses.show(loss, weight, self._gradient_mark)
+        self._engine.observe(loss, weight, self)
 
     def tap_loss(
         self,
@@ -110,7 +164,7 @@ class EmoOptimizer(RuleOptimizer):
         together: bool = False,
         in_parts: bool = False,
     ) -> None:
-        """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations.accelerate`.
+        """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
 
         Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
 
@@ -123,24 +177,13 @@ class EmoOptimizer(RuleOptimizer):
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
         """
-        if in_parts and not self._in_parts and type(self).sharded is not None:
-            warn_about_flat_matrices(type(self).__name__)
-        self._in_parts, self._decision_for_parts = in_parts, None
-        self._rank_mean.cancel()  # what is under way lacks this loss
-        if self._losses.tap(loss, weight, last, self._gradient_mark):
-            self._emotion.skip()
-        if last and together and not self._losses.shown:
-            self._rank_mean.start(self._losses.pending, self)
-
-    def _gradient_mark(self) -> Mark:
-        gradients = (param.grad for group in self.param_groups for param in group["params"])
-        return next(((id(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
+        if in_parts and not self._engine.in_parts and not self._version.rule.elementwise:
+            warn_about_flat_parameters(type(self).__name__)
+        self._engine.tap(loss, weight, self, last=last, together=together, in_parts=in_parts)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
-        if self._losses.gradients_go(self._gradient_mark):
-            self._rank_mean.cancel()
-            self._emotion.skip()
+        self._engine.gradients_go(self)
         super().zero_grad(set_to_none)
 
     @overload
@@ -151,7 +194,7 @@ class EmoOptimizer(RuleOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step, scaled by what the losses since the last step make the emotion feel.
+        """Perform one step, scaled by what the law makes of the losses since the last step.
 
         Args:
             closure: reevaluates the model with gradients enabled and returns the loss, which is observed unless the
@@ -164,90 +207,85 @@ class EmoOptimizer(RuleOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if loss is not None and not self._losses.shown:
-                self._losses.show(loss, None, self._gradient_mark)
-        decision = self._decide()
-        self._applied_lr = []
+            if loss is not None and not self._engine.losses.shown:
+                self._engine.observe(loss, None, self)
+        decision = self._engine.decide(self)
+        if self._engine.is_new_step:
+            self._rule.before_step(self.param_groups, decision)
+        applied = []
         for group in self.param_groups:
-            size = StepSize.of(group, decision)
-            self._applied_lr.append(size.step)
-            self._update_group(group, size, decision.shadow)
+            h = self._rule.hyperparameters(group, decision)
+            applied.append(h.lr)
+            self._update_group(group, h, decision.shadow)
+        if self._engine.is_new_step:
+            self._rule.after_step(decision)
+        self._engine.applied_lr = applied
+        if self._writer is not None:
+            self._write()
         return loss
 
-    def _decide(self) -> Decision:
-        if self._decision_for_parts is not None and not self._losses.pending:
-            return self._decision_for_parts
-        loss = self._rank_mean.take(self._losses.pending, self)
-        self._losses.clear()
-        if loss is None:
-            # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
-            if not self._warned_about_missing_loss and not steps_at_rate_0(self):
-                self._warned_about_missing_loss = True
-                warn_about_missing_loss(type(self).__name__)
-            return NEUTRAL
-        decision = self._emotion.feel(loss)
-        if not self._warned_about_saturation and self._emotion.saturated:
-            self._warned_about_saturation = True
-            warn_about_saturation(type(self).__name__, self.emotion)
-        self._coefficients.add(decision.coefficient)
-        self._decision_for_parts = decision if self._in_parts else None
-        return decision
+    def _write(self) -> None:
+        for name, value in self._engine.current_metrics(self.param_groups).items():
+            self._writer.add_scalar(name, value, self._steps_written)
+        self._steps_written += 1
+
+    @property
+    def version(self) -> str:
+        """The generation of this optimizer."""
+        return self._version.name
 
     @property
     def emo_sync(self) -> str:
         """`global`, one emotion for all ranks, or `local`, each rank its own."""
-        return self._rank_mean.mode
+        return self._engine.rank_mean.mode
 
     @property
     def emotion(self) -> EmotionView:
         """A read-only snapshot of the emotion."""
-        return self._emotion.view()
+        return self._engine.law.view()
 
     @property
     def effective_lr(self) -> dict[str, float]:
-        """lr·c as the last step applied it, for each parameter group by its name (`group_0`, … where it has none)."""
-        applied = self._applied_lr
-        if len(applied) != len(self.param_groups):  # no step yet, or a group was added since
-            applied = [float(group["lr"]) * self.emotion.coefficient for group in self.param_groups]
-        return dict(zip(self._group_names(), applied, strict=True))
+        """The learning rate that the last step was taken with, for each parameter group by its name.
 
-    def _group_names(self) -> list[str]:
-        taken = {group["name"] for group in self.param_groups if "name" in group}
-        names = []
-        for index, group in enumerate(self.param_groups):
-            name = group.get("name", f"group_{index}")
-            while "name" not in group and name in taken:
-                name += "_"
-            names.append(name)
-        return names
+        Groups without a name are called `group_0`, …
+        """
+        return self._engine.effective_lr(self.param_groups)
 
     def metrics(self) -> dict[str, float]:
         """What to log now: plain numbers under `emo/…`, for any logger.
 
         The coefficient's mean, minimum and maximum cover all steps since the last call.
         """
-        named = [group["name"] for group in self.param_groups if "name" in group]
-        return metrics(self.emotion, self.effective_lr, named, self._coefficients)
+        return self._engine.metrics(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options are checked as the constructor's are, and its name must be new.
 
         Raises:
-            ValueError: if an option or the name is not acceptable.
+            ValueError: if it is empty, or an option or the name is not acceptable.
         """
         name = param_group.get("name")
         if name is not None and any(group.get("name") == name for group in self.param_groups):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
+        params = param_group.get("params")
+        if params is not None and not isinstance(params, torch.Tensor):
+            param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
+            if not param_group["params"]:
+                raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
         self._check_options(self.defaults | {key: value for key, value in param_group.items() if key != "params"})
         # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
         param_group.setdefault(EMOTION_KEY, None)
         super().add_param_group(param_group)
 
-    def _check_options(self, options: dict[str, Any]) -> None:
+    def _check_options(self, options: Mapping[str, Any]) -> None:
         check_options(options)
+        rule = self._version.rule
         for name in IMPLEMENTATION_OPTIONS:
-            if options[name] and name not in self.implementations:
+            if options[name] and name not in rule.implementations:
                 raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
+        for name, option in rule.options.items():
+            read_value(name, options[name], option.read)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as any torch optimizer's, with the emotion in every parameter group.
@@ -257,18 +295,27 @@ class EmoOptimizer(RuleOptimizer):
         """
         return super().state_dict()
 
+    def emotion_state(self) -> dict[str, Any]:
+        """The emotion as it is saved, with what it belongs to and what the rule keeps once per optimizer."""
+        return {
+            "optimizer": type(self).__name__,
+            "version": self._version.name,
+            **self._engine.state_dict(),
+            "rule": self._rule.memory(),
+        }
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict()` gave, emotion included.
 
         Raises:
-            ValueError: if the state is not of an optimizer of this class, or does not fit the parameters.
+            ValueError: if the state is not of an optimizer of this class and version, or does not fit the parameters.
         """
         loaded: dict[str, Any] = {}  # what the user's hooks make of it
 
         def look(_: Optimizer, given: dict[str, Any]) -> None:
             check_is_state(given, type(self).__name__)
-            read_emotion(given, type(self).__name__, self._law)
-            check_fits(self.param_groups, given, self._first_state)
+            self._saved_emotion(given)
+            check_fits(self.param_groups, given, self._first_state, self._check_options)
             loaded.update(given)
 
         if not isinstance(state_dict, Mapping):  # hooks may make a state of any mapping
@@ -280,30 +327,37 @@ class EmoOptimizer(RuleOptimizer):
             handle.remove()
         restore_float32(self.state, self.param_groups, loaded)
 
+    def _saved_emotion(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        name = type(self).__name__
+        saved = find_emotion(state, name)
+        check_owner(saved, name, self._version.name, self._rule.memory())
+        self._engine.check(saved)
+        return saved
+
     def __getstate__(self) -> dict[str, Any]:
-        own = (
-            "_rank_mean",
-            "_in_parts",
-            "_decision_for_parts",
-            "_emotion",
-            "_losses",
-            "_coefficients",
-            "_applied_lr",
-            "_warned_about_missing_loss",
-            "_warned_about_saturation",
-            "_law",
-        )
-        return {**super().__getstate__(), **{key: self.__dict__[key] for key in own}}
+        own = {"_engine": self._engine, "_rule": self._rule, "_version": self._version, "_writer": None}
+        return {**super().__getstate__(), **own, "_steps_written": self._steps_written}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_emotion" in state:  # a pickle or a copy
+        if "_engine" in state:  # a pickle or a copy
             super().__setstate__(state)
         else:  # from load_state_dict, after its hooks and checks
-            emotion, coefficients = read_emotion(state, type(self).__name__, self._law)  # before anything is changed
+            saved = self._saved_emotion(state)  # before anything is changed
             newest = {name: self.defaults[name] for name in self.param_groups[0] if name in self.defaults}
             super().__setstate__(state)
             for group in self.param_groups:
-                group.update({**newest, **group, EMOTION_KEY: None})  # an older state lacks newer options
-            self._reset_emotion()
-            self._emotion, self._coefficients = emotion, coefficients
+                options = {
+                    **newest,
+                    **with_present_names(group),
+                    EMOTION_KEY: None,
+                }  # an older state has other options
+                group.clear()
+                group.update(options)
+            self._engine.load_state_dict(saved)
+            if saved.get("rule"):
+                self._rule.load_memory(saved["rule"])
         self._wire()
+
+
+FAMILY: dict[str, type[EmoOptimizer]] = {}
+"""Every optimizer of the family by the name that `--optim` takes. Everything that lists optimizers reads it."""

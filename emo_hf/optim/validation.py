@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch.optim.optimizer import ParamsT
 
-IMPLEMENTATION_OPTIONS = ("foreach", "fused", "compile")
+IMPLEMENTATION_OPTIONS = ("foreach", "fused", "native")
 """True chooses an implementation, False rules it out, None leaves the choice to the optimizer."""
 
 
@@ -43,7 +43,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool)
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Check the options of a parameter group, defaults filled in.
 
     Raises:
@@ -56,7 +56,7 @@ def check_options(options: dict[str, Any]) -> None:
         if not _is_number(value) or not (math.isfinite(value) and value >= 0.0):
             raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     betas = options["betas"]
-    if not isinstance(betas, Iterable) or len(tuple(betas)) != 2:
+    if isinstance(betas, str) or not isinstance(betas, Iterable) or len(tuple(betas)) != 2:
         raise ValueError(f"betas must be a pair (beta1, beta2), got {betas!r}")
     for index, beta in enumerate(betas, start=1):
         if not _is_number(beta) or not 0.0 <= beta < 1.0:

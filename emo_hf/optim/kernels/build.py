@@ -1,8 +1,8 @@
-"""Compiles `kernels.c` once per machine, with whatever C compiler there is, and loads it.
+"""Compiles the C sources of this folder once per machine, with whatever C compiler there is, and loads the library.
 
-It takes about half a second; the library is kept in the user's cache folder under a name that stands for the source,
-the compiler and the processor, so that a home shared by unlike machines is safe. Without a compiler there are no
-kernels, and one line of log says so.
+It takes about a second; the library is kept in the user's cache folder under a name that stands for the sources, the
+compiler and the processor, so that a home shared by unlike machines is safe. Without a compiler there are no kernels,
+and one line of log says so.
 """
 
 from __future__ import annotations
@@ -13,13 +13,19 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("kernels.c")
-CACHE_VARIABLE = "EMO_HF_CACHE"
+from emo_hf.optim.kernels.cache import cache_folder, find_library, library_name, objection
+from emo_hf.optim.kernels.library import Library
+
+SOURCES = Path(__file__).parent
+FLAGS_VARIABLE = "EMO_HF_CFLAGS"
+"""The environment variable with further compiler flags, for sanitizers and debuggers."""
 
 FLAGS = ("-O3", "-std=c11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=off")
 LOOSE = ("-fno-math-errno", "-fno-trapping-math")  # roots and comparisons may then be vectorized; no result changes
@@ -30,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def kernels() -> ctypes.CDLL | None:
+def kernels() -> Library | None:
     """The compiled kernels, or None where they cannot be had; the attempt is made once per process."""
     compiler = find_compiler()
     if compiler is None:
         logger.warning("no C compiler found (CC, cc, gcc, clang): the optimizer steps in plain PyTorch, more slowly")
         return None
     try:
-        return load(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
+        return Library(load(compiler))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or "").strip() or str(error)
         logger.warning(
             "%s could not compile kernels (%s): the optimizer steps in plain PyTorch, more slowly",
@@ -55,33 +61,36 @@ def find_compiler() -> str | None:
 
 
 def load(compiler: str) -> ctypes.CDLL:
-    """The library from the cache, or built into it; where there is no cache, from a folder that goes at once."""
-    name = f"kernels-{fingerprint(compiler)}.so"
+    """The library from the cache, or built into it; where there is none to trust, from a folder that goes at once."""
+    made_from = fingerprint(compiler)
     try:
         folder = cache_folder()
-        if not (folder / name).exists():
-            build(compiler, folder / name)
-        return ctypes.CDLL(str(folder / name))
-    except OSError:
-        with tempfile.TemporaryDirectory(prefix="emo_hf-") as temporary:
-            build(compiler, Path(temporary) / name)
-            return ctypes.CDLL(str(Path(temporary) / name))
-
-
-def cache_folder() -> Path:
-    """`$EMO_HF_CACHE`, or `emo_hf` in the user's cache folder; readable by the user alone when it is made here."""
-    parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(parent) / "emo_hf")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+        why_not = objection(folder)
+        if why_not is None:
+            return ctypes.CDLL(str(find_library(folder, made_from) or build(compiler, folder, made_from)))
+        logger.warning("%s: the kernels are compiled for this process alone", why_not)
+    except OSError as error:
+        logger.info("no cache for the kernels (%s): they are compiled for this process alone", error)
+    with tempfile.TemporaryDirectory(prefix="emo_hf-") as temporary:
+        return ctypes.CDLL(str(build(compiler, Path(temporary), made_from)))
 
 
 def fingerprint(compiler: str) -> str:
-    """What a library depends on: the source, how it is compiled, and the instructions that the processor has."""
-    digest = hashlib.sha256(SOURCE.read_bytes())
-    for part in (compiler, *FLAGS, *LOOSE, platform.platform(), platform.machine(), processor_flags()):
-        digest.update(part.encode())
+    """What a library depends on: the sources, how they are compiled, and the instructions that the processor has."""
+    digest = hashlib.sha256()
+    for source in sources("*.[ch]"):
+        digest.update(source.read_bytes() + b"\0")
+    for part in (compiler, *FLAGS, *LOOSE, *more_flags(), platform.platform(), platform.machine(), processor_flags()):
+        digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def sources(pattern: str) -> Iterator[Path]:
+    return iter(sorted(SOURCES.glob(pattern)))
+
+
+def more_flags() -> list[str]:
+    return shlex.split(os.environ.get(FLAGS_VARIABLE, ""))
 
 
 def processor_flags() -> str:
@@ -93,19 +102,28 @@ def processor_flags() -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
-def build(compiler: str, target: Path) -> None:
-    """Compile the kernels for this processor into `target`; processes that do so at once do not disturb each other.
+def build(compiler: str, folder: Path, made_from: str) -> Path:
+    """Compile the sources for this processor; processes that do so at once do not disturb each other.
+
+    Args:
+        compiler: the path of the compiler.
+        folder: where the library is put.
+        made_from: the fingerprint that goes into its name.
 
     Raises:
         subprocess.SubprocessError: if the compiler cannot.
     """
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as folder:
-        library = Path(folder) / target.name
+    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
+        library = Path(temporary) / "kernels.so"
+        files = [str(source) for source in sources("*.c")]
         for tuning in TUNING:
-            command = [compiler, *FLAGS, *LOOSE, *tuning, str(SOURCE), "-o", str(library), "-lm"]
+            command = [compiler, *FLAGS, *LOOSE, *tuning, *more_flags(), *files, "-o", str(library), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
             if result.returncode == 0:
                 break
         result.check_returncode()
+        library.chmod(0o700)  # whatever the umask is, or it would not be loaded next time
+        target = folder / library_name(made_from, library.read_bytes())
         library.replace(target)
-    logger.info("compiled %s with %s into %s", SOURCE.name, compiler, target)
+    logger.info("compiled kernels with %s into %s", compiler, target)
+    return target

@@ -1,30 +1,141 @@
-"""EmoFact: the Adafactor-type update rule."""
+"""The Adafactor-type rules of EmoFact v3.1 and v3.0."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-from operator import itemgetter
-from typing import ClassVar
-
 import torch
 
-from emo_hf.optim.kernels.launch import KernelSize, Reference, address, crew, integers, kernel, pointers, where_it_fits
-from emo_hf.optim.optimizer import EmoOptimizer
-from emo_hf.optim.rules.fact_shards import first_sizes, move_matrices
-from emo_hf.optim.rules.rule import Implementation, State, StepSize, column, on_own_elements, where
+from emo_hf.optim.kernels.fact import move_matrices as move_matrices_natively
+from emo_hf.optim.kernels.launch import elementwise, where_it_fits
+from emo_hf.optim.rules import fact_on_shards
+from emo_hf.optim.rules.navi import Navi
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.tensors.chunking import bounded, is_flat, piece_for
-
-R = "row_rms"
-K = "column_rms"
-V = "exp_avg_sq"
-
-LARGE = 1 << 22  # elements from which on a matrix is worked on by all threads at once
-BLOCKS = 16  # in which kernels.c takes it apart
+from emo_hf.optim.tensors.dispatch import on_own_elements, state_tensors, where
+from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 
-class EmoFact(EmoOptimizer):
-    """EmoFact v3.1: gradients divided by factored row and column sizes, the step scaled by the emotion.
+def _matrices(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    for p, g, state in zip(params, grads, states, strict=True):
+        r, k = state[ROW_RMS], state[COLUMN_RMS]
+        squared = g * g
+        rows = squared.mean(dim=tuple(range(1, g.dim())), keepdim=True).add_(h.eps).sqrt_()
+        columns = squared.mean(dim=0, keepdim=True).add_(h.eps).sqrt_()
+        r.mul_(h.beta1).add_(rows, alpha=1 - h.beta1)
+        k.mul_(h.beta1).add_(columns, alpha=1 - h.beta1)
+        p.add_(p, alpha=-h.decay)
+        p.addcdiv_(g, torch.mul(r, k, out=squared).sqrt_().add_(h.eps), value=-h.lr)
+
+
+def _row_blocks(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    """Matrices, some rows at a time: what is temporary stays in the caches, and is small."""
+    for p, g, state in zip(params, grads, states, strict=True):
+        r, k = state[ROW_RMS].view(-1, 1), state[COLUMN_RMS].view(1, -1)
+        height = max(piece_for(p) // k.numel(), 1)
+        blocks = list(
+            zip(p.view(len(r), -1).split(height), g.view(len(r), -1).split(height), r.split(height), strict=True)
+        )
+        sums = torch.zeros_like(k)
+        for _, g_rows, r_rows in blocks:
+            squared = g_rows * g_rows
+            means = squared.mean(dim=1, keepdim=True).add_(h.eps).sqrt_()
+            r_rows.mul_(h.beta1).add_(means, alpha=1 - h.beta1)
+            sums.add_(squared.sum(dim=0, keepdim=True))
+        k.mul_(h.beta1).add_(sums.div_(len(r)).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
+        for p_rows, g_rows, r_rows in blocks:
+            p_rows.add_(p_rows, alpha=-h.decay)
+            p_rows.addcdiv_(g_rows, torch.mul(r_rows, k).sqrt_().add_(h.eps), value=-h.lr)
+
+
+def _multi_matrices(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    squared = list(torch._foreach_mul(grads, grads))
+    rows = [s.mean(dim=tuple(range(1, s.dim())), keepdim=True) for s in squared]
+    columns = [s.mean(dim=0, keepdim=True) for s in squared]
+    for key, means in ((ROW_RMS, rows), (COLUMN_RMS, columns)):
+        torch._foreach_add_(means, h.eps)
+        torch._foreach_sqrt_(means)
+        sizes = state_tensors(states, key)
+        torch._foreach_mul_(sizes, h.beta1)
+        torch._foreach_add_(sizes, means, alpha=1 - h.beta1)
+    for s, state in zip(squared, states, strict=True):
+        torch.mul(state[ROW_RMS], state[COLUMN_RMS], out=s)
+    torch._foreach_sqrt_(squared)
+    torch._foreach_add_(squared, h.eps)
+    torch._foreach_add_(params, params, alpha=-h.decay)
+    torch._foreach_addcdiv_(params, grads, squared, -h.lr)
+
+
+def _vectors(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    for p, g, state in zip(params, grads, states, strict=True):
+        v = state[EXP_AVG_SQ]
+        v.mul_(h.beta1).addcmul_(g, g, value=1 - h.beta2)
+        p.add_(p, alpha=-h.decay)
+        p.addcdiv_(g, v.sqrt().add_(h.eps), value=-h.lr)
+
+
+def _multi_vectors(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    v = state_tensors(states, EXP_AVG_SQ)
+    torch._foreach_mul_(v, h.beta1)
+    torch._foreach_addcmul_(v, grads, grads, 1 - h.beta2)
+    denominator = torch._foreach_sqrt(v)
+    torch._foreach_add_(denominator, h.eps)
+    torch._foreach_add_(params, params, alpha=-h.decay)
+    torch._foreach_addcdiv_(params, grads, denominator, -h.lr)
+
+
+def _native_matrices(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    move_matrices_natively(params, grads, state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS), h)
+
+
+def _matrices_on_shards(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    fact_on_shards.move_matrices(params, grads, state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS), h)
+
+
+def is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
+    """Whether a parameter has rows and columns."""
+    return param.dim() > 1
+
+
+def _has_row_blocks(param: torch.Tensor, *others: torch.Tensor) -> bool:
+    return param.numel() > piece_for(param) and is_flat(param, *others)
+
+
+_SINGLE = where(_has_row_blocks, _row_blocks, otherwise=_matrices)
+
+MATRICES: dict[str, Implementation] = {
+    "single": _SINGLE,
+    "foreach": where(_has_row_blocks, _row_blocks, otherwise=bounded(_multi_matrices, elementwise=False)),
+    "native": where_it_fits(_native_matrices, otherwise=_SINGLE),
+    "sharded": _matrices_on_shards,
+}
+VECTORS: dict[str, Implementation] = {
+    "single": _vectors,
+    "foreach": bounded(_multi_vectors),
+    "native": elementwise("emo_fact_vector", [EXP_AVG_SQ], otherwise=_vectors),
+    "sharded": on_own_elements(_vectors),
+}
+ADAM_VECTORS: dict[str, Implementation] = {
+    **Navi.implementations,
+    "sharded": on_own_elements(Navi.implementations["single"]),
+}
+
+
+def _by_dims(matrices: dict[str, Implementation], vectors: dict[str, Implementation]) -> dict[str, Implementation]:
+    return {name: where(is_matrix, move, otherwise=vectors[name]) for name, move in matrices.items()}
+
+
+class Fact(Rule):
+    """Gradients divided by the sizes of their rows and columns.
 
     For g with two or more dims, with means over all dims but the first, and over the first (dims kept):
 
@@ -38,170 +149,46 @@ class EmoFact(EmoOptimizer):
 
     Then, for both:
 
-        p ← p − lr·wd·p
-        p ← p − lr·c·u
+        p ← p − decay·p
+        p ← p − lr·u
 
-    The lightest of the family: the state of a matrix is one row and one column.
-
-    Args:
-        params: parameters, named parameters, or parameter groups (dicts with `params`, optionally `name` and any of
-            the options below). Groups without parameters are left out.
-        lr: learning rate; a scheduler may change it. The emotion multiplies it, and never writes it.
-        betas: β1 decays the sizes of matrices and vectors, 1 − β2 is the gain for vectors; each in [0, 1).
-        eps: added to the mean squares and to the denominator.
-        weight_decay: decoupled weight decay, applied with the plain `lr`.
-        use_shadow: keep a slow copy of the parameters and mix it in at sudden changes; one more tensor of state.
-        maximize: climb instead of descend.
-        foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
-        fused: there is no fused implementation: None or False.
-        compile: the same for our own kernel, which is the default for float32 in main memory.
-        compensate: for bfloat16 and float16 parameters, keep what rounding takes from them; see `low_precision`.
-        emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own; see `ranks`.
-        emo_law: `v3.1`, or `robust` for losses around or below zero; see `laws`.
-
-    Raises:
-        ValueError: if an option is out of range or there are no parameters.
-
-    Source: EmoFact v3.1 by muooon.
+    The state of a matrix is one row and one column.
     """
 
-    preference: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("compile",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    implementations = _by_dims(MATRICES, VECTORS)
+    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    elementwise = False
 
     def new_state(self, param: torch.Tensor) -> State:
         if param.dim() < 2:
-            return {V: torch.zeros_like(param, memory_format=torch.preserve_format)}
-        return dict(zip((R, K), first_sizes(param), strict=True))
+            return self.new_vector_state(param)
+        return dict(zip((ROW_RMS, COLUMN_RMS), fact_on_shards.first_sizes(param), strict=True))
+
+    def new_vector_state(self, param: torch.Tensor) -> State:
+        """The state of a parameter of at most one dim."""
+        return {EXP_AVG_SQ: torch.zeros_like(param, memory_format=torch.preserve_format)}
 
 
-def _single_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    for p, g, state in zip(params, grads, states, strict=True):
-        denominator = _vector_size(g, state, size) if g.dim() < 2 else _matrix_size(g, state, size)
-        p.add_(p, alpha=-size.decay)
-        p.addcdiv_(g, denominator.add_(size.eps), value=-size.step)
+class FactAdamVectors(Fact):
+    """Gradients divided by the sizes of their rows and columns; vectors as Adam moves them.
 
+    For g with two or more dims:
 
-def _matrix_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
-    """√(r·k), after r and k have taken in the gradient."""
-    r, k = state[R], state[K]
-    squared = g * g
-    rows = squared.mean(dim=tuple(range(1, g.dim())), keepdim=True).add_(size.eps).sqrt_()
-    columns = squared.mean(dim=0, keepdim=True).add_(size.eps).sqrt_()
-    r.mul_(size.beta1).add_(rows, alpha=1 - size.beta1)
-    k.mul_(size.beta1).add_(columns, alpha=1 - size.beta1)
-    return torch.mul(r, k, out=squared).sqrt_()
+        r̂ = mean(g², dims 1…) + ε      k̂ = mean(g², dim 0) + ε
+        r ← β1·r + (1−β1)·√r̂           k ← β1·k + (1−β1)·√k̂
+        u = g / (√(r·k) + ε)
 
+    For g with at most one dim:
 
-def _vector_size(g: torch.Tensor, state: State, size: StepSize) -> torch.Tensor:
-    """√v, after v has taken in the gradient."""
-    v = state[V]
-    v.mul_(size.beta1).addcmul_(g, g, value=1 - size.beta2)
-    return v.sqrt()
+        m ← β1·m + (1−β1)·g            v ← β2·v + (1−β2)·g²           u = m / (√v + ε)
 
+    Then, for both:
 
-def _row_blocks(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    """Matrices, some rows at a time: what is temporary stays in the caches, and is small."""
-    for p, g, state in zip(params, grads, states, strict=True):
-        r, k = state[R].view(-1, 1), state[K].view(1, -1)
-        height = max(piece_for(p) // k.numel(), 1)
-        blocks = list(
-            zip(p.view(len(r), -1).split(height), g.view(len(r), -1).split(height), r.split(height), strict=True)
-        )
-        sums = torch.zeros_like(k)
-        for _, g_rows, r_rows in blocks:
-            squared = g_rows * g_rows
-            means = squared.mean(dim=1, keepdim=True).add_(size.eps).sqrt_()
-            r_rows.mul_(size.beta1).add_(means, alpha=1 - size.beta1)
-            sums.add_(squared.sum(dim=0, keepdim=True))
-        k.mul_(size.beta1).add_(sums.div_(len(r)).add_(size.eps).sqrt_(), alpha=1 - size.beta1)
-        for p_rows, g_rows, r_rows in blocks:
-            p_rows.add_(p_rows, alpha=-size.decay)
-            p_rows.addcdiv_(g_rows, torch.mul(r_rows, k).sqrt_().add_(size.eps), value=-size.step)
+        p ← p − decay·p
+        p ← p − lr·u
+    """
 
+    implementations = _by_dims(MATRICES, ADAM_VECTORS)
 
-def _has_row_blocks(param: torch.Tensor, *others: torch.Tensor) -> bool:
-    return param.dim() > 1 and param.numel() > piece_for(param) and is_flat(param, *others)
-
-
-def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    squared = list(torch._foreach_mul(grads, grads))
-    matrices = [i for i, g in enumerate(grads) if g.dim() > 1]
-    if matrices:
-        rows = [squared[i].mean(dim=tuple(range(1, squared[i].dim())), keepdim=True) for i in matrices]
-        columns = [squared[i].mean(dim=0, keepdim=True) for i in matrices]
-        for key, means in ((R, rows), (K, columns)):
-            torch._foreach_add_(means, size.eps)
-            torch._foreach_sqrt_(means)
-            sizes = column([states[i] for i in matrices], key)
-            torch._foreach_mul_(sizes, size.beta1)
-            torch._foreach_add_(sizes, means, alpha=1 - size.beta1)
-        for i in matrices:
-            torch.mul(states[i][R], states[i][K], out=squared[i])
-    vectors = [i for i, g in enumerate(grads) if g.dim() < 2]
-    if vectors:
-        v, gains = column([states[i] for i in vectors], V), [squared[i] for i in vectors]
-        torch._foreach_mul_(v, size.beta1)
-        torch._foreach_add_(v, gains, alpha=1 - size.beta2)
-        torch._foreach_copy_(gains, v)
-    torch._foreach_sqrt_(squared)
-    torch._foreach_add_(squared, size.eps)
-    torch._foreach_add_(params, params, alpha=-size.decay)
-    torch._foreach_addcdiv_(params, grads, squared, -size.step)
-
-
-def _compiled(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    # Large matrices are taken apart, so that all threads have a part of them; the others are shared out whole.
-    sizes = ctypes.byref(KernelSize.of(size))
-    whole = []
-    for p, g, state in zip(params, grads, states, strict=True):
-        elements = p.numel()
-        if R not in state:
-            whole.append((elements, 0, elements, p, g, state[V], state[V]))  # 0 rows tell that it is a vector
-        elif elements < LARGE:
-            whole.append((elements, p.size(0), elements // p.size(0), p, g, state[R], state[K]))
-        else:
-            _compiled_matrix(p, g, state[R], state[K], sizes)
-    if whole:
-        whole.sort(key=itemgetter(0), reverse=True)  # each is one thread's, so that the last should be short
-        _, rows, columns, *tensors = zip(*whole, strict=True)
-        _compiled_whole(rows, columns, tensors, sizes)
-    torch.autograd.graph.increment_version(params)
-
-
-def _compiled_whole(
-    rows: Sequence[int], columns: Sequence[int], tensors: Sequence[Sequence[torch.Tensor]], sizes: Reference
-) -> None:
-    widest = max(n if m else 0 for n, m in zip(columns, rows, strict=True))
-    workers = crew(sum(tensor.numel() for tensor in tensors[0]))
-    scratch = torch.empty(workers.threads, widest)
-    counts = (ctypes.byref(workers), ctypes.c_int64(len(rows)))
-    lists = [integers(rows), integers(columns), *map(pointers, tensors)]
-    kernel("emo_fact")(*counts, *lists, address(scratch), ctypes.c_int64(widest), sizes)
-
-
-def _compiled_matrix(p: torch.Tensor, g: torch.Tensor, r: torch.Tensor, k: torch.Tensor, sizes: Reference) -> None:
-    columns = p.numel() // p.shape[0]
-    sums = torch.empty(BLOCKS, columns)
-    counts = map(ctypes.c_int64, (p.shape[0], columns))
-    kernel("emo_fact_large")(ctypes.byref(crew(p.numel())), *counts, *map(address, (p, g, r, k, sums)), sizes)
-
-
-def _matrices_on_shards(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize
-) -> None:
-    move_matrices(params, grads, column(states, R), column(states, K), size)
-
-
-def _is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
-    return param.dim() > 1
-
-
-def _large_in_row_blocks(update: Implementation) -> Implementation:
-    return where(_has_row_blocks, _row_blocks, otherwise=update)
-
-
-EmoFact.implementations = {
-    "single": _large_in_row_blocks(_single_tensor),
-    "foreach": _large_in_row_blocks(bounded(_multi_tensor, elementwise=False)),
-    "compile": where_it_fits(_compiled, otherwise=_large_in_row_blocks(_single_tensor)),
-}
-EmoFact.sharded = where(_is_matrix, _matrices_on_shards, otherwise=on_own_elements(_single_tensor))
+    def new_vector_state(self, param: torch.Tensor) -> State:
+        return Navi.new_state(self, param)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""EmoFact's rule for matrices of which each rank holds a shard: the means are those of the whole matrix.
+"""Fact's rule for matrices of which each rank holds a shard: the means are those of the whole matrix.
 
 A row that lies on one rank is averaged there, and so is a column. What several ranks have a part of is summed over
 them: under FSDP2, which deals out rows, the sums of the columns. One collective carries those of all matrices.
@@ -10,10 +10,9 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 
-from emo_hf.optim.rules.rule import StepSize
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
+from emo_hf.optim.tensors.dtensor import is_sharded, own_elements, splits_rows, sum_over_shards
+from emo_hf.optim.update import Hyperparameters
 
 
 def first_sizes(param: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,16 +31,11 @@ def _like(param: torch.Tensor, own: torch.Tensor, shape: list[int], *, by_rows: 
     from torch.distributed.tensor import DTensor, Replicate
 
     matrix = cast(DTensor, param)
-    placements = [placement if _splits_rows(placement) is by_rows else Replicate() for placement in matrix.placements]
+    placements = [placement if splits_rows(placement) is by_rows else Replicate() for placement in matrix.placements]
     stride = torch.empty(shape, device="meta").stride()
     return DTensor.from_local(
         own, matrix.device_mesh, placements, run_check=False, shape=torch.Size(shape), stride=stride
     )
-
-
-def _splits_rows(placement: Any) -> bool | None:
-    """True if a placement deals out rows, False if columns, None if neither."""
-    return placement.dim == 0 if hasattr(placement, "dim") else None
 
 
 def move_matrices(
@@ -49,47 +43,41 @@ def move_matrices(
     grads: list[torch.Tensor],
     rows: list[torch.Tensor],
     columns: list[torch.Tensor],
-    size: StepSize,
+    h: Hyperparameters,
 ) -> None:
-    """One step of EmoFact for matrices; plain ones are matrices on one rank.
+    """One step of Fact for matrices; plain ones are matrices on one rank.
 
     Args:
         params, grads: the matrices and their gradients.
         rows, columns: their r and k, as `first_sizes` made them.
-        size: the sizes of the step.
+        h: the numbers of the step.
     """
     own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
-    squares = [_sums_of_squares(g) for g in own_grads]
-    _sum_over_shards(params, squares)
-    for param, g, row, column, (row_sums, column_sums) in zip(params, own_grads, rows, columns, squares, strict=True):
+    row_sums, column_sums = zip(*map(_sums_of_squares, own_grads), strict=True)
+    sum_over_shards(
+        [(param, sums, _splits_columns) for param, sums in zip(params, row_sums, strict=True)]
+        + [(param, sums, _splits_rows) for param, sums in zip(params, column_sums, strict=True)]
+    )
+    for param, g, row, column, of_rows, of_columns in zip(
+        params, own_grads, rows, columns, row_sums, column_sums, strict=True
+    ):
         p, r, k = map(own_elements, (param, row, column))
         height = param.shape[0]
         width = math.prod(param.shape[1:])
-        r.mul_(size.beta1).add_(row_sums.div_(width).add_(size.eps).sqrt_(), alpha=1 - size.beta1)
-        k.mul_(size.beta1).add_(column_sums.div_(height).add_(size.eps).sqrt_(), alpha=1 - size.beta1)
-        p.add_(p, alpha=-size.decay)
-        p.addcdiv_(g, torch.mul(r, k).sqrt_().add_(size.eps), value=-size.step)
+        r.mul_(h.beta1).add_(of_rows.div_(width).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
+        k.mul_(h.beta1).add_(of_columns.div_(height).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
+        p.add_(p, alpha=-h.decay)
+        p.addcdiv_(g, torch.mul(r, k).sqrt_().add_(h.eps), value=-h.lr)
 
 
-def _sums_of_squares(g: torch.Tensor) -> list[torch.Tensor]:
+def _sums_of_squares(g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     squared = g * g
-    return [squared.sum(dim=tuple(range(1, g.dim())), keepdim=True), squared.sum(dim=0, keepdim=True)]
+    return squared.sum(dim=tuple(range(1, g.dim())), keepdim=True), squared.sum(dim=0, keepdim=True)
 
 
-def _sum_over_shards(params: list[torch.Tensor], squares: list[list[torch.Tensor]]) -> None:
-    """Complete the sums of rows that are split between ranks, and of columns that are."""
-    to_sum: dict[tuple[Any, int], list[torch.Tensor]] = {}  # (mesh, its dimension) → sums; the same on every rank
-    for param, (row_sums, column_sums) in zip(params, squares, strict=True):
-        if not is_sharded(param):
-            continue
-        matrix = cast(Any, param)
-        for dimension, placement in enumerate(matrix.placements):
-            by_rows = _splits_rows(placement)
-            if by_rows is not None:
-                sums = column_sums if by_rows else row_sums
-                to_sum.setdefault((matrix.device_mesh, dimension), []).append(sums)
-    for (mesh, dimension), tensors in to_sum.items():
-        together = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(together, group=mesh.get_group(dimension))
-        for tensor, total in zip(tensors, together.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(total.view_as(tensor))
+def _splits_rows(placement: Any) -> bool:
+    return splits_rows(placement) is True
+
+
+def _splits_columns(placement: Any) -> bool:
+    return splits_rows(placement) is False

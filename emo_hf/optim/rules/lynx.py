@@ -1,79 +1,99 @@
-"""EmoLynx: the Lion-type update rule."""
+"""The Lion-type rule of EmoLynx and EmoCats."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from emo_hf.emotion.decision import Decision
 from emo_hf.optim.kernels.launch import elementwise
-from emo_hf.optim.optimizer import EmoOptimizer
-from emo_hf.optim.rules.rule import State, StepSize, column
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.state_keys import EXP_AVG
 from emo_hf.optim.tensors.chunking import bounded, in_pieces
+from emo_hf.optim.tensors.dispatch import state_tensors
+from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.reading import Option, boolean
 
-M = "exp_avg"
+
+def _single_tensor(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    for p, g, state in zip(params, grads, states, strict=True):
+        m = state[EXP_AVG]
+        direction = torch.mul(m, h.beta1).add_(g, alpha=1 - h.beta1).sign_()
+        p.mul_(1 - h.decay)
+        p.add_(direction, alpha=-h.lr)
+        m.mul_(h.beta2).add_(g, alpha=1 - h.beta2)
 
 
-class EmoLynx(EmoOptimizer):
-    """EmoLynx v3.1: sign steps as Lion takes them, scaled by the emotion.
+def _multi_tensor(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    m = state_tensors(states, EXP_AVG)
+    direction = torch._foreach_mul(m, h.beta1)
+    torch._foreach_add_(direction, grads, alpha=1 - h.beta1)
+    torch._foreach_sign_(direction)
+    torch._foreach_mul_(params, 1 - h.decay)
+    torch._foreach_add_(params, direction, alpha=-h.lr)
+    torch._foreach_mul_(m, h.beta2)
+    torch._foreach_add_(m, grads, alpha=1 - h.beta2)
 
-        p ← (1 − lr·wd)·p
-        p ← p − lr·c · sign( β1·m + (1−β1)·g )
-        m ← β2·m + (1−β2)·g
 
-    Light and accurate; one tensor of state per parameter. As with Lion, a good learning rate is some 3 to 10 times
-    smaller than Adam's.
+class Lynx(Rule):
+    """Sign steps, as Lion takes them.
 
-    Args:
-        params: parameters, named parameters, or parameter groups (dicts with `params`, optionally `name` and any of
-            the options below). Groups without parameters are left out.
-        lr: learning rate; a scheduler may change it. The emotion multiplies it, and never writes it.
-        betas: β1 blends the step, β2 decays the average of the gradient; each in [0, 1).
-        eps: accepted so that the three can be exchanged; this rule divides by nothing.
-        weight_decay: decoupled weight decay, applied with the plain `lr`.
-        use_shadow: keep a slow copy of the parameters and mix it in at sudden changes; one more tensor of state.
-        maximize: climb instead of descend.
-        foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
-        fused: there is no fused implementation: None or False.
-        compile: the same for our own kernel, which is the default for float32 in main memory.
-        compensate: for bfloat16 and float16 parameters, keep what rounding takes from them; see `low_precision`.
-        emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own; see `ranks`.
-        emo_law: `v3.1`, or `robust` for losses around or below zero; see `laws`.
+    p ← (1 − decay)·p
+    p ← p − lr · sign( β1·m + (1−β1)·g )
+    m ← β2·m + (1−β2)·g
 
-    Raises:
-        ValueError: if an option is out of range or there are no parameters.
-
-    Source: EmoLynx v3.1 by muooon.
+    One tensor of state per parameter. A good learning rate is some 3 to 10 times smaller than Adam's; `eps` is
+    accepted, so that the optimizers can be exchanged, and divides nothing.
     """
 
-    preference: ClassVar[dict[str, tuple[str, ...]]] = {"cpu": ("compile",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    implementations = {
+        "single": in_pieces(_single_tensor),
+        "foreach": bounded(_multi_tensor),
+        "native": elementwise("emo_lynx", [EXP_AVG], otherwise=in_pieces(_single_tensor)),
+    }
+    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
 
     def new_state(self, param: torch.Tensor) -> State:
-        return {M: torch.zeros_like(param, memory_format=torch.preserve_format)}
+        return {EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format)}
 
 
-def _single_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    for p, g, state in zip(params, grads, states, strict=True):
-        m = state[M]
-        direction = torch.mul(m, size.beta1).add_(g, alpha=1 - size.beta1).sign_()
-        p.mul_(1 - size.decay)
-        p.add_(direction, alpha=-size.step)
-        m.mul_(size.beta2).add_(g, alpha=1 - size.beta2)
+class RelativeDecay(Rule):
+    """What Lynx, Neco and Clan of v3.0 have beside: a weight decay that may be relative to the first learning rate.
+
+    `decoupled_weight_decay` makes the decay of a step (lr/lr₀)·wd, where lr₀ is the constructor's `lr`. The published
+    name is upside down: without it the decay is decoupled as in the others, lr·wd.
+    """
+
+    options = {
+        "decoupled_weight_decay": Option(False, boolean, "decay by (lr/lr₀)·wd, with the constructor's lr as lr₀"),
+    }
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        super().__init__(defaults)
+        self._first_lr = float(defaults["lr"])
+        if defaults["decoupled_weight_decay"] and not self._first_lr:
+            raise ValueError("decoupled_weight_decay divides by the constructor's lr: give one above 0")
+
+    def hyperparameters(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        h = super().hyperparameters(group, decision)
+        return replace(h, decay=h.decay / self._first_lr) if group["decoupled_weight_decay"] else h
+
+    def memory(self) -> dict[str, float | None]:
+        return {**super().memory(), "first_lr": self._first_lr}
+
+    def load_memory(self, saved: Mapping[str, Any]) -> None:
+        super().load_memory(saved)
+        self._first_lr = float(saved["first_lr"])
 
 
-def _multi_tensor(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-    m = column(states, M)
-    direction = torch._foreach_mul(m, size.beta1)
-    torch._foreach_add_(direction, grads, alpha=1 - size.beta1)
-    torch._foreach_sign_(direction)
-    torch._foreach_mul_(params, 1 - size.decay)
-    torch._foreach_add_(params, direction, alpha=-size.step)
-    torch._foreach_mul_(m, size.beta2)
-    torch._foreach_add_(m, grads, alpha=1 - size.beta2)
+class LynxRelativeDecay(RelativeDecay, Lynx):
+    """Lynx of v3.0."""
 
-
-EmoLynx.implementations = {
-    "single": in_pieces(_single_tensor),
-    "foreach": bounded(_multi_tensor),
-    "compile": elementwise("emo_lynx", [M], otherwise=in_pieces(_single_tensor)),
-}
+    __doc__ = Lynx.__doc__

@@ -1,114 +1,59 @@
-"""What every update rule is handed: tensors of one kind, and the sizes of the step."""
+"""What an update rule is. A rule is a subclass of `Rule` in a file of its own, its formula beside the code, and a line
+in `family.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
-from emo_hf.emotion.v3_1 import Decision
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
-
-SMALLEST_FLOAT16 = 2.0**-24
-
-State: TypeAlias = "dict[str, torch.Tensor]"
-
-PLAIN = (torch.Tensor, torch.nn.Parameter)
-"""Tensors whose elements are where they seem to be; a DTensor, say, is not among them."""
+from emo_hf.emotion.decision import Decision
+from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.reading import Option
 
 
-@dataclass(frozen=True, slots=True)
-class StepSize:
-    """The numbers of one step of one parameter group.
+class Rule:
+    """An update rule at work in one optimizer.
 
-    Attributes:
-        step: lr·c, the effective learning rate.
-        decay: lr·wd, the share of the parameter that decays.
-        beta1, beta2, eps: as in the group.
+    Class attributes of a rule:
+        implementations: name → what moves tensors; `single`, which is always there, and any of `foreach`, `fused` and
+            `native`; and `sharded`, which moves DTensors, if the rule is not elementwise.
+        preference: device type → names of implementations, the best first; `single` where there is none.
+        elementwise: whether each element moves by itself. Then tensors may be cut into pieces, and a shard of one is
+            moved as a tensor is.
+        reads_scalar: whether it depends on the σ of one particular law.
+        float32_state: names of state tensors that are float32 whatever the parameter is.
+        options: name → what the optimizer's constructor takes for it; they lie in the parameter groups.
     """
 
-    step: float
-    decay: float
-    beta1: float
-    beta2: float
-    eps: float
+    implementations: ClassVar[Mapping[str, Implementation]]
+    preference: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    elementwise: ClassVar[bool] = True
+    reads_scalar: ClassVar[bool] = False
+    float32_state: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[Mapping[str, Option]] = {}
 
-    @staticmethod
-    def of(group: dict[str, Any], decision: Decision) -> StepSize:
-        lr = float(group["lr"])
-        beta1, beta2 = group["betas"]
-        return StepSize(
-            step=lr * decision.coefficient,
-            decay=lr * group["weight_decay"] * decision.decay_factor,
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-        )
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        """Begins with the optimizer's defaults, its options included."""
 
-    def representable_in(self, dtype: torch.dtype) -> StepSize:
-        """The same sizes, but for an ε that float16 would round to 0: a gradient of 0 would be divided by it."""
-        return replace(self, eps=max(self.eps, SMALLEST_FLOAT16)) if dtype is torch.float16 else self
+    def new_state(self, param: torch.Tensor) -> State:
+        """The state of a parameter before its first step, with the same names at any time."""
+        return {}
 
+    def hyperparameters(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        """The numbers of this step for a parameter group."""
+        return Hyperparameters.of(group, decision)
 
-Implementation: TypeAlias = "Callable[[list[torch.Tensor], list[torch.Tensor], list[State], StepSize], None]"
-"""Moves parameters in place: (parameters, gradients, their states, step size), all on one device and of one dtype."""
+    def before_step(self, groups: Sequence[Mapping[str, Any]], decision: Decision) -> None:
+        """Called once a step, before any parameter moves."""
 
+    def after_step(self, decision: Decision) -> None:
+        """Called once a step, after all parameters have moved."""
 
-def by_device_and_dtype(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
-    if params and all_alike(params):
-        return [params]
-    buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
-    for param in params:
-        sharded = type(param) not in PLAIN and is_sharded(param)
-        buckets.setdefault((param.device, param.dtype, sharded), []).append(param)
-    return list(buckets.values())
+    def memory(self) -> dict[str, float | None]:
+        """What the rule keeps once per optimizer, as plain numbers; it is saved with the emotion."""
+        return {}
 
-
-def all_alike(params: list[torch.Tensor]) -> bool:
-    """Whether the parameters are plain tensors of one device and dtype, as they are nearly always."""
-    device, dtype = params[0].device, params[0].dtype
-    return all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params])
-
-
-def column(states: list[State], key: str) -> list[torch.Tensor]:
-    """One state tensor of each parameter."""
-    return [state[key] for state in states]
-
-
-def where(fits: Callable[..., bool], run: Implementation, otherwise: Implementation) -> Implementation:
-    """`run` for the parameters for which `fits(parameter, gradient, *states)`, `otherwise` for the others."""
-
-    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        fit = [fits(p, g, *state.values()) for p, g, state in zip(params, grads, states, strict=True)]
-        if all(fit):
-            return run(params, grads, states, size)
-        for rule, wanted in ((run, True), (otherwise, False)):
-            part = [i for i, it_fits in enumerate(fit) if it_fits is wanted]
-            if part:
-                rule([params[i] for i in part], [grads[i] for i in part], [states[i] for i in part], size)
-        return None
-
-    return update
-
-
-def of_one_layout(*tensors: torch.Tensor) -> bool:
-    """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
-    first = tensors[0]
-    dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
-    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
-
-
-def on_own_elements(update: Implementation) -> Implementation:
-    """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
-
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        own_params = [own_elements(param) for param in params]
-        own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
-        own_states = [{key: own_elements(value) for key, value in state.items()} for state in states]
-        some = [i for i, param in enumerate(own_params) if param.numel() > 0]  # a rank may hold none of a small one
-        update([own_params[i] for i in some], [own_grads[i] for i in some], [own_states[i] for i in some], size)
-
-    return run
+    def load_memory(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `memory` gave."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from emo_hf.optim.rules.rule import PLAIN, Implementation, State, StepSize
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
 
 ELEMENTS = 1 << 24
 """What an implementation with temporaries is handed at once."""
@@ -23,11 +23,13 @@ def piece_for(param: torch.Tensor) -> int:
 def bounded(update: Implementation, elements: int = ELEMENTS, *, elementwise: bool = True) -> Implementation:
     """`update`, called for about as many `elements` at a time; one that is not elementwise gets its tensors whole."""
 
-    def in_parts(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    def in_parts(
+        params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+    ) -> None:
         if elementwise:
             params, grads, states = cut(params, grads, states, elements)
         for begin, end in runs_of([param.numel() for param in params], elements):
-            update(params[begin:end], grads[begin:end], states[begin:end], size)
+            update(params[begin:end], grads[begin:end], states[begin:end], h)
 
     return in_parts
 
@@ -35,9 +37,9 @@ def bounded(update: Implementation, elements: int = ELEMENTS, *, elementwise: bo
 def in_pieces(update: Implementation) -> Implementation:
     """An elementwise `update`, called for a piece of one tensor at a time."""
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
         for p, g, state in zip(*cut(params, grads, states, piece_for(params[0])), strict=True):
-            update([p], [g], [state], size)
+            update([p], [g], [state], h)
 
     return run
 
@@ -45,8 +47,8 @@ def in_pieces(update: Implementation) -> Implementation:
 def ascending(update: Implementation, *, elementwise: bool) -> Implementation:
     """`update` uphill: with the gradients negated, a part of the list at a time."""
 
-    def uphill(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
-        update(params, list(torch._foreach_neg(grads)), states, size)
+    def uphill(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        update(params, list(torch._foreach_neg(grads)), states, h)
 
     return bounded(uphill, elementwise=elementwise)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -32,9 +34,52 @@ def own_elements(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torc
     return elements
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements of a tensor: of a DTensor (a loss under tensor parallelism) gathered or summed from the ranks."""
-    if not is_sharded(tensor):
-        return tensor
-    gathered: torch.Tensor = cast(Any, tensor).full_tensor()
-    return gathered
+def splits_rows(placement: Any) -> bool | None:
+    """True if a placement deals out rows, False if it deals out another dim, None if it deals out nothing."""
+    return placement.dim == 0 if hasattr(placement, "dim") else None
+
+
+def splits(placement: Any) -> bool:
+    """Whether a placement deals out anything."""
+    return splits_rows(placement) is not None
+
+
+def sum_over_shards(sums: Sequence[tuple[torch.Tensor, torch.Tensor, Callable[[Any], bool]]]) -> None:
+    """Complete sums to which several ranks have to contribute, in place, with one collective for all of them.
+
+    Args:
+        sums: for each sum, the parameter that it is over, this rank's share of it, and which placements of the
+            parameter divide it between ranks. Shares of plain parameters are complete, and left as they are.
+    """
+    to_sum: dict[tuple[Any, int], list[torch.Tensor]] = {}  # (mesh, its dimension) → shares; the same on every rank
+    for param, share, divided_by in sums:
+        if is_sharded(param):
+            sharded = cast(Any, param)
+            for dimension, placement in enumerate(sharded.placements):
+                if divided_by(placement):
+                    to_sum.setdefault((sharded.device_mesh, dimension), []).append(share)
+    for (mesh, dimension), shares in to_sum.items():
+        together = torch.cat([share.flatten() for share in shares])
+        dist.all_reduce(together, group=mesh.get_group(dimension))
+        for share, total in zip(shares, together.split([share.numel() for share in shares]), strict=True):
+            share.copy_(total.view_as(share))
+
+
+def whole_norms(params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], order: int) -> list[torch.Tensor]:
+    """The norm of each tensor over all of its elements, on whichever ranks they are, in float32 at least.
+
+    Args:
+        params: the parameters, whose placements tell who holds what.
+        tensors: this rank's elements of the parameters or of their gradients.
+        order: 1 or 2.
+
+    Returns:
+        Tensors of no dims, the same on every rank.
+    """
+    wide = torch.promote_types(tensors[0].dtype, torch.float32) if tensors else torch.float32
+    norms = [torch.linalg.vector_norm(tensor, order, dtype=wide) for tensor in tensors]
+    if any(map(is_sharded, params)):
+        powers = [norm**order for norm in norms]
+        sum_over_shards([(param, power, splits) for param, power in zip(params, powers, strict=True)])
+        norms = [power ** (1 / order) for power in powers]
+    return norms

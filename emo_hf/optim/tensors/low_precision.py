@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.rules.rule import Implementation, State, StepSize
+from emo_hf.optim.state_keys import COMPENSATION, SHADOW
 from emo_hf.optim.tensors.chunking import bounded
-from emo_hf.optim.tensors.shadow import SHADOW
+from emo_hf.optim.update import Hyperparameters, Implementation, State
 
-COMPENSATION = "compensation"
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 ELEMENTS_IN_CACHES = 1 << 18
@@ -28,7 +27,7 @@ ELEMENTS_ON_DEVICE = 1 << 22
 def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], size: StepSize) -> None:
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
         wide = [param.detach().float() for param in params]
         wide_states = [
             {key: value.float() for key, value in state.items() if key not in (COMPENSATION, SHADOW)}
@@ -37,7 +36,7 @@ def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Im
         for copy, state in zip(wide, states, strict=True):
             if COMPENSATION in state:
                 copy.add_(state[COMPENSATION])
-        update(wide, [grad.float() for grad in grads], wide_states, size)
+        update(wide, [grad.float() for grad in grads], wide_states, h)
         for param, copy, state, wide_state in zip(params, wide, states, wide_states, strict=True):
             param.copy_(copy)
             if COMPENSATION in state:
@@ -47,6 +46,17 @@ def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Im
                     state[key].copy_(value)
 
     return bounded(run, ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE, elementwise=elementwise)
+
+
+def at_least_float32(update: Implementation) -> Implementation:
+    """An elementwise `update`, on float32 copies of bfloat16 and float16 parameters and on others as they are."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        low = params[0].dtype in LOW_PRECISION
+        chosen = in_float32(update, elementwise=True, on_cpu=params[0].is_cpu) if low else update
+        chosen(params, grads, states, h)
+
+    return run
 
 
 def compensated(state: State, param: torch.Tensor) -> State:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from emo_hf.optim.rules.rule import State
-from emo_hf.optim.tensors.low_precision import COMPENSATION, LOW_PRECISION
-from emo_hf.optim.tensors.shadow import SHADOW
+from emo_hf.optim.state_keys import COMPENSATION, SHADOW
+from emo_hf.optim.tensors.low_precision import LOW_PRECISION
+from emo_hf.optim.update import State
 
 
-def follow(params: list[torch.Tensor], states: list[State], compensate: bool) -> None:
+def follow_parameters(
+    params: list[torch.Tensor], states: list[State], compensate: bool, float32_state: frozenset[str]
+) -> None:
     """Bring the state of parameters to where they are now: some of them may have been moved, or all.
 
     The state of a parameter moves as a whole, so one look at its last tensor is enough, at every step: compensation
@@ -19,12 +21,14 @@ def follow(params: list[torch.Tensor], states: list[State], compensate: bool) ->
         params: parameters of one device and dtype.
         states: their states, in their order.
         compensate: whether the state of bfloat16 and float16 parameters is kept in float32.
+        float32_state: names of what is kept in float32 for them in any case.
     """
     device, dtype = params[0].device, params[0].dtype
-    wide = compensate and dtype in LOW_PRECISION
+    low = dtype in LOW_PRECISION
     for state in states:
         for key, value in reversed(state.items()):
-            wanted = torch.float32 if wide and key not in (COMPENSATION, SHADOW) else dtype
+            wide = low and (key in float32_state or (compensate and key not in (COMPENSATION, SHADOW)))
+            wanted = torch.float32 if wide else dtype
             if value.dtype is wanted and value.device == device:
                 break
             state[key] = value.to(device=device, dtype=wanted)

@@ -1,13 +1,12 @@
-"""The shadow: a slow copy of each parameter (SPEC: only with `use_shadow=True`)."""
+"""The shadow: a slow copy of each parameter, kept with `use_shadow=True`."""
 
 from __future__ import annotations
 
 import torch
 
-from emo_hf.emotion.v3_1 import ShadowMix
-from emo_hf.optim.rules.rule import State
-
-SHADOW = "shadow"
+from emo_hf.emotion.decision import ShadowMix
+from emo_hf.optim.state_keys import SHADOW
+from emo_hf.optim.update import State
 
 
 def mix_shadows(params: list[torch.Tensor], states: list[State], mix: ShadowMix) -> None:

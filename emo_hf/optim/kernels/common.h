@@ -1,0 +1,52 @@
+/* What every kernel uses: the numbers of a step, a team of threads, and a walk over the elements of many tensors.
+
+   Tensors are float32 in main memory and come as pointers to contiguous elements. Work is cut into tasks in a way that
+   does not depend on the number of threads, so that no result does. Nothing here allocates or keeps state. */
+
+#ifndef EMO_COMMON_H
+#define EMO_COMMON_H
+
+#include <stdint.h>
+
+/* Python reads these from the library's symbols emo_piece, emo_blocks and emo_most_threads. */
+#define PIECE 32768 /* elements of an elementwise task: enough to hide its start, few enough to share evenly */
+#define BLOCKS 16   /* row blocks in which a large matrix is taken apart */
+#define MOST_THREADS 256
+
+struct hyperparameters {
+    float lr;    /* the learning rate that the step is taken with */
+    float decay; /* the share of the parameter that decays */
+    float keep;  /* 1 − decay */
+    float beta1, gain1, beta2, gain2; /* β and 1 − β */
+    float eps;
+};
+
+/* The threads that work. `pool` is GOMP_parallel of torch's own OpenMP: its threads are awake, and new ones would wait
+   for a core until those sleep. Without it there are threads for the time of one call, which no fork can break. */
+struct team {
+    int64_t threads;
+    void (*pool)(void (*run)(void *), void *data, unsigned threads, unsigned flags);
+};
+
+/* A task is called with its index and with the number of the thread that it runs on, below team->threads. */
+typedef void task(int64_t index, int64_t thread, const void *context);
+
+/* Runs tasks 0 … tasks − 1; each thread takes the next one as it gets free. */
+void emo_share(task *run, int64_t tasks, const struct team *team, const void *context);
+
+/* Moves n elements of a parameter p with gradient g. `a` and `b` are its first and second state tensor, null where the
+   rule has fewer; `scale` is the tensor's own, null where none is given. */
+typedef void piece(int64_t n, float *p, const float *g, float *a, float *b, const float *scale,
+                   const struct hyperparameters *h);
+
+/* An elementwise rule, exported under its name; Python reads the first two fields. */
+struct rule {
+    int64_t state_tensors; /* 0, 1 or 2 */
+    int64_t takes_scales;  /* whether a scale per tensor may be given */
+    piece *run;
+};
+
+/* lr·sign(x), which is 0 for ±0 and NaN. */
+static inline float signed_step(float lr, float x) { return x > 0 ? lr : x < 0 ? -lr : 0; }
+
+#endif

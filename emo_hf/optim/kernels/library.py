@@ -1,0 +1,91 @@
+"""The compiled library as Python sees it: structures, constants and functions of the C sources, with their types."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_float, c_int64, c_void_p
+from typing import Any
+
+from emo_hf.optim.update import Hyperparameters
+
+NOTHING_LACKS_MEMORY = -1
+"""What the functions return that have moved all tensors; otherwise it is the index of one whose pointer is null."""
+
+
+class Team(ctypes.Structure):
+    """`struct team` of common.h."""
+
+    _fields_ = [("threads", c_int64), ("pool", c_void_p)]
+
+
+class KernelHyperparameters(ctypes.Structure):
+    """`struct hyperparameters` of common.h."""
+
+    _fields_ = [(name, c_float) for name in ("lr", "decay", "keep", "beta1", "gain1", "beta2", "gain2", "eps")]
+
+    @classmethod
+    def of(cls, h: Hyperparameters) -> KernelHyperparameters:
+        # The differences are taken in double precision, as torch's operators do.
+        return cls(h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps)
+
+
+class ElementwiseRule(ctypes.Structure):
+    """`struct rule` of common.h."""
+
+    _fields_ = [("state_tensors", c_int64), ("takes_scales", c_int64), ("run", c_void_p)]
+
+
+ADDRESSES = POINTER(c_int64)  # an array of pointers to elements; common.c makes sure that they are of one size
+COUNTS = POINTER(c_int64)
+FLOATS = c_void_p
+
+TYPES: dict[str, list[Any]] = {
+    "emo_elementwise": [
+        POINTER(ElementwiseRule), POINTER(Team), c_int64, COUNTS, *[ADDRESSES] * 4, FLOATS,
+        POINTER(KernelHyperparameters),
+    ],
+    "emo_fact_matrices": [
+        POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 4, FLOATS, c_int64, POINTER(KernelHyperparameters),
+    ],
+    "emo_fact_large_matrix": [
+        POINTER(Team), c_int64, c_int64, *[FLOATS] * 5, POINTER(KernelHyperparameters),
+    ],
+}  # fmt: skip
+
+
+class Library:
+    """The functions and constants of the C sources.
+
+    Attributes:
+        elementwise, fact_matrices, fact_large_matrix: the functions; what they take is written beside them in C.
+        piece: elements of an elementwise task.
+        blocks: row blocks in which a large matrix is taken apart.
+        most_threads: threads that the library starts at most, without torch's pool.
+    """
+
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._loaded = loaded
+        self._rules: dict[str, ElementwiseRule] = {}
+        self.elementwise, self.fact_matrices, self.fact_large_matrix = map(self._function, TYPES)
+        self.piece, self.blocks, self.most_threads = map(
+            self._constant, ("emo_piece", "emo_blocks", "emo_most_threads")
+        )
+
+    def _function(self, name: str) -> Any:
+        function = getattr(self._loaded, name)
+        function.argtypes = TYPES[name]
+        function.restype = c_int64
+        return function
+
+    def _constant(self, name: str) -> int:
+        return c_int64.in_dll(self._loaded, name).value
+
+    def rule(self, name: str) -> ElementwiseRule:
+        """An elementwise rule by its name in C.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        if name not in self._rules:
+            self._rules[name] = ElementwiseRule.in_dll(self._loaded, name)
+        return self._rules[name]

@@ -1,0 +1,64 @@
+"""The rule of EmoNeco."""
+
+from __future__ import annotations
+
+import torch
+
+from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
+from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
+from emo_hf.optim.state_keys import EXP_AVG
+from emo_hf.optim.tensors.chunking import cut, piece_for
+from emo_hf.optim.tensors.dispatch import state_tensors
+from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
+from emo_hf.optim.update import Hyperparameters, State
+
+
+def _is_by_size(h: Hyperparameters) -> bool:
+    return 0.2 < abs(h.scalar) <= 0.5
+
+
+def _move(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, norm: torch.Tensor | None, h: Hyperparameters) -> None:
+    b = torch.mul(m, h.beta1).add_(g, alpha=1 - h.beta1)
+    p.mul_(1 - h.decay)
+    if norm is None:
+        sign = b.sign_()
+        p.add_(sign.mul_(sign == g.sign()), alpha=-h.lr)
+    else:
+        p.sub_(b.div_(b.abs().add_(1)).mul_(norm + h.eps).mul_(h.lr))
+    m.mul_(h.beta2).add_(g, alpha=1 - h.beta2)
+
+
+def _in_pieces(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
+    norms = whole_norms(params, own_grads, 2) if _is_by_size(h) else [None] * len(params)
+    for param, g, state, norm in zip(params, own_grads, states, norms, strict=True):
+        p, m = own_elements(param), own_elements(state[EXP_AVG])
+        for p_piece, g_piece, rest in zip(*cut([p], [g], [{EXP_AVG: m}], piece_for(p)), strict=True):
+            _move(p_piece, g_piece, rest[EXP_AVG], norm, h)
+
+
+def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    scales = torch.stack(whole_norms(params, grads, 2)) + h.eps if _is_by_size(h) else None
+    run_elementwise("emo_neco", params, grads, [state_tensors(states, EXP_AVG)], h, scales=scales)
+
+
+class Neco(RelativeDecay, Lynx):
+    """Cautious sign steps, and in a middle range of |σ| steps of the size of the gradient.
+
+    p ← (1 − decay)·p
+    b = (1−β1)·g + β1·m
+    0.2 < |σ| ≤ 0.5:    p ← p − lr·(‖g‖₂ + ε)·b/(1+|b|)
+    otherwise:          p ← p − lr·d,    d = sign(b) where sign(b) = sign(g), else 0
+    m ← β2·m + (1−β2)·g
+
+    One tensor of state per parameter.
+    """
+
+    implementations = {
+        "single": _in_pieces,
+        "native": where_it_fits(_native, otherwise=_in_pieces),
+        "sharded": _in_pieces,
+    }
+    preference = {"cpu": ("native",)}
+    elementwise = False
+    reads_scalar = True

@@ -1,0 +1,111 @@
+"""The rule of EmoTion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from emo_hf.emotion.decision import Decision
+from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
+from emo_hf.optim.rules.reference_norm import first_group_norm, remembered
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.state_keys import EXP_AVG
+from emo_hf.optim.tensors.chunking import bounded, in_pieces
+from emo_hf.optim.tensors.dispatch import state_tensors
+from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.reading import Option, boolean
+
+
+def _gain(h: Hyperparameters) -> Any:
+    """α = (1−β1)·f, a float or a tensor without dims."""
+    return (1 - h.beta1) * h.extra["freshness"]
+
+
+def _single_tensor(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    alpha = _gain(h)
+    for p, g, state in zip(params, grads, states, strict=True):
+        m = state[EXP_AVG]
+        m.mul_(1 - alpha).add_(g * alpha)
+        p.add_(m.sign(), alpha=-h.lr)
+
+
+def _multi_tensor(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    m, alpha = state_tensors(states, EXP_AVG), _gain(h)
+    torch._foreach_mul_(m, 1 - alpha)
+    torch._foreach_add_(m, torch._foreach_mul(grads, alpha))
+    torch._foreach_add_(params, torch._foreach_sign(m), alpha=-h.lr)
+
+
+def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    h = replace(h, beta1=1 - float(_gain(h)))
+    run_elementwise("emo_tion", params, grads, [state_tensors(states, EXP_AVG)], h)
+
+
+class Tion(Rule):
+    """Sign steps along an average of the gradient that is the fresher, the more the weights change.
+
+    Once a step, over all parameters of the first parameter group:
+
+        G = Σ‖p‖₁
+        first step:     f = 1                                       G' ← G
+        afterwards:     ϱ = |G − G'| / (G' + 1e-8)
+                        f = max( tanh(ϱ/0.03), β₃ )                 G' ← G·ϱ, or G with `remember_true_norm`
+
+    where β₃ = 1 − β1 of the constructor. Then, for the parameters of every group, α = (1−β1)·f:
+
+        m ← (1−α)·m + α·g
+        p ← p − lr·sign(m)
+
+    One tensor of state per parameter. Weight decay, β2 and ε are not used. What the published rule remembers, G·ϱ, is
+    no norm: for small changes two steps of three then have f = 1, whatever the weights do.
+    """
+
+    implementations = {
+        "single": in_pieces(_single_tensor),
+        "foreach": bounded(_multi_tensor),
+        "native": where_it_fits(_native, otherwise=in_pieces(_single_tensor)),
+    }
+    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    options = {
+        "remember_true_norm": Option(False, boolean, "remember the norm of the weights itself, as a repaired EmoTion"),
+    }
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        super().__init__(defaults)
+        self._least = 1.0 - defaults["betas"][0]
+        self._norm: float | torch.Tensor | None = None  # G'
+        self._freshness: float | torch.Tensor = 1.0  # f
+
+    def new_state(self, param: torch.Tensor) -> State:
+        return {EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format)}
+
+    def hyperparameters(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        h = super().hyperparameters(group, decision)
+        return replace(h, decay=0.0, extra={"freshness": self._freshness})
+
+    def before_step(self, groups: Sequence[Mapping[str, Any]], decision: Decision) -> None:
+        if not float(groups[0]["lr"]):  # such a step moves nothing, and is none
+            return
+        norm = first_group_norm(groups[0])
+        if self._norm is None:
+            self._norm, self._freshness = norm, 1.0
+            return
+        before = remembered(self._norm, norm)
+        change = (norm - before).abs() / (before + 1e-8)
+        self._freshness = torch.tanh(change / 0.03).clamp(min=self._least)
+        self._norm = norm if groups[0]["remember_true_norm"] else norm * change
+
+    def memory(self) -> dict[str, float | None]:
+        norm = None if self._norm is None else float(self._norm)
+        return {"norm": norm, "freshness": float(self._freshness)}
+
+    def load_memory(self, saved: Mapping[str, Any]) -> None:
+        self._norm = None if saved["norm"] is None else float(saved["norm"])
+        self._freshness = float(saved["freshness"])

@@ -1,0 +1,68 @@
+"""Sorts tensors by what can move them: by device and dtype, by layout, by where their elements lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
+
+
+def by_device_and_dtype(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
+    if params and all_alike(params):
+        return [params]
+    buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
+    for param in params:
+        sharded = type(param) not in PLAIN and is_sharded(param)
+        buckets.setdefault((param.device, param.dtype, sharded), []).append(param)
+    return list(buckets.values())
+
+
+def all_alike(params: list[torch.Tensor]) -> bool:
+    """Whether the parameters are plain tensors of one device and dtype, as they are nearly always."""
+    device, dtype = params[0].device, params[0].dtype
+    return all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params])
+
+
+def state_tensors(states: list[State], key: str) -> list[torch.Tensor]:
+    """One state tensor of each parameter."""
+    return [state[key] for state in states]
+
+
+def where(fits: Callable[..., bool], run: Implementation, otherwise: Implementation) -> Implementation:
+    """`run` for the parameters for which `fits(parameter, gradient, *states)`, `otherwise` for the others."""
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        fit = [fits(p, g, *state.values()) for p, g, state in zip(params, grads, states, strict=True)]
+        if all(fit):
+            return run(params, grads, states, h)
+        for rule, wanted in ((run, True), (otherwise, False)):
+            part = [i for i, it_fits in enumerate(fit) if it_fits is wanted]
+            if part:
+                rule([params[i] for i in part], [grads[i] for i in part], [states[i] for i in part], h)
+        return None
+
+    return update
+
+
+def of_one_layout(*tensors: torch.Tensor) -> bool:
+    """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
+    first = tensors[0]
+    dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
+
+
+def on_own_elements(update: Implementation) -> Implementation:
+    """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        own_params = [own_elements(param) for param in params]
+        own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
+        own_states = [{key: own_elements(value) for key, value in state.items()} for state in states]
+        some = [i for i, param in enumerate(own_params) if param.numel() > 0]  # a rank may hold none of a small one
+        update([own_params[i] for i in some], [own_grads[i] for i in some], [own_states[i] for i in some], h)
+
+    return run

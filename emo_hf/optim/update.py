@@ -1,0 +1,60 @@
+"""What moves parameters, and what it is handed: tensors of one kind, and the numbers of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+
+from emo_hf.emotion.decision import Decision
+
+SMALLEST_FLOAT16 = 2.0**-24
+
+State: TypeAlias = "dict[str, torch.Tensor]"
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Tensors whose elements are where they seem to be; a DTensor, say, is not among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """The numbers of one step of one parameter group.
+
+    Attributes:
+        lr: the learning rate that the step is taken with, the group's times the law's coefficient.
+        decay: the share of the parameter that decays.
+        beta1, beta2, eps: as in the group.
+        scalar: σ of the law, for the rules that read it.
+        extra: what a rule has of its own.
+    """
+
+    lr: float
+    decay: float
+    beta1: float
+    beta2: float
+    eps: float
+    scalar: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        lr = float(group["lr"])
+        beta1, beta2 = group["betas"]
+        return Hyperparameters(
+            lr=decision.step_size(lr),
+            decay=decision.decay_size(lr) * group["weight_decay"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            scalar=decision.scalar,
+        )
+
+    def representable_in(self, dtype: torch.dtype) -> Hyperparameters:
+        """The same numbers, but for an ε that float16 would round to 0: a gradient of 0 would be divided by it."""
+        return replace(self, eps=max(self.eps, SMALLEST_FLOAT16)) if dtype is torch.float16 else self
+
+
+Implementation: TypeAlias = "Callable[[list[torch.Tensor], list[torch.Tensor], list[State], Hyperparameters], None]"
+"""Moves parameters in place: (parameters, gradients, states, hyperparameters), on one device and of one dtype."""
