@@ -8,22 +8,34 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.integrations import accelerate as _accelerate  # noqa: F401  wires the optimizers to accelerate when they are made
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
+from emo_hf.emotion.decision import EmotionView
+from emo_hf.integrations import accelerate as _accelerate
+from emo_hf.optim import family as _family
+from emo_hf.optim.attach import Attachment, attach
+from emo_hf.optim.family import *
+from emo_hf.optim.family import FAMILY
+from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:
+    from emo_hf.autonomous.averaging import average_saved
+    from emo_hf.autonomous.local_sgd import LocalSGDCallback
+    from emo_hf.autonomous.weight_exchange import WeightExchange, WeightExchangeCallback
     from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
     from emo_hf.trainer.checkpoints import last_whole_checkpoint
     from emo_hf.trainer.factory import create_optimizer
     from emo_hf.trainer.param_groups import GroupOptions, build_param_groups
     from emo_hf.trainer.registry import register, unregister
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _LAZY = {
     "EmoCallback": "emo_hf.trainer.callbacks",
     "EmoEarlyStoppingCallback": "emo_hf.trainer.callbacks",
     "GroupOptions": "emo_hf.trainer.param_groups",
+    "LocalSGDCallback": "emo_hf.autonomous.local_sgd",
+    "WeightExchange": "emo_hf.autonomous.weight_exchange",
+    "WeightExchangeCallback": "emo_hf.autonomous.weight_exchange",
+    "average_saved": "emo_hf.autonomous.averaging",
     "build_param_groups": "emo_hf.trainer.param_groups",
     "create_optimizer": "emo_hf.trainer.factory",
     "last_whole_checkpoint": "emo_hf.trainer.checkpoints",
@@ -31,21 +43,8 @@ _LAZY = {
     "unregister": "emo_hf.trainer.registry",
 }
 
-__all__ = [
-    "EmoCallback",
-    "EmoEarlyStoppingCallback",
-    "EmoFact",
-    "EmoLynx",
-    "EmoNavi",
-    "EmoOptimizer",
-    "EmotionView",
-    "GroupOptions",
-    "build_param_groups",
-    "create_optimizer",
-    "last_whole_checkpoint",
-    "register",
-    "unregister",
-]
+if not TYPE_CHECKING:  # type checkers read the imports
+    __all__ = ["FAMILY", "Attachment", "EmoOptimizer", "EmotionView", "attach", *_family.__all__, *_LAZY]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,11 +7,11 @@ import sys
 
 COMMANDS = {
     "train": ("emo_hf.recipes.train", "fine-tune a model (LoRA or full) from a YAML file and --options"),
-    "run": ("emo_hf.run", "run any training script with --optim emonavi|emofact|emolynx known to the Trainer"),
+    "run": ("emo_hf.run", "run any training script with the emo optimizers known to the Trainer"),
     "plot": ("emo_hf.recipes.plot", "draw a run: loss, effective learning rate, scalar, stop signal"),
     "doctor": (
         "emo_hf.doctor",
-        "check this installation: versions, registration, whether the loss is felt",
+        "check this installation: versions, registration, whether the loss arrives",
     ),
 }
 

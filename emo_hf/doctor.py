@@ -1,4 +1,4 @@
-"""`emo-hf doctor`: what is installed, and whether the optimizers feel the loss in it."""
+"""`emo-hf doctor`: what is installed, and whether the loss reaches the optimizers in it."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def _core() -> str:
 def _registration() -> str:
     from transformers import HfArgumentParser, TrainingArguments
 
-    from emo_hf.trainer.factory import OPTIMIZERS
+    from emo_hf.optim.family import FAMILY
     from emo_hf.trainer.registry import register
 
     register()
-    for name in OPTIMIZERS:
+    for name in FAMILY:
         HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(["--output_dir", "unused", "--optim", name])
-    return "--optim " + "|".join(OPTIMIZERS)
+    return "--optim " + "|".join(FAMILY)
 
 
 def _trainer() -> str:
@@ -110,7 +110,7 @@ def _trainer() -> str:
     logged = [line for line in trainer.state.log_history if "emo/effective_lr" in line]
     if len(logged) != 8:
         raise RuntimeError(f"8 steps were logged, {len(logged)} with metrics")
-    return "8 Trainer steps with accumulation, 8 losses felt, 8 log lines with metrics"
+    return "8 Trainer steps with accumulation, 8 losses seen, 8 log lines with metrics"
 
 
 CHECKS: dict[str, Callable[[], str]] = {"optimizer": _core, "registration": _registration, "trainer": _trainer}

@@ -10,13 +10,22 @@ import runpy
 import sys
 from typing import Any
 
-USAGE = """\
-usage: emo-hf run SCRIPT.py [ARGS ...]
-       emo-hf run -m MODULE [ARGS ...]
+from emo_hf.emotion.laws import law_names
+from emo_hf.optim.family import FAMILY
 
-Runs a training script or module unchanged, with --optim emonavi, emofact and emolynx known to the Trainer.
+USAGE = """\
+usage: emo-hf run [--emotion LAW] SCRIPT.py [ARGS ...]
+       emo-hf run [--emotion LAW] -m MODULE [ARGS ...]
+
+Runs a training script or module unchanged, with the emo optimizers known to the Trainer: {names}.
+With --emotion any other optimizer of its Trainers is given an emotion, which scales its learning rate: {laws}.
 Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
 """
+
+
+def usage() -> str:
+    """The help text."""
+    return USAGE.format(names=", ".join(f"--optim {name}" for name in FAMILY), laws=", ".join(law_names()))
 
 
 script_globals: dict[str, Any] = {}
@@ -36,12 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     if arguments[:1] in (["-h"], ["--help"]):
-        print(USAGE, end="")
+        print(usage(), end="")
         return 0
+    emotion: dict[str, str] = {}
+    if arguments and arguments[0].partition("=")[0] == "--emotion":
+        given = arguments.pop(0).partition("=")[2] or (arguments.pop(0) if arguments else "")
+        if given not in law_names():
+            print(f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {given!r}", file=sys.stderr)
+            return 2
+        emotion = {"emotion": given}
     as_module = arguments[:1] == ["-m"]
     target = arguments[1:] if as_module else arguments
     if not target:
-        print(USAGE, end="", file=sys.stderr)
+        print(usage(), end="", file=sys.stderr)
         return 2
     if not as_module and not os.path.exists(target[0]):
         print(f"emo-hf run: there is no script {target[0]!r} (to run a module: emo-hf run -m MODULE)", file=sys.stderr)
@@ -49,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from emo_hf.trainer.registry import register  # transformers takes seconds to import: not for a usage error
 
-    register()
+    register(**emotion)
     sys.argv = target
     if not getattr(sys.flags, "safe_path", False):  # Python 3.11 and later
         # What Python puts there itself: the folder of the script, or the working folder for -m.

@@ -3,12 +3,13 @@
 The tap sits on `accelerate.Accelerator.backward`: every loss that the Trainer, TRL, diffusers-style loops and kohya
 send to backward passes there, before DeepSpeed steps inside it and before fp16 scaling. It feeds the emo optimizers
 that were prepared by that same accelerator. Making an emo optimizer in a process that has imported accelerate puts it
-in place; nothing else does, and `uninstall()` takes it away.
+in place; nothing else does. `uninstall()` takes it away, and with EMO_HF_TAP=0 it never comes.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import weakref
 from collections.abc import Iterator
@@ -18,20 +19,30 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from emo_hf.optim.optimizer import EmoOptimizer, on_construction
+from emo_hf.optim.attach import Attachment, attached_to
+from emo_hf.optim.emotion_engine import on_construction
+from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_MARK = "_emo_hf_original_backward"
+SWITCH = "EMO_HF_TAP"
+"""Environment variable: 0 leaves accelerate alone."""
+
+_tapping = False  # whether losses that pass are fed; our methods may lie below those that others put over them
+_switched_off = False  # by `uninstall`, until the next `install`
+_originals: dict[str, tuple[Any, Any]] = {}  # name of a method → (ours, what it stands for)
 
 _prepared: weakref.WeakKeyDictionary[Accelerator, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 """The models as they were wrapped: the accelerator itself keeps only what is inside."""
 
 
 def wire() -> None:
-    """Install the tap if this process has imported accelerate; `emo_hf` calls it when an optimizer is made."""
-    if "accelerate" in sys.modules:
+    """Install the tap if this process has imported accelerate and nobody has switched it off.
+
+    It is called when an optimizer is made.
+    """
+    if "accelerate" in sys.modules and not _switched_off and os.environ.get(SWITCH) != "0":
         install()
 
 
@@ -39,16 +50,17 @@ def install() -> None:
     """Put the tap on `Accelerator.backward`, and note what `prepare_model` makes. Doing it twice changes nothing."""
     from accelerate import Accelerator
 
-    original = Accelerator.backward
-    if hasattr(original, _MARK):
+    global _tapping, _switched_off
+    _tapping, _switched_off = True, False
+    if _originals:
         return
+    original, original_prepare = Accelerator.backward, Accelerator.prepare_model
 
     @functools.wraps(original)
     def backward(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> Any:
-        feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
+        if _tapping:
+            feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
         return original(self, loss, **kwargs)
-
-    original_prepare = Accelerator.prepare_model
 
     @functools.wraps(original_prepare)
     def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
@@ -56,19 +68,24 @@ def install() -> None:
         _prepared.setdefault(self, weakref.WeakSet()).add(model)
         return model
 
-    setattr(backward, _MARK, original)
-    setattr(prepare_model, _MARK, original_prepare)
-    Accelerator.backward = backward
-    Accelerator.prepare_model = prepare_model
+    _originals.update(backward=(backward, original), prepare_model=(prepare_model, original_prepare))
+    for name, (ours, _) in _originals.items():
+        setattr(Accelerator, name, ours)
 
 
 def uninstall() -> None:
-    """Give the methods of `Accelerator` back as they were."""
+    """Give the methods of `Accelerator` back as they were, for good: only `install()` brings the tap back.
+
+    Where somebody has put a method of their own over ours, theirs stays, and ours passes losses on unseen.
+    """
     from accelerate import Accelerator
 
-    for name in ("backward", "prepare_model"):
-        method = getattr(Accelerator, name)
-        setattr(Accelerator, name, getattr(method, _MARK, method))
+    global _tapping, _switched_off
+    _tapping, _switched_off = False, True
+    for name, (ours, original) in list(_originals.items()):
+        if vars(Accelerator).get(name) is ours:
+            setattr(Accelerator, name, original)
+            del _originals[name]
 
 
 def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
@@ -118,24 +135,30 @@ def prepared_around(model: nn.Module) -> tuple[Accelerator, nn.Module] | None:
     return None
 
 
-def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer]:
-    """The emo optimizers that an accelerator has prepared."""
+def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer | Attachment]:
+    """The optimizers with an emotion that an accelerator has prepared."""
     for prepared in accelerator._optimizers:
-        optimizer = unwrap(prepared)
-        if optimizer is not None:
-            yield optimizer
+        emotional = unwrap(prepared)
+        if emotional is not None:
+            yield emotional
 
 
-def unwrap(optimizer: Any) -> EmoOptimizer | None:
-    """The emo optimizer inside of any number of wrappers (accelerate, DeepSpeed, …), or None.
+def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
+    """What takes in the loss inside of any number of wrappers (accelerate, DeepSpeed, …), or None.
 
     Args:
         optimizer: an optimizer, a wrapper that holds one as `.optimizer`, or None.
+
+    Returns:
+        An emo optimizer, or the emotion that was attached to another one.
     """
     seen: list[Any] = []
     while optimizer is not None and all(optimizer is not known for known in seen):
         if isinstance(optimizer, EmoOptimizer):
             return optimizer
+        attachment = attached_to(optimizer)
+        if attachment is not None:
+            return attachment
         seen.append(optimizer)
         optimizer = getattr(optimizer, "optimizer", None)
     return None

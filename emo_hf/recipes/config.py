@@ -15,11 +15,12 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from emo_hf.optim.family import FAMILY
 from emo_hf.recipes.arguments import TRAINER_DEFAULTS, DataArguments, LoraArguments, ModelArguments
 from emo_hf.recipes.errors import RecipeError, one_line
-from emo_hf.trainer.callbacks import SelfStop
-from emo_hf.trainer.factory import OPTIMIZERS
+from emo_hf.trainer.factory import version_of
 from emo_hf.trainer.options import parse_optim_args, read_options
+from emo_hf.trainer.self_stop import SelfStop
 
 USAGE = "emo-hf train [CONFIG.yaml] [--key value ...]"
 
@@ -78,11 +79,15 @@ def read_job(argv: Sequence[str]) -> Job:
 
 def _check_optimizer(training: TrainingArguments) -> None:
     """Find mistakes in optim_args now, not after data and model have been prepared."""
-    if training.optim.value in OPTIMIZERS:
+    if training.optim.value in FAMILY:
         try:
-            SelfStop(**read_options(parse_optim_args(training.optim_args)).self_stop)
+            options = read_options(parse_optim_args(training.optim_args))
+            SelfStop(**options.self_stop)
+            version = version_of(training.optim.value, options)
         except ValueError as error:
             raise RecipeError(f"optim_args: {str(error).removeprefix('optim_args: ')}") from error
+        if version.lr_is_a_scale and training.learning_rate == TRAINER_DEFAULTS["learning_rate"]:
+            training.learning_rate = version.lr
 
 
 def _make_parser() -> _Parser:

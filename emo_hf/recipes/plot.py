@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.emotion.metrics import PREFIX
+from emo_hf.emotion.law import Zone
+from emo_hf.emotion.laws import LAWS
+from emo_hf.emotion.metrics import NOTES, PREFIX
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.output import last_checkpoint
 
@@ -19,16 +21,9 @@ if TYPE_CHECKING:
 
 PICTURE = "run.png"
 
-QUIET, SUDDEN = 0.125, 0.625  # where the coefficient's law changes, see SPEC.md section 1
 _BLUE, _ORANGE, _GREEN, _RED, _GREY = "#1f5fa8", "#e07b1a", "#2a8f5b", "#c23b3b", "#8a8f98"
 _OTHERS = ("#7a4fb5", "#0f9aa8", "#b5497f", "#8c6d1f", "#4d4d4d")
-_ZONES = (
-    (SUDDEN, 1.0, "#fbe3e3", "sudden fall: damp"),
-    (QUIET, SUDDEN, "#e2f3e8", "improving: speed up"),
-    (-QUIET, QUIET, "#f1f2f4", "quiet: hands off"),
-    (-SUDDEN, -QUIET, "#fdf0dc", "worsening: slow down"),
-    (-1.0, -SUDDEN, "#fbe3e3", "sudden rise: damp"),
-)
+_ZONE_COLORS = {"brake": "#fbe3e3", "boost": "#e2f3e8", "quiet": "#f1f2f4", "slow": "#fdf0dc"}
 
 Line = Mapping[str, Any]
 
@@ -49,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser.parse_args(argv)
         folder = Path(options.run)
         output = options.output or folder / PICTURE
-        draw(read_history(folder), output, title=folder.resolve().name)
+        history, law = read_run(folder)
+        draw(history, output, title=folder.resolve().name, law=law)
     except (RecipeError, OSError) as error:
         print(f"emo-hf plot: {one_line(error)}", file=sys.stderr)
         return 2
@@ -59,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The log history of a run's folder or of a checkpoint.
+def read_run(folder: Path) -> tuple[list[dict[str, Any]], str | None]:
+    """The log history of a run's folder or of a checkpoint, and the law that its emotion followed, where that is said.
 
     Raises:
         RecipeError: if there is none.
@@ -71,27 +67,34 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         file = place / "trainer_state.json" if place is not None else None
         if file is not None and file.is_file():
             try:
-                return list(json.loads(file.read_text(encoding="utf-8"))["log_history"])
+                state = json.loads(file.read_text(encoding="utf-8"))
+                return list(state["log_history"]), _law_of(state)
             except (ValueError, KeyError, TypeError) as error:
                 raise RecipeError(f"{str(file)!r} is not a Trainer's state: {one_line(error)}") from error
     raise RecipeError(f"{str(folder)!r} holds neither trainer_state.json nor a checkpoint: not a Trainer's output")
 
 
-def draw(history: Sequence[Line], output: str | Path, *, title: str) -> None:
+def _law_of(state: Mapping[str, Any]) -> str | None:
+    notes = (state.get("stateful_callbacks") or {}).get(NOTES)
+    return str(notes["law"]) if isinstance(notes, dict) and "law" in notes else None
+
+
+def draw(history: Sequence[Line], output: str | Path, *, title: str, law: str | None = None) -> None:
     """Write the picture of a run.
 
     Args:
         history: the Trainer's log history.
         output: file to write, PNG by its name.
         title: name of the run.
+        law: the law whose ranges of σ are drawn; None leaves them out.
 
     Raises:
         RecipeError: if nothing was logged, or matplotlib is not installed.
     """
-    figure(history, title=title).savefig(output, dpi=130)
+    figure(history, title=title, law=law).savefig(output, dpi=130)
 
 
-def figure(history: Sequence[Line], *, title: str) -> Figure:
+def figure(history: Sequence[Line], *, title: str, law: str | None = None) -> Figure:
     """The picture as a matplotlib figure: two panels, and three more where an emo optimizer has logged.
 
     Raises:
@@ -114,16 +117,16 @@ def figure(history: Sequence[Line], *, title: str) -> Figure:
     _loss(panels[0], lines, [line for line in history if "eval_loss" in line and "step" in line], emo)
     _learning_rate(panels[1], lines, emo)
     if emo:
-        _scalar(panels[2], emo)
+        _scalar(panels[2], emo, LAWS[law].zones if law in LAWS else ())
         _coefficient(panels[3], emo)
         _signals(panels[4], emo)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.01)
-    spoke = _first_stop(emo)
-    if spoke is not None:
+    fired = _first_stop(emo)
+    if fired is not None:
         for panel in panels:
-            panel.axvline(spoke, color=_RED, linewidth=1, linestyle=":", zorder=1)
+            panel.axvline(fired, color=_RED, linewidth=1, linestyle=":", zorder=1)
     panels[-1].set_xlabel("optimizer step")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     made.suptitle(title, fontsize=13, fontweight="bold")
@@ -198,13 +201,15 @@ def _distinct_groups(emo: Sequence[Line]) -> list[tuple[list[str], tuple[list[in
     return found
 
 
-def _scalar(panel: Axes, emo: Sequence[Line]) -> None:
-    for low, high, color, name in _ZONES:
-        panel.axhspan(low, high, color=color, linewidth=0, zorder=0)
-        _note(panel, (low + high) / 2, name, panel.get_yaxis_transform())
+def _scalar(panel: Axes, emo: Sequence[Line], zones: Sequence[Zone]) -> None:
+    for zone in zones:
+        panel.axhspan(zone.low, zone.high, color=_ZONE_COLORS[zone.kind], linewidth=0, zorder=0)
+        _note(panel, (zone.low + zone.high) / 2, zone.what, panel.get_yaxis_transform())
     panel.plot(*_series(emo, PREFIX + "scalar"), color=_BLUE, linewidth=1.5, label="scalar")
     panel.set_ylim(-1, 1)
-    panel.set_yticks([-1, -SUDDEN, -QUIET, QUIET, SUDDEN, 1], ["−1", "−0.625", "−0.125", "0.125", "0.625", "1"])
+    edges = sorted({-1.0, 1.0, *(edge for zone in zones for edge in (zone.low, zone.high))})
+    panel.set_yticks(edges if zones else [-1, -0.5, 0, 0.5, 1])
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
     panel.set_ylabel("scalar σ")
 
 
@@ -214,7 +219,7 @@ def _coefficient(panel: Axes, emo: Sequence[Line]) -> None:
     panel.fill_between(steps, low, high, color=_ORANGE, alpha=0.25, linewidth=0, label="min to max between logs")
     panel.plot(*_series(emo, PREFIX + "coefficient_mean"), color=_ORANGE, linewidth=1.5, label="mean between logs")
     panel.axhline(1, color=_GREY, linewidth=0.8, zorder=0)
-    panel.set_ylim(0, max(1.7, *high) if high else 1.7)
+    panel.set_ylim(0, 1.05 * max(high) if high and max(high) > 0 else 1.0)
     panel.set_ylabel("coefficient c")
     _legend(panel)
 
@@ -225,9 +230,9 @@ def _signals(panel: Axes, emo: Sequence[Line]) -> None:
         panel.broken_barh(spans, (row - 0.35, 0.7), facecolors=color, alpha=0.8)
     panel.set_ylim(-0.5, 1.5)
     panel.set_yticks([])
-    spoke = _first_stop(emo)
+    fired = _first_stop(emo)
     _note(panel, 1, "quiet", panel.get_yaxis_transform())
-    text = "stop signal: never" if spoke is None else f"stop signal: from step {spoke:,}"
+    text = "stop signal: never" if fired is None else f"stop signal: from step {fired:,}"
     _note(panel, 0, text, panel.get_yaxis_transform())
 
 

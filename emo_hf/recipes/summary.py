@@ -22,6 +22,7 @@ class Summary:
         resumed_from: checkpoint that the run went on from.
         interrupted: whether the user stopped it.
         history: the Trainer's log history.
+        law: the law that the emotion followed, if there was one.
         majority_baseline: accuracy of always answering the most frequent label.
         seconds: wall time of this process's part of the run.
         saved: what was saved, as name → path.
@@ -40,6 +41,7 @@ class Summary:
     resumed_from: str | None
     interrupted: bool
     history: Sequence[Mapping[str, Any]]
+    law: str | None
     majority_baseline: float | None
     seconds: float
     saved: Mapping[str, str]
@@ -146,8 +148,8 @@ class Summary:
         if not any(PREFIX + "should_stop" in line for line in self.history):
             return "none (the optimizer has no emotion)"
         step = self.should_stop_step
-        spoke = "never spoke" if step is None else f"first spoke at step {step:,}"
-        return f"{spoke}; training was {'stopped by it' if self.stopped_early else 'not stopped by it'}"
+        fired = "never fired" if step is None else f"first fired at step {step:,}"
+        return f"{fired}; training was {'stopped by it' if self.stopped_early else 'not stopped by it'}"
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

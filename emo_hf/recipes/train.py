@@ -24,6 +24,7 @@ from transformers import (
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
+from emo_hf.integrations.accelerate import unwrap
 from emo_hf.recipes.arguments import SEQUENCE_CLASSIFICATION
 from emo_hf.recipes.config import Job, read_job
 from emo_hf.recipes.data import Examples, load_examples
@@ -107,6 +108,7 @@ def run(job: Job) -> Summary:
     saved = _save(trainer, job, examples, tokenizer)
     trainer.save_metrics("train", result.metrics)
     parameters = _count(trainer.model)
+    emo = unwrap(trainer.optimizer)
     summary = Summary(
         task=job.model.task,
         model=str(job.model.model_name_or_path) + (" with LoRA" if job.lora.use_lora else ""),
@@ -120,6 +122,7 @@ def run(job: Job) -> Summary:
         resumed_from=checkpoint,
         interrupted=interrupt.interrupted,
         history=trainer.state.log_history,
+        law=None if emo is None else emo.emotion.law,
         majority_baseline=examples.majority_baseline,
         seconds=time.monotonic() - started,
         saved=saved,
@@ -212,7 +215,7 @@ def _report(summary: Summary, folder: str, saved: dict[str, str]) -> None:
     Path(folder, "summary.json").write_text(json.dumps(summary.facts(), indent=2) + "\n", encoding="utf-8")
     picture = os.path.join(folder, PICTURE)
     try:
-        draw(summary.history, picture, title=os.path.basename(os.path.abspath(folder)))
+        draw(summary.history, picture, title=os.path.basename(os.path.abspath(folder)), law=summary.law)
         saved["picture"] = picture
     except (RecipeError, OSError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)

@@ -1,0 +1,1 @@
+"""The Trainer's side: registration, options, parameter groups, callbacks, self-stop, checkpoints."""

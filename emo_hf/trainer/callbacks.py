@@ -1,114 +1,111 @@
-"""The Trainer's side: metrics in every log line, and self-stop as early stopping."""
+"""The Trainer's side: metrics in every log line, self-stop as early stopping, an emotion for any optimizer."""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emo_hf.emotion.metrics import PREFIX
-from emo_hf.emotion.v3_1 import WINDOW
+from emo_hf.emotion.metrics import NOTES, PREFIX
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.optim.attach import Attachment, attach
+from emo_hf.optim.checkpoint import EMOTION_KEY
+from emo_hf.optim.family import FAMILY
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_too_large, what_is_missing
-from emo_hf.trainer.factory import OPTIMIZERS
-from emo_hf.trainer.options import SELF_STOP_ACTIONS, parse_optim_args, read_options
+from emo_hf.trainer.options import parse_optim_args, read_options
+from emo_hf.trainer.self_stop import SelfStop
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelfStop:
-    """When the self-stop signal is believed, and what is done then.
-
-    v3.1's raw signal speaks as soon as 32 scalars are quiet, which a slow start also is. It is believed once training
-    has been flat (quiet, and the slow average of the loss not falling by 0.5 %) for `patience` windows of 32 steps,
-    all of them after warm-up and after the first `min_steps` steps.
-
-    Attributes:
-        action: `off`; `log` one line; `save` a checkpoint; `stop` training, with a last log, evaluation and
-            checkpoint where the Trainer's strategies ask for such.
-        patience: windows of 32 steps for which training must be flat.
-        min_steps: steps after warm-up that are never counted.
-    """
-
-    action: str = "log"
-    patience: int = 4
-    min_steps: int = 200
-
-    def __post_init__(self) -> None:
-        if self.action not in SELF_STOP_ACTIONS:
-            raise ValueError(f"action must be one of {', '.join(SELF_STOP_ACTIONS)}, got {self.action!r}")
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"patience must be a whole number of windows, at least 1, got {self.patience!r}")
-        if not isinstance(self.min_steps, int) or self.min_steps < 0:
-            raise ValueError(f"min_steps must be a whole number of steps, at least 0, got {self.min_steps!r}")
-
-    def flat_long_enough(self, flat_steps: int, step: int, warmup_steps: int) -> bool:
-        """Whether training has been flat for long enough at a step.
-
-        Args:
-            flat_steps: steps on end that training has been flat.
-            step: optimizer steps done in the run.
-            warmup_steps: steps of learning-rate warm-up in the run.
-        """
-        return min(flat_steps, step - warmup_steps - self.min_steps) >= self.patience * WINDOW
-
-    def act(self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Look at the emotion after a step and do what `action` says. The same on every rank, as the emotion is."""
-        emo = unwrap(optimizer)
-        if self.action == "off" or emo is None:
-            return
-        flat, step = emo.emotion.flat_steps, state.global_step
-        if flat < self.patience * WINDOW:  # what nearly every step is
-            return
-        warmup = args.get_warmup_steps(state.max_steps)
-        if not self.flat_long_enough(flat, step, warmup):
-            return
-        begins = not self.flat_long_enough(flat - 1, step - 1, warmup)
-        if begins and state.is_world_process_zero:
-            logger.warning(
-                "Training has been flat for %d steps (step %d, epoch %.2f, loss average %.4g): %s.",
-                flat, step, state.epoch or 0.0, emo.emotion.long,
-                {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}[self.action],
-            )  # fmt: skip
-        if self.action == "stop":
-            control.should_training_stop = True
-            control.should_log = args.logging_strategy != "no"
-            control.should_evaluate = args.eval_strategy != "no"
-        if self.action == "stop" or (self.action == "save" and begins):
-            control.should_save = control.should_save or args.save_strategy != "no" or self.action == "save"
-
-
 class EmoCallback(TrainerCallback):
-    """Puts an emo optimizer's metrics into every training log line; does nothing with other optimizers.
+    """Puts the metrics of an emotion into every training log line; does nothing where there is none.
 
     `emo_hf.register()` makes it one of the Trainer's default callbacks. The metrics reach `state.log_history`, the
     console and every reporter; their mean, minimum and maximum cover all steps since the line before. `optim_args`
     such as `self_stop=stop` are obeyed here too. A checkpoint that is about to be written over counts as cut short
     from then on, so that a kill in the middle cannot leave one of two runs that seems whole.
+
+    Args:
+        emotion: a law's name, as `emo_law` takes it: the Trainer's optimizer, whichever it is, is given an emotion of
+            that law when training begins (see `emo_hf.attach`). Emo optimizers have one of their own. It is saved with
+            the optimizer, and in `trainer_state.json` for those whose loading passes over it (FSDP).
+        self_stop: what is done for such an optimizer when training has gone flat; see `SelfStop`.
+        **law_options: options of the law, and `sync`, as `attach` takes them.
+
+    Raises:
+        ValueError: if an argument is not acceptable.
     """
 
-    def __init__(self) -> None:
+    for_every_trainer: ClassVar[Mapping[str, Any]] = {}
+    """Arguments that count where none are given: how `emo-hf run --emotion` reaches a script's Trainers."""
+
+    def __init__(self, emotion: str | None = None, *, self_stop: SelfStop | None = None, **law_options: Any) -> None:
+        given = {"emotion": emotion, "self_stop": self_stop, **law_options}
+        given = {key: value for key, value in given.items() if value is not None}
+        chosen = {**self.for_every_trainer, **given}
+        self._emotion: str | None = chosen.pop("emotion", None)
+        self._self_stop_if_attached: SelfStop | None = chosen.pop("self_stop", None)
+        self._law_options = chosen
+        if self._emotion is not None:  # refuses what is wrong at once
+            attach(_any_optimizer(), self._emotion, **chosen)
+        elif given:
+            raise ValueError(
+                f"EmoCallback was given {', '.join(given)} but no emotion that this is for: name a law, emotion='v3.1'"
+            )
         self._self_stop: SelfStop | None = None
         self._ready_to_save: int | None = None  # the step of the newest checkpoint whose place was looked at
+        self._attachment: Attachment | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # Read here already: bad optim_args shall fail before data and model are prepared.
         self._self_stop = None
-        if getattr(args.optim, "value", args.optim) in OPTIMIZERS:
-            self._self_stop = SelfStop(**read_options(parse_optim_args(args.optim_args)).self_stop)
+        if getattr(args.optim, "value", args.optim) in FAMILY:
+            given = parse_optim_args(args.optim_args)
+            self._self_stop = SelfStop(**read_options(given).self_stop)
+            if isinstance(args.optim_args, Mapping):  # the Trainer goes on to split it as a text
+                args.optim_args = as_text(given)
             _warn_about_torn_checkpoint(args)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
-        self._ready_to_save = None
+        self._ready_to_save, self._attachment = None, None
+        emo = unwrap(optimizer)
+        if self._emotion is not None and emo is None:
+            emo = attach(optimizer, self._emotion, **self._law_options)
+            self._resume(emo, state)
+        if self._emotion is not None and isinstance(emo, Attachment):
+            if emo.emotion.law != self._emotion:
+                logger.warning("The optimizer has an emotion of the law %s already.", emo.emotion.law)
+            self._attachment = emo
+            self._self_stop = self._self_stop_if_attached or SelfStop()
+        if emo is not None:
+            # Not as an ExportableState: the Trainer cannot save one when the run that it resumes had none, and makes
+            # those that it restores anew, without their `on_init_end`.
+            state.stateful_callbacks[NOTES] = {"law": emo.emotion.law}
+
+    def _resume(self, attachment: Attachment, state: TrainerState) -> None:
+        """Where an optimizer that had no emotion yet could not load it (FSDP), it is read from the notes."""
+        if not state.global_step or attachment.emotion.observations:
+            return
+        notes = state.stateful_callbacks.get(NOTES) or {}
+        if EMOTION_KEY in notes and notes.get("step") == state.global_step:
+            attachment.load_emotion(notes[EMOTION_KEY])
+        else:
+            logger.warning("The checkpoint of step %d holds no emotion: it starts afresh.", state.global_step)
 
     def on_step_end(
         self,
@@ -118,6 +115,9 @@ class EmoCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        if self._attachment is not None:
+            notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
+            state.stateful_callbacks[NOTES].update(notes)
         if self._self_stop is not None:
             self._self_stop.act(optimizer, args, state, control)
         self._before_save(args, state, control, optimizer)
@@ -167,12 +167,14 @@ class EmoCallback(TrainerCallback):
         begin_overwriting(args.output_dir, step)
         tensors = [param for group in emo.param_groups for param in group["params"]]
         if not args.save_only_model:
-            tensors += [tensor for state_of in emo.state.values() for tensor in state_of.values()]
+            # Optimizers of others keep numbers and None there too.
+            kept = [value for state_of in emo.state.values() for value in state_of.values()]
+            tensors += [value for value in kept if isinstance(value, torch.Tensor)]
         warn_if_too_large(args.output_dir, step, sum(own_elements(tensor).nbytes for tensor in tensors))
 
 
 class EmoEarlyStoppingCallback(TrainerCallback):
-    """Turns the self-stop signal of an emo optimizer into early stopping.
+    """Turns the self-stop signal of an emo optimizer, or of an attached emotion, into early stopping.
 
     The same as `optim_args="self_stop=stop,…"`, for those who add their callbacks in Python. Flat steps are counted by
     the optimizer, so the count is in every checkpoint and goes on when training is resumed.
@@ -188,8 +190,14 @@ class EmoEarlyStoppingCallback(TrainerCallback):
 
     def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
         self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
+        self._has_looked = False
 
     def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._has_looked = False
+
+    def on_step_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -197,11 +205,14 @@ class EmoEarlyStoppingCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        if unwrap(optimizer) is None:
+        # Not sooner: a callback that comes later gives the optimizer its emotion when training begins.
+        if not self._has_looked and unwrap(optimizer) is None:
             logger.warning(
-                "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer.",
-                type(optimizer).__name__,
+                "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer, and no "
+                "emotion was attached to it.",
+                type(getattr(optimizer, "optimizer", optimizer)).__name__,
             )
+        self._has_looked = True
 
     def on_step_end(
         self,
@@ -226,3 +237,16 @@ def _warn_about_torn_checkpoint(args: TrainingArguments) -> None:
             "newest checkpoint that was.",
             named, flaw, args.output_dir,
         )  # fmt: skip
+
+
+def as_text(optim_args: Mapping[str, Any]) -> str:
+    """`optim_args` that were given as a mapping in the form of `--optim_args`."""
+
+    def value(given: Any) -> str:
+        return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+
+    return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
+
+
+def _any_optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

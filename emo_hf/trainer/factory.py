@@ -6,20 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.trainer.options import SELF_STOP_OPTIONS, EmoOptions, read_options
+from emo_hf.optim.family import FAMILY
+from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.optim.version import Version
+from emo_hf.trainer.options import COMMON_OPTIONS, SELF_STOP_OPTIONS, EmoOptions, read_options
 from emo_hf.trainer.param_groups import build_param_groups
-
-OPTIMIZERS: dict[str, type[EmoOptimizer]] = {"emonavi": EmoNavi, "emofact": EmoFact, "emolynx": EmoLynx}
-"""Name → class. A new optimizer is one file in `optim/` and one line here."""
 
 
 def create_optimizer(
     name: str,
     model: nn.Module,
     *,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     **options: Any,
@@ -27,14 +26,13 @@ def create_optimizer(
     """Make an emo optimizer for a model, its parameters grouped by what they are.
 
     Args:
-        name: `emonavi`, `emofact` or `emolynx`.
+        name: its name in the Trainer, such as `emonavi`; a key of `emo_hf.FAMILY`.
         model: the model; parameters that require gradients are optimized. PEFT's layers are recognised.
-        lr: learning rate.
-        betas: (β1, β2), each in [0, 1).
+        lr: learning rate; None for the default of the optimizer's generation.
+        betas: (β1, β2), each in [0, 1); None for the default of the optimizer's generation.
         eps: term in the denominator.
         weight_decay: decoupled weight decay; biases and norms do not decay.
-        **options: any of the optimizer and group options of the README's table, such as `use_shadow=True` or
-            `lora_b_lr_ratio=16`.
+        **options: any of the optimizer and group options, such as `use_shadow=True` or `lora_b_lr_ratio=16`.
 
     Returns:
         The optimizer, with named parameter groups.
@@ -45,10 +43,27 @@ def create_optimizer(
     misplaced = sorted(SELF_STOP_OPTIONS.keys() & options.keys())
     if misplaced:
         raise ValueError(f"{', '.join(misplaced)}: an optimizer cannot stop a loop; use EmoEarlyStoppingCallback")
+    read = read_options(options)
+    version = version_of(name, read)
     cls, kwargs = optimizer_cls_and_kwargs(
-        name, model, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, options=read_options(options)
+        name,
+        model,
+        lr=version.lr if lr is None else lr,
+        betas=version.betas if betas is None else betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        options=read,
     )
     return cls(**kwargs)
+
+
+def version_of(name: str, options: EmoOptions) -> Version:
+    """The generation that a name and options stand for.
+
+    Raises:
+        ValueError: for an unknown name, or a version that this optimizer does not have.
+    """
+    return _class_named(name).version_named(options.optimizer.get("version"))
 
 
 def optimizer_cls_and_kwargs(
@@ -64,17 +79,23 @@ def optimizer_cls_and_kwargs(
     """The class and its arguments, as the Trainer's `optimizer_cls_and_kwargs` wants them.
 
     Args:
-        name: `emonavi`, `emofact` or `emolynx`.
+        name: as for `create_optimizer`.
         model: the model whose parameters go into `params`; None leaves the grouping to the caller.
         lr, betas, eps, weight_decay: as for `create_optimizer`; `options` may override betas and eps.
         options: what `read_options` made of the user's options.
 
     Raises:
-        ValueError: for an unknown name, or a model with nothing to train.
+        ValueError: for an unknown name, an option that this optimizer does not have, or a model with nothing to train.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(OPTIMIZERS)}")
+    cls = _class_named(name)
     chosen = dict(options.optimizer)
+    version = version_of(name, options)
+    foreign = sorted(chosen.keys() - COMMON_OPTIONS.keys() - version.own_options(chosen.get("emo_law")).keys())
+    if foreign:
+        raise ValueError(
+            f"{cls.__name__} {version.name} has no option {', '.join(foreign)}; beside those of all emo optimizers it "
+            f"has: {', '.join(version.own_options(chosen.get('emo_law'))) or 'none'}"
+        )
     kwargs: dict[str, Any] = {
         "lr": lr,
         "betas": (chosen.pop("beta1", betas[0]), chosen.pop("beta2", betas[1])),
@@ -84,4 +105,10 @@ def optimizer_cls_and_kwargs(
     }
     if model is not None:
         kwargs["params"] = build_param_groups(model, lr=lr, weight_decay=weight_decay, roles=options.roles)
-    return OPTIMIZERS[name], kwargs
+    return cls, kwargs
+
+
+def _class_named(name: str) -> type[EmoOptimizer]:
+    if name not in FAMILY:
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(FAMILY)}")
+    return FAMILY[name]

@@ -1,99 +1,73 @@
 """Every option that an emo optimizer takes beside the Trainer's own arguments, and how its text is read.
 
-One table serves `--optim_args "key=value,…"`, `create_optimizer(..., key=value)` and the README.
+One table serves `--optim_args "key=value,…"`, `create_optimizer(..., key=value)` and the documentation.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emo_hf.emotion.laws import LAWS
+from emo_hf.emotion.laws import law_names, law_options
 from emo_hf.loss.rank_mean import SYNC_MODES
+from emo_hf.optim.family import FAMILY
+from emo_hf.reading import Reader, boolean, boolean_or_auto, number, one_of, read_value, whole_number
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
 
 SELF_STOP_ACTIONS = ("off", "log", "save", "stop")
 
 
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise ValueError("true or false")
+def _versions() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for cls in FAMILY.values() for name in cls.versions))
 
 
-def _boolean_or_auto(value: Any) -> bool | None:
-    if value is None or (isinstance(value, str) and value.lower() in ("auto", "none")):
-        return None
-    try:
-        return _boolean(value)
-    except ValueError:
-        raise ValueError("true, false or auto") from None
+def _own_options() -> dict[str, Reader]:
+    """The options of all laws and rules."""
+    of_rules = (version.rule.options for cls in FAMILY.values() for version in cls.versions.values())
+    every = {name: option for options in (law_options(), *of_rules) for name, option in options.items()}
+    return {name: option.read for name, option in every.items()}
 
 
-def _number(low: float, below: float = math.inf) -> Callable[[Any], float]:
-    accepted = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
-
-    def read(value: Any) -> float:
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not low <= number < below:
-            raise ValueError(accepted)
-        return number
-
-    return read
-
-
-def _whole_number(low: int) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        try:
-            number = -1 if isinstance(value, (bool, float)) else int(value)
-        except (TypeError, ValueError):
-            number = -1
-        if number < low:
-            raise ValueError(f"a whole number of at least {low}")
-        return number
-
-    return read
-
-
-def _one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if value in choices:
-            return str(value)
-        raise ValueError("one of " + ", ".join(choices))
-
-    return read
-
-
-OPTIMIZER_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "use_shadow": _boolean,
-    "maximize": _boolean,
-    "foreach": _boolean_or_auto,
-    "fused": _boolean_or_auto,
-    "compile": _boolean_or_auto,
-    "compensate": _boolean,
-    "emo_sync": _one_of(SYNC_MODES),
-    "emo_law": _one_of(tuple(LAWS)),
-    "beta1": _number(0, below=1),
-    "beta2": _number(0, below=1),
-    "eps": _number(0),
+COMMON_OPTIONS: dict[str, Reader] = {
+    "version": lambda value: one_of(*_versions())(value),
+    "use_shadow": boolean,
+    "maximize": boolean,
+    "foreach": boolean_or_auto,
+    "fused": boolean_or_auto,
+    "native": boolean_or_auto,
+    "compensate": boolean,
+    "emo_sync": one_of(*SYNC_MODES),
+    "emo_law": lambda value: one_of(*law_names())(value),
+    "beta1": number(0, below=1),
+    "beta2": number(0, below=1),
+    "eps": number(0),
 }
-GROUP_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    f"{role}_{option}": _number(0) for role in ROLES for option in ("lr", "lr_ratio", "weight_decay")
+"""The options of all optimizers."""
+
+
+def optimizer_options() -> dict[str, Reader]:
+    """What goes to the constructors of the optimizers; read anew each time, as laws and optimizers may be added."""
+    return COMMON_OPTIONS | _own_options()
+
+
+GROUP_OPTIONS: dict[str, Reader] = {
+    f"{role}_{option}": number(0) for role in ROLES for option in ("lr", "lr_ratio", "weight_decay")
 }
-SELF_STOP_OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "self_stop": _one_of(SELF_STOP_ACTIONS),
-    "self_stop_patience": _whole_number(1),
-    "self_stop_min_steps": _whole_number(0),
+SELF_STOP_OPTIONS: dict[str, Reader] = {
+    "self_stop": one_of(*SELF_STOP_ACTIONS),
+    "self_stop_patience": whole_number(1),
+    "self_stop_min_steps": whole_number(0),
 }
-OPTIONS = OPTIMIZER_OPTIONS | GROUP_OPTIONS | SELF_STOP_OPTIONS
+
+
+def known_options() -> dict[str, Reader]:
+    """All options."""
+    return optimizer_options() | GROUP_OPTIONS | SELF_STOP_OPTIONS
+
+
+FORMER_NAMES = {"compile": "native"}
 
 _ELSEWHERE = {
     "lr": "the learning rate is --learning_rate",
@@ -127,7 +101,9 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     Raises:
         ValueError: for an unknown key (naming the known ones) or an unacceptable value (naming what is accepted).
     """
-    values = {key: _read(key, value) for key, value in given.items()}
+    renamed = {FORMER_NAMES.get(key, key): value for key, value in given.items()}
+    known = known_options()
+    values = {key: _read(key, value, known) for key, value in renamed.items()}
     roles: dict[str, dict[str, Any]] = {}
     for role in ROLES:
         for option in ("lr", "lr_ratio", "weight_decay"):
@@ -137,38 +113,43 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     if "self_stop" in self_stop:
         self_stop["action"] = self_stop.pop("self_stop")
     return EmoOptions(
-        optimizer={key: values[key] for key in OPTIMIZER_OPTIONS if key in values},
+        optimizer={key: values[key] for key in optimizer_options() if key in values},
         roles={role: GroupOptions(**settings) for role, settings in roles.items()},
         self_stop=self_stop,
     )
 
 
-def parse_optim_args(text: str | None) -> dict[str, str]:
+def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     """Split `--optim_args` at commas and equals signs, as the Trainer does, but say what is wrong with it.
+
+    Args:
+        given: the text, or a mapping that holds the same.
 
     Raises:
         ValueError: for a part that is not `key=value`, or a key given twice.
     """
-    parsed: dict[str, str] = {}
+    if isinstance(given, Mapping):
+        return dict(given)
+    parsed: dict[str, Any] = {}
+    text = given or ""
     for part in text.replace(" ", "").split(",") if text else []:
         key, equals, value = part.partition("=")
         if not (key and equals and value) or "=" in value:
+            hint = next((f" ({said})" for name, said in _ELSEWHERE.items() if f"{name}=" in text), "")
             raise ValueError(
-                f"optim_args: {part!r} is not of the form key=value (in {text!r}); known keys: {', '.join(OPTIONS)}"
+                f"optim_args: {part!r} is not of the form key=value (in {given!r}){hint}; known keys: "
+                f"{', '.join(known_options())}"
             )
         if key in parsed:
-            raise ValueError(f"optim_args: {key} is given twice in {text!r}")
+            raise ValueError(f"optim_args: {key} is given twice in {given!r}")
         parsed[key] = value
     return parsed
 
 
-def _read(key: str, value: Any) -> Any:
-    reader = OPTIONS.get(key)
+def _read(key: str, value: Any, known: Mapping[str, Reader]) -> Any:
+    reader = known.get(key)
     if reader is None:
-        close = difflib.get_close_matches(key, OPTIONS, n=1)
+        close = difflib.get_close_matches(key, known, n=1)
         hint = _ELSEWHERE.get(key) or (f"did you mean {close[0]}?" if close else "")
-        raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(OPTIONS)}")
-    try:
-        return reader(value)
-    except ValueError as error:
-        raise ValueError(f"option {key}={value!r} is not acceptable: it takes {error}") from None
+        raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(known)}")
+    return read_value(key, value, reader)

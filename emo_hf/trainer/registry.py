@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from emo_hf.optim.family import FAMILY
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.factory import OPTIMIZERS, optimizer_cls_and_kwargs
-from emo_hf.trainer.options import read_options
+from emo_hf.trainer.factory import optimizer_cls_and_kwargs, version_of
+from emo_hf.trainer.generation_defaults import learning_rate_and_betas
+from emo_hf.trainer.options import parse_optim_args, read_options
 from emo_hf.trainer.param_groups import has_adapters
 
 SUPPORTED_TRANSFORMERS = "5.2 to 5.23"
 
 
-def register() -> None:
-    """Make `--optim emonavi|emofact|emolynx` valid everywhere in transformers.
+def register(**emotion: Any) -> None:
+    """Make `--optim emonavi` and the other names of the family valid everywhere in transformers.
 
     The names become members of `OptimizerNames` (so that `HfArgumentParser`, when it is built afterwards, and
     `TrainingArguments` take them), the Trainer learns how to make them, and `EmoCallback` joins its default callbacks.
     Calling it twice changes nothing; `unregister()` takes it all back.
+
+    Args:
+        **emotion: arguments of `EmoCallback`: with `emotion="v3.1"`, say, any other optimizer of a Trainer that is
+            made from now on has an emotion of that law.
 
     Raises:
         ImportError: if transformers or aenum is not installed.
@@ -26,10 +32,13 @@ def register() -> None:
     from aenum import extend_enum
 
     names, handlers, default_callbacks = _transformers_internals()
-    for name in OPTIMIZERS:
+    EmoCallback(**emotion)  # refuses what is wrong before anything is changed
+    for name in FAMILY:
         if name not in names._value2member_map_:
             extend_enum(names, name.upper(), name)
         handlers[names(name)] = _handle
+    if emotion:
+        EmoCallback.for_every_trainer = emotion
     if EmoCallback not in default_callbacks:
         default_callbacks.append(EmoCallback)
 
@@ -37,7 +46,8 @@ def register() -> None:
 def unregister() -> None:
     """Take back what `register()` did. Trainers that already exist keep what they have."""
     names, handlers, default_callbacks = _transformers_internals()
-    for name in OPTIMIZERS:
+    EmoCallback.for_every_trainer = {}
+    for name in FAMILY:
         member = names._value2member_map_.get(name)
         if member is None or handlers.get(member) is not _handle:
             continue
@@ -54,9 +64,7 @@ def unregister() -> None:
 def is_registered() -> bool:
     """Whether the Trainer of this process knows the emo optimizers."""
     _, handlers, default_callbacks = _transformers_internals()
-    return EmoCallback in default_callbacks and sum(handler is _handle for handler in handlers.values()) == len(
-        OPTIMIZERS
-    )
+    return EmoCallback in default_callbacks and sum(handler is _handle for handler in handlers.values()) == len(FAMILY)
 
 
 def _transformers_internals() -> tuple[Any, dict[Any, Any], list[Any]]:
@@ -81,13 +89,15 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     Without adapters and without options for groups, the Trainer's own two groups are right, and are left to it, so
     that subclasses which change them keep their say.
     """
-    options = read_options(context.optim_args)
+    name = context.args.optim.value
+    options = read_options(parse_optim_args(context.args.optim_args))
     grouped = context.model is not None and (bool(options.roles) or has_adapters(context.model))
+    lr, betas = learning_rate_and_betas(context.args, version_of(name, options))
     return optimizer_cls_and_kwargs(
-        context.args.optim.value,
+        name,
         context.model if grouped else None,
-        lr=context.args.learning_rate,
-        betas=(context.args.adam_beta1, context.args.adam_beta2),
+        lr=lr,
+        betas=betas,
         eps=context.args.adam_epsilon,
         weight_decay=context.args.weight_decay,
         options=options,
