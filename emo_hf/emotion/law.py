@@ -235,19 +235,19 @@ class Law(ABC):
             scalar = _finite(state["scalar"])
             read = {
                 **{number: _finite(state[number]) for number in ("short", "long", *self.numbers)},
-                "should_stop": bool(state["should_stop"]),
-                "observations": int(state["observations"]),
-                "skipped": int(state["skipped"]),
+                "should_stop": _flag(state["should_stop"]),
+                "observations": _count(state["observations"]),
+                "skipped": _count(state["skipped"]),
                 "_window": _read_window(state["window"]),
-                "_quiet": bool(state["quiet"]),
-                "_flat_steps": int(state["flat_steps"]),
+                "_quiet": _flag(state["quiet"]),
+                "_flat_steps": _count(state["flat_steps"]),
                 "_flat_since": _finite(state["flat_since"]),
             }
             coefficient = state.get("coefficient")  # a state of version 0.1.0 has none
             read["_decision"] = Decision(
                 scalar, self.coefficient_of(scalar) if coefficient is None else _finite(coefficient)
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"the checkpoint's emotion is damaged: {error}") from error
         self.__dict__.update(read)
 
@@ -261,6 +261,19 @@ def _finite(value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{value!r} is not a finite number")
     return number
+
+
+def _count(value: Any) -> int:
+    number = int(value)
+    if number != value or number < 0:
+        raise ValueError(f"{value!r} is not a count")
+    return number
+
+
+def _flag(value: Any) -> bool:
+    if value not in (True, False):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return bool(value)
 
 
 def _read_window(saved: list[float | None]) -> deque[float]:

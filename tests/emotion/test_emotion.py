@@ -1,4 +1,4 @@
-"""The emotion: one loss per step in, one decision per step out."""
+"""The law of v3.1: one loss per step in, one decision per step out."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emo_hf.emotion.v3_1 import WINDOW, coefficient, decide, shadow_mix
-from emo_hf.optim import Emotion
-from tests.reference.emotion import ReferenceEmotion, is_quiet, shadow_ratio
-from tests.reference.emotion import coefficient as reference_coefficient
+from emo_hf.emotion.law import WINDOW
+from emo_hf.emotion.v3_1 import V3_1, coefficient, decision_at, shadow_mix
+from tests.reference.laws import V31, is_quiet, shadow_ratio
+from tests.reference.laws import coefficient as reference_coefficient
 
 QUIET = [1.0] * WINDOW
 any_loss = st.floats(allow_nan=False, allow_infinity=False)
@@ -22,8 +22,8 @@ ordinary_loss = st.floats(1e-3, 1e3)
 scalar = st.floats(-1.0, 1.0) | st.sampled_from([s * e for s in (-1, 1) for e in (0.125, 0.25, 0.625, 0.75, 1.0)])
 
 
-def felt(losses: list[float]) -> Emotion:
-    emotion = Emotion()
+def felt(losses: list[float]) -> V3_1:
+    emotion = V3_1()
     for loss in losses:
         emotion.feel(loss)
     return emotion
@@ -32,10 +32,10 @@ def felt(losses: list[float]) -> Emotion:
 @settings(max_examples=200)
 @given(st.lists(any_loss, min_size=1, max_size=60))
 def test_the_scalar_and_the_averages_are_those_of_the_formula(losses: list[float]) -> None:
-    emotion, reference = Emotion(), ReferenceEmotion()
+    emotion, reference = V3_1(), V31()
     for loss in losses:
         expected = reference.feel(loss)
-        assert emotion.feel(loss).scalar == pytest.approx(expected, abs=1e-12)
+        assert emotion.feel(loss).scalar == pytest.approx(expected.sigma, abs=1e-12)
         view = emotion.view()
         assert view.short == pytest.approx(reference.short, rel=1e-12)
         assert view.long == pytest.approx(reference.long, rel=1e-12)
@@ -44,7 +44,7 @@ def test_the_scalar_and_the_averages_are_those_of_the_formula(losses: list[float
 @settings(max_examples=200)
 @given(st.lists(any_loss, min_size=1, max_size=20))
 def test_scalar_and_coefficient_stay_in_their_bounds_whatever_the_losses(losses: list[float]) -> None:
-    emotion = Emotion()
+    emotion = V3_1()
     for loss in losses:
         decision = emotion.feel(loss)
         assert -1.0 <= decision.scalar <= 1.0
@@ -98,7 +98,7 @@ def test_the_coefficient_at_the_edges_of_its_table(sigma: float, expected: float
 
 @given(scalar)
 def test_the_coefficient_follows_the_table_everywhere(sigma: float) -> None:
-    assert decide(sigma).coefficient == reference_coefficient(sigma)
+    assert decision_at(sigma).coefficient == reference_coefficient(sigma)
 
 
 @given(scalar, st.floats(-3.0, 3.0), st.floats(-3.0, 3.0))
@@ -116,7 +116,7 @@ def test_the_shadow_mix_does_what_the_published_ratio_does(sigma: float, p: floa
 
 
 def test_weight_decay_is_never_scaled() -> None:
-    assert {decide(sigma / 16).decay_factor for sigma in range(-16, 17)} == {1.0}
+    assert {decision_at(sigma / 16).decay_factor for sigma in range(-16, 17)} == {1.0}
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -126,9 +126,17 @@ def test_a_loss_that_is_not_finite_is_counted_and_leaves_no_other_trace(loss: fl
     state = emotion.state_dict()
     decision = emotion.feel(loss)
     assert (decision.scalar, decision.coefficient) == (0.0, 1.0)
-    assert emotion.state_dict() == state | {"skipped": 1}
+    assert emotion.state_dict() == state | {"skipped": 1, "scalar": 0.0, "coefficient": 1.0}
     emotion.feel(1.2)
     assert emotion.state_dict() == felt([*before, 1.2]).state_dict() | {"skipped": 1}
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, None])
+def test_the_view_shows_the_neutral_step_after_a_loss_that_is_not_usable(loss: float | None) -> None:
+    emotion = felt([2.0, 1.0])
+    assert (emotion.view().scalar, emotion.view().coefficient) != (0.0, 1.0)
+    emotion.neutral_step() if loss is None else emotion.feel(loss)
+    assert (emotion.view().scalar, emotion.view().coefficient) == (0.0, 1.0)
 
 
 def test_a_step_that_was_thrown_away_is_counted_and_leaves_no_other_trace() -> None:
@@ -144,7 +152,7 @@ def test_a_step_that_was_thrown_away_is_counted_and_leaves_no_other_trace() -> N
     st.lists(st.sampled_from([1.0, 1.0005, 1.1]), max_size=60),
 )
 def test_quiet_and_self_stop_equal_the_naive_formula_at_every_step(rough: list[float], calm: list[float]) -> None:
-    emotion, reference = Emotion(), ReferenceEmotion()
+    emotion, reference = V3_1(), V31()
     for loss in [1.0] * 20 + rough + calm:
         emotion.feel(loss)
         reference.feel(loss)
@@ -199,7 +207,7 @@ def test_a_lasting_slope_is_not_quiet() -> None:
 @settings(max_examples=60)
 @given(st.lists(any_loss | st.just(math.nan), max_size=50), st.lists(any_loss, max_size=50))
 def test_a_saved_emotion_goes_on_as_if_it_had_never_stopped(before: list[float], after: list[float]) -> None:
-    emotion, restored = felt(before), Emotion()
+    emotion, restored = felt(before), V3_1()
     restored.load_state_dict(json.loads(json.dumps(emotion.state_dict())))
     assert restored.view() == emotion.view()
     assert restored.state_dict() == emotion.state_dict()
@@ -215,7 +223,10 @@ def test_a_saved_emotion_does_not_move_with_the_one_it_was_taken_from() -> None:
     assert state == felt([2.0, 1.5]).state_dict()
 
 
-@pytest.mark.parametrize("change", [{"law": "v9"}, {"law": None}, *({name: ...} for name in Emotion().state_dict())])
+NEEDED = [name for name in V3_1().state_dict() if name != "coefficient"]  # which older checkpoints lack
+
+
+@pytest.mark.parametrize("change", [{"law": "v9"}, {"law": None}, *({name: ...} for name in NEEDED)])
 def test_a_state_of_another_law_or_a_truncated_one_is_refused_and_changes_nothing(change: dict[str, Any]) -> None:
     state = felt([5.0, 4.0]).state_dict() | change
     state = {name: value for name, value in state.items() if value is not ...}
@@ -234,6 +245,15 @@ def test_a_state_with_a_damaged_value_is_refused_and_changes_nothing(name: str, 
     with pytest.raises(ValueError, match="damaged"):
         emotion.load_state_dict(felt([5.0, 4.0]).state_dict() | {name: value})
     assert emotion.state_dict() == before
+
+
+def test_a_state_without_its_coefficient_has_the_one_that_follows_from_its_scalar() -> None:
+    emotion, restored = felt([2.0, 1.0]), V3_1()
+    state = emotion.state_dict()
+    del state["coefficient"]
+    restored.load_state_dict(state)
+    assert restored.view() == emotion.view()
+    assert restored.view().coefficient != 1.0
 
 
 def test_the_view_is_a_frozen_snapshot() -> None:

@@ -9,6 +9,7 @@ import pickle
 import random
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,17 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import emo_hf
-from emo_hf import EmoNavi
-from emo_hf.emotion.laws import LAWS, RobustEmotion
-from emo_hf.emotion.v3_1 import WINDOW
-from emo_hf.optim import Emotion
-from tests.emo_cases import OPTIMIZERS, assert_identical, build, give_gradients, parameters, snapshot
+from emo_hf import EmoNavi, EmoOptimizer
+from emo_hf.emotion.law import WINDOW, Law
+from emo_hf.emotion.laws import law_names
+from emo_hf.emotion.robust import Robust
+from emo_hf.emotion.v3_1 import V3_1
+from emo_hf.optim.family import FAMILY
+from emo_hf.optim.version import Version
+from tests.emo_cases import assert_identical, build, give_gradients, parameters, snapshot
 
 any_loss = st.floats(allow_nan=False, allow_infinity=False)
 ordinary_loss = st.floats(-1e3, 1e3).filter(lambda loss: loss == 0.0 or abs(loss) > 1e-3)
 
 
-def coefficients(emotion: Emotion, losses: list[float]) -> list[float]:
+def coefficients(emotion: Law, losses: list[float]) -> list[float]:
     return [emotion.feel(loss).coefficient for loss in losses]
 
 
@@ -49,24 +53,24 @@ each_trace = pytest.mark.parametrize("losses", TRACES.values(), ids=TRACES.keys(
 
 @each_trace
 def test_v31_freezes_on_losses_around_or_below_zero_and_notices(losses: list[float]) -> None:
-    emotion = Emotion()
+    emotion = V3_1()
     assert sum(coefficients(emotion, losses)[-WINDOW * 4 :]) / (WINDOW * 4) < 0.35
-    noticed = Emotion()
-    assert any(noticed.feel(loss) and noticed.saturated for loss in losses)
+    noticed = V3_1()
+    assert any(noticed.feel(loss) and noticed.complaint() for loss in losses)
 
 
 @each_trace
 def test_the_robust_law_neither_freezes_nor_boosts_for_good(losses: list[float]) -> None:
-    emotion = RobustEmotion()
+    emotion = Robust()
     felt = coefficients(emotion, losses)
     assert all(0.6 < sum(felt[i : i + 100]) / 100 < 1.5 for i in range(0, len(felt) - 100, 50))
     assert sum(c < 0.1 for c in felt) == 0
-    assert not emotion.saturated
+    assert emotion.complaint() is None
 
 
 def test_the_robust_law_accelerates_while_the_loss_falls_whatever_its_sign_and_brakes_at_a_leap() -> None:
     for level in (3.0, 0.0, -3.0):
-        emotion = RobustEmotion()
+        emotion = Robust()
         falling = [emotion.feel(level + 1.0 - t / 100).scalar for t in range(200)]
         assert sum(falling[100:]) / 100 > 0.1
         rising = [emotion.feel(level - 1.0 + t / 100).scalar for t in range(300)]
@@ -75,7 +79,7 @@ def test_the_robust_law_accelerates_while_the_loss_falls_whatever_its_sign_and_b
 
 
 def test_noise_around_zero_is_quiet() -> None:
-    emotion = RobustEmotion()
+    emotion = Robust()
     scalars = [emotion.feel(loss).scalar for loss in noisy(lambda t: 0.0, 3.0, 3000)]
     assert sum(map(abs, scalars[500:])) / 2500 < 0.125
 
@@ -83,16 +87,16 @@ def test_noise_around_zero_is_quiet() -> None:
 @settings(max_examples=200)
 @given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=80))
 def test_above_zero_the_robust_law_is_v31_to_the_last_bit(losses: list[float]) -> None:
-    robust, published = RobustEmotion(), Emotion()
+    robust, published = Robust(), V3_1()
     for loss in losses:
         assert robust.feel(loss) == published.feel(loss)
-    assert robust.view() == published.view()
+    assert replace(robust.view(), law="v3.1", details={}) == published.view()
 
 
 @settings(max_examples=200)
 @given(st.lists(ordinary_loss, min_size=1, max_size=60), st.floats(1e-6, 1e6))
 def test_the_robust_scalar_does_not_depend_on_the_scale_of_the_loss(losses: list[float], scale: float) -> None:
-    one, other = RobustEmotion(), RobustEmotion()
+    one, other = Robust(), Robust()
     for loss in losses:
         assert one.feel(loss).scalar == pytest.approx(other.feel(scale * loss).scalar, abs=1e-6)
 
@@ -100,7 +104,7 @@ def test_the_robust_scalar_does_not_depend_on_the_scale_of_the_loss(losses: list
 @settings(max_examples=200)
 @given(st.lists(any_loss, min_size=1, max_size=60))
 def test_the_robust_scalar_is_bounded_and_never_nan(losses: list[float]) -> None:
-    emotion = RobustEmotion()
+    emotion = Robust()
     for loss in losses:
         decision = emotion.feel(loss)
         assert -1.0 <= decision.scalar <= 1.0
@@ -110,7 +114,7 @@ def test_the_robust_scalar_is_bounded_and_never_nan(losses: list[float]) -> None
 @settings(max_examples=60)
 @given(st.lists(any_loss | st.just(math.nan), max_size=40), st.lists(any_loss, max_size=40))
 def test_a_saved_robust_emotion_goes_on_as_if_it_had_never_stopped(before: list[float], after: list[float]) -> None:
-    emotion, restored = RobustEmotion(), RobustEmotion()
+    emotion, restored = Robust(), Robust()
     for loss in before:
         emotion.feel(loss)
     restored.load_state_dict(json.loads(json.dumps(emotion.state_dict())))
@@ -121,7 +125,7 @@ def test_a_saved_robust_emotion_goes_on_as_if_it_had_never_stopped(before: list[
 
 @pytest.mark.parametrize("size", ["x", None, ...])
 def test_a_damaged_robust_state_is_refused_and_changes_nothing(size: Any) -> None:
-    emotion = RobustEmotion()
+    emotion = Robust()
     emotion.feel(-1.0)
     before = emotion.state_dict()
     state = {name: value for name, value in (before | {"short": 7.0, "size": size}).items() if value is not ...}
@@ -133,10 +137,10 @@ def test_a_damaged_robust_state_is_refused_and_changes_nothing(size: Any) -> Non
 @settings(max_examples=200)
 @given(st.lists(st.floats(1e-4, 1e6), min_size=WINDOW, max_size=120))
 def test_no_loss_above_zero_is_ever_taken_for_saturation(losses: list[float]) -> None:
-    emotion = Emotion()
+    emotion = V3_1()
     for loss in losses:
         emotion.feel(loss)
-        assert not emotion.saturated
+        assert emotion.complaint() is None
 
 
 def train(optimizer: EmoNavi, losses: list[float]) -> list[str]:
@@ -177,7 +181,8 @@ def test_a_copied_optimizer_keeps_its_law(duplicate: Callable[[EmoNavi], EmoNavi
     train(twin, [0.1, -0.3])
     assert_identical(snapshot(twin), snapshot(optimizer))
     twin.load_state_dict(optimizer.state_dict())
-    assert isinstance(twin._emotion, RobustEmotion)
+    assert twin.emotion.law == "robust"
+    assert twin.emotion == optimizer.emotion
 
 
 @pytest.mark.parametrize(("saved", "loading"), [("v3.1", "robust"), ("robust", "v3.1")])
@@ -188,13 +193,27 @@ def test_a_checkpoint_of_another_law_is_refused_with_the_option_that_reads_it(sa
         optimizer.load_state_dict(source.state_dict())
 
 
-def test_every_optimizer_takes_every_law_by_its_name_and_no_other() -> None:
-    for cls in OPTIMIZERS:
-        for law in LAWS:
-            assert cls(parameters(), emo_law=law).state_dict()["param_groups"][0]["emotion"]["law"] == law
-        with pytest.raises(ValueError, match=r"emo_law must be one of v3.1, robust, got 'v4'"):
-            cls(parameters(), emo_law="v4")
-    with pytest.raises(ValueError, match=r"emo_law='rubust' is not acceptable: it takes one of v3.1, robust"):
-        emo_hf.create_optimizer("emonavi", torch.nn.Linear(2, 2), emo_law="rubust")
-    made = emo_hf.create_optimizer("emonavi", torch.nn.Linear(2, 2), emo_law="robust")
-    assert isinstance(made._emotion, RobustEmotion)
+@pytest.mark.parametrize(
+    ("cls", "version"), [(cls, version) for cls in FAMILY.values() for version in cls.versions.values()]
+)
+def test_every_optimizer_takes_every_law_by_its_name_that_can_drive_its_rule_and_no_other(
+    cls: type[EmoOptimizer], version: Version
+) -> None:
+    for law in law_names():
+        if version.rule.reads_scalar and law not in (version.law, "none"):
+            with pytest.raises(ValueError, match=f"emo_law='{law}': .* reads the scalar of the law {version.law}"):
+                cls(parameters(), version=version.name, emo_law=law)
+            continue
+        optimizer = cls(parameters(), version=version.name, emo_law=law)
+        assert optimizer.emotion.law == law
+        assert optimizer.state_dict()["param_groups"][0]["emotion"]["law"] == law
+    assert cls(parameters(), version=version.name).emotion.law == version.law
+    with pytest.raises(ValueError, match=r"emo_law.*'v4'"):
+        cls(parameters(), version=version.name, emo_law="v4")
+
+
+def test_laws_can_be_named_where_optimizers_are_made_by_name() -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"emo_law='rubust' is not acceptable: it takes one of v3\.0, v3\.1, robust"):
+        emo_hf.create_optimizer("emonavi", model, emo_law="rubust")
+    assert emo_hf.create_optimizer("emonavi", model, emo_law="robust").emotion.law == "robust"

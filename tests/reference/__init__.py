@@ -1,1 +1,6 @@
-"""Slow, readable implementations of SPEC.md that the fast code is compared with. Nothing in here uses `emo_hf`."""
+"""Slow, readable implementations of every law and every rule that the fast code is compared with.
+
+`laws.py` has the emotions, `rules.py` the updates of one parameter, `once_per_optimizer.py` what goes before them,
+`optimizer.py` puts them together, `figures.py` reads what the published optimizers produce. None of them uses
+`emo_hf`; `comparison.py` runs both side by side.
+"""

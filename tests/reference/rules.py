@@ -1,13 +1,14 @@
-"""Section 3 of SPEC.md: one parameter, one gradient, one step. Every rule returns the new parameter.
+"""One parameter, one gradient, one step: every rule returns the new parameter.
 
 `state` is a dict that starts empty and belongs to one parameter. All tensors are of one dtype, float64 unless the
-caller wants to see what rounding does.
+caller wants to see what rounding does. Rules that take the sign of a sum remember in `state["doubtful"]` where it was
+all but zero: the sign is a matter of rounding there, and a comparison has to look away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,65 +17,182 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Options:
-    """The numbers of one parameter group."""
+class Numbers:
+    """The numbers of one step of one parameter group.
 
-    lr: float
-    wd: float
+    Attributes:
+        rate: the learning rate of the step, η.
+        decay: the share of the parameter that decays, the rate of the decay times wd.
+        decay_beside: the same where `decoupled_weight_decay` does not reach.
+        sigma: σ, for the rules that choose by its size.
+        freshness: f of EmoTion.
+        doubt: the share of its terms below which the sign of a sum is a matter of rounding.
+    """
+
+    rate: float
+    decay: float
+    decay_beside: float
     beta1: float
     beta2: float
     eps: float
+    sigma: float = 0.0
+    lynx_betas: tuple[float, float] = (0.9, 0.99)
+    freshness: float = 1.0
+    doubt: float = 1e-3
 
 
-def emonavi(p: Tensor, g: Tensor, state: State, o: Options, c: float) -> Tensor:
-    m = o.beta1 * state.get("m", torch.zeros_like(g)) + (1 - o.beta1) * g
-    v = o.beta2 * state.get("v", torch.zeros_like(g)) + (1 - o.beta2) * g**2
+def kept(state: State, key: str, like: Tensor) -> Tensor:
+    """A tensor of the state, which starts at zero."""
+    return state.get(key, torch.zeros_like(like))
+
+
+def sign_of_sum(state: State, first: Tensor, second: Tensor, n: Numbers) -> Tensor:
+    """sign(first + second)."""
+    magnitude = first.abs() + second.abs()
+    doubtful = ((first + second).abs() < n.doubt * magnitude) & (magnitude > 0)
+    state["doubtful"] = state.get("doubtful", torch.zeros_like(doubtful)) | doubtful
+    return (first + second).sign()
+
+
+def adam_step(g: Tensor, state: State, n: Numbers) -> Tensor:
+    """u = m/(√v + ε), without bias correction."""
+    m = n.beta1 * kept(state, "m", g) + (1 - n.beta1) * g
+    v = n.beta2 * kept(state, "v", g) + (1 - n.beta2) * g**2
     state["m"], state["v"] = m, v
-    p = p - o.lr * o.wd * p
-    return p - o.lr * c * m / (v.sqrt() + o.eps)
+    return m / (v.sqrt() + n.eps)
 
 
-def emofact(p: Tensor, g: Tensor, state: State, o: Options, c: float) -> Tensor:
+def factored_step(g: Tensor, state: State, n: Numbers) -> Tensor:
+    """u = g/(√(r·k) + ε), of two and more dimensions."""
+    r_hat = (g**2).mean(dim=list(range(1, g.dim())), keepdim=True) + n.eps
+    k_hat = (g**2).mean(dim=0, keepdim=True) + n.eps
+    r = n.beta1 * kept(state, "r", r_hat) + (1 - n.beta1) * r_hat.sqrt()
+    k = n.beta1 * kept(state, "k", k_hat) + (1 - n.beta1) * k_hat.sqrt()
+    state["r"], state["k"] = r, k
+    return g / ((r * k).sqrt() + n.eps)
+
+
+def navi(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """p ← p − decay·p; p ← p − η·m/(√v + ε)."""
+    u = adam_step(g, state, n)
+    p = p - n.decay * p
+    return p - n.rate * u
+
+
+def fact(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """p ← p − decay·p; p ← p − η·u; below two dimensions v decays by β1 and gains 1−β2."""
     if g.dim() >= 2:
-        r_hat = (g**2).mean(dim=list(range(1, g.dim())), keepdim=True) + o.eps
-        k_hat = (g**2).mean(dim=0, keepdim=True) + o.eps
-        r = o.beta1 * state.get("r", torch.zeros_like(r_hat)) + (1 - o.beta1) * r_hat.sqrt()
-        k = o.beta1 * state.get("k", torch.zeros_like(k_hat)) + (1 - o.beta1) * k_hat.sqrt()
-        state["r"], state["k"] = r, k
-        u = g / ((r * k).sqrt() + o.eps)
+        u = factored_step(g, state, n)
     else:
-        v = o.beta1 * state.get("v", torch.zeros_like(g)) + (1 - o.beta2) * g**2
+        v = n.beta1 * kept(state, "v", g) + (1 - n.beta2) * g**2
         state["v"] = v
-        u = g / (v.sqrt() + o.eps)
-    p = p - o.lr * o.wd * p
-    return p - o.lr * c * u
+        u = g / (v.sqrt() + n.eps)
+    p = p - n.decay * p
+    return p - n.rate * u
 
 
-def emolynx(p: Tensor, g: Tensor, state: State, o: Options, c: float) -> Tensor:
-    m = state.get("m", torch.zeros_like(g))
-    blend = o.beta1 * m + (1 - o.beta1) * g
-    # Where the blend is all but 0 the sign is a matter of rounding: remembered, so that a comparison can look away.
-    magnitude = o.beta1 * m.abs() + (1 - o.beta1) * g.abs()
-    doubtful = (blend.abs() < 1e-2 * magnitude) & (magnitude > 0)
-    state["doubtful"] = state.get("doubtful", torch.zeros_like(g, dtype=torch.bool)) | doubtful
-    p = (1 - o.lr * o.wd) * p
-    p = p - o.lr * c * blend.sign()
-    state["m"] = o.beta2 * m + (1 - o.beta2) * g
+def fact_v30(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """As `fact`, but Adam's step below two dimensions."""
+    u = factored_step(g, state, n) if g.dim() >= 2 else adam_step(g, state, n)
+    p = p - n.decay * p
+    return p - n.rate * u
+
+
+def lynx(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """p ← (1 − decay)·p; p ← p − η·sign(β1·m + (1−β1)·g); m ← β2·m + (1−β2)·g."""
+    m = kept(state, "m", g)
+    direction = sign_of_sum(state, n.beta1 * m, (1 - n.beta1) * g, n)
+    p = (1 - n.decay) * p
+    p = p - n.rate * direction
+    state["m"] = n.beta2 * m + (1 - n.beta2) * g
     return p
 
 
-Rule = Callable[[Tensor, Tensor, State, Options, float], Tensor]
-RULES: dict[str, Rule] = {"EmoNavi": emonavi, "EmoFact": emofact, "EmoLynx": emolynx}
+def sign(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """p ← p − decay·p; p ← p − η·sign(g)."""
+    p = p - n.decay * p
+    return p - n.rate * g.sign()
 
 
-def mix_shadow(p: Tensor, state: State, rho: float, c: float) -> Tensor:
-    """Section 2, before the update of the same parameter."""
-    shadow = state.get("shadow", p.clone())
-    if rho > 0:
-        p = (1 - rho) * p + c * shadow
-    elif rho < 0:
-        shadow = shadow + 0.1 * (p - shadow)
+def clan(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """One of three rules by a = |σ|, each with a state of its own that stands still while another is chosen."""
+    a = abs(n.sigma)
+    chosen = "lynx" if a > 0.6 else "fact" if a > 0.3 else "navi"
+    own = {key.removeprefix(chosen + "."): value for key, value in state.items() if key.startswith(chosen + ".")}
+    if chosen == "lynx":
+        beta1, beta2 = n.lynx_betas
+        p = lynx(p, g, own, replace(n, beta1=beta1, beta2=beta2))
+    elif chosen == "fact":
+        p = fact_v30(p, g, own, replace(n, decay=n.decay_beside))
     else:
-        shadow = shadow + 0.1 * c * (p - shadow)
-    state["shadow"] = shadow
+        p = navi(p, g, own, replace(n, decay=n.decay_beside))
+    state.update({f"{chosen}.{key}": value for key, value in own.items()})
+    if "lynx.doubtful" in state:
+        state["doubtful"] = state["lynx.doubtful"]
     return p
+
+
+def softened(b: Tensor, g: Tensor, n: Numbers) -> Tensor:
+    """(‖g‖₂ + ε)·b/(1 + |b|)."""
+    return (g.square().sum().sqrt() + n.eps) * b / (1 + b.abs())
+
+
+def zeal(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """Of two and more dimensions an extra step by b = (1−β1)·g, chosen by a = |σ|, then the step of Fact."""
+    if g.dim() >= 2:
+        a, b = abs(n.sigma), (1 - n.beta1) * g
+        if a > 0.6:
+            p = p - n.rate * torch.where(b.sign() == g.sign(), b.sign(), torch.zeros_like(b))
+        elif a > 0.1:
+            p = p - n.rate * softened(b, g, n)
+    return fact_v30(p, g, state, n)
+
+
+def neco(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """A softened step where 0.2 < a ≤ 0.5; elsewhere sign(b), where gradient and blend agree on it."""
+    m = kept(state, "m", g)
+    p = (1 - n.decay) * p
+    b = (1 - n.beta1) * g + n.beta1 * m
+    if 0.2 < abs(n.sigma) <= 0.5:
+        p = p - n.rate * softened(b, g, n)
+    else:
+        direction = sign_of_sum(state, (1 - n.beta1) * g, n.beta1 * m, n)
+        p = p - n.rate * torch.where(direction == g.sign(), direction, torch.zeros_like(b))
+    state["m"] = n.beta2 * m + (1 - n.beta2) * g
+    return p
+
+
+def tion(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """With α = (1−β1)·f:  m ← (1−α)·m + α·g; p ← p − η·sign(m). No weight decay."""
+    alpha = (1 - n.beta1) * n.freshness
+    m = kept(state, "m", g)
+    direction = sign_of_sum(state, (1 - alpha) * m, alpha * g, n)
+    state["m"] = (1 - alpha) * m + alpha * g
+    return p - n.rate * direction
+
+
+def void(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+    """p ← p − η·sign(g). No weight decay."""
+    return p - n.rate * g.sign()
+
+
+Rule = Callable[[Tensor, Tensor, State, Numbers], Tensor]
+RULES: dict[tuple[str, str], Rule] = {
+    ("EmoNavi", "v3.0"): navi,
+    ("EmoNavi", "v3.1"): navi,
+    ("EmoNavi", "v3.6"): navi,
+    ("EmoFact", "v3.0"): fact_v30,
+    ("EmoFact", "v3.1"): fact,
+    ("EmoFact", "v3.6"): sign,
+    ("EmoLynx", "v3.0"): lynx,
+    ("EmoLynx", "v3.1"): lynx,
+    ("EmoLynx", "v3.6"): lynx,
+    ("EmoClan", "v3.0"): clan,
+    ("EmoZeal", "v3.0"): zeal,
+    ("EmoNeco", "v3.0"): neco,
+    ("EmoSens", "v3.9"): navi,
+    ("EmoAiry", "v3.9"): sign,
+    ("EmoCats", "v3.9"): lynx,
+    ("EmoTion", "v3.9"): tion,
+    ("EmoVoid", "v3.9"): void,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -76,7 +77,7 @@ def whole_norms(params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor],
     Returns:
         Tensors of no dims, the same on every rank.
     """
-    wide = torch.promote_types(tensors[0].dtype, torch.float32) if tensors else torch.float32
+    wide = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors], torch.float32)
     norms = [torch.linalg.vector_norm(tensor, order, dtype=wide) for tensor in tensors]
     if any(map(is_sharded, params)):
         powers = [norm**order for norm in norms]

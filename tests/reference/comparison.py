@@ -1,0 +1,183 @@
+"""Runs an optimizer and the slow reference of it side by side; the one module here that knows `emo_hf`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from emo_hf import EmoOptimizer
+from emo_hf.optim.version import Version
+from tests.emo_cases import assert_identical, make
+from tests.reference.optimizer import Options, ReferenceGroup, ReferenceOptimizer
+
+# What the parameters may be off after some steps of rates up to 0.02. A step of EmoNavi at β1 = 0 is 32·lr long, and
+# every operation rounds to the precision of the dtype; bfloat16 knows 3 digits, float16 4.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.15}
+
+FIRST_LR = 0.02  # the constructor's, as a rate, which some decays are relative to
+FIRST_BETAS = (0.8, 0.98)  # the constructor's
+SCALE = 1e4  # how much larger `lr` is where it is a scale
+
+
+@dataclass(frozen=True)
+class TensorCase:
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    layout: str = "plain"
+    gradient_layout: str | None = None  # None: as the parameter's
+
+
+@dataclass(frozen=True)
+class GroupCase:
+    tensors: list[TensorCase]
+    options: dict[str, Any]  # of any emo optimizer; lr as a rate
+    rule_options: dict[str, Any] = field(default_factory=dict)
+    rates: list[float] = field(default_factory=list)  # what a scheduler multiplies lr by, step by step
+
+
+@dataclass(frozen=True)
+class Case:
+    groups: list[GroupCase]
+    losses: list[float | None]
+    seed: int
+    missing: list[int] = field(default_factory=list)  # numbers of gradients that are None
+    law: str | None = None
+    law_options: dict[str, Any] = field(default_factory=dict)
+    first_group_is_zero: bool = False  # at the start
+
+
+def laid_out(values: Tensor, layout: str) -> Tensor:
+    """The same values, arranged differently in memory."""
+    if layout == "transposed" and values.dim() >= 2:
+        return values.transpose(0, -1).contiguous().transpose(0, -1)
+    if layout == "strided" and values.dim() >= 1:
+        holes = torch.full((*values.shape[:-1], 2 * values.shape[-1]), 77.0, dtype=values.dtype)
+        holes[..., ::2] = values
+        return holes[..., ::2]
+    if layout == "channels_last" and values.dim() == 4:
+        return values.contiguous(memory_format=torch.channels_last)
+    return values.clone()
+
+
+def random_values(case: TensorCase, generator: torch.Generator, *, gradient: bool = False) -> Tensor:
+    values = torch.randn(case.shape, generator=generator, dtype=torch.float64)
+    if gradient:
+        # Not too small: float16 has no room for the squares of small gradients.
+        values = values.sign() * (0.25 + values.abs())
+    return values.to(case.dtype)
+
+
+def lr_for(version: Version, rate: float) -> float:
+    """The `lr` that takes first steps of that rate."""
+    return rate * SCALE if version.lr_is_a_scale else rate
+
+
+def built(
+    cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case, params: list[list[nn.Parameter]]
+) -> EmoOptimizer:
+    groups = [
+        {"params": row, **group.options, "lr": lr_for(version, group.options["lr"]), **group.rule_options}
+        for row, group in zip(params, case.groups, strict=True)
+    ]
+    options = {"lr": lr_for(version, FIRST_LR), "betas": FIRST_BETAS, **case.law_options}
+    if case.law is not None:
+        options["emo_law"] = case.law
+    return make(cls, groups, implementation, version=version.name, **options)
+
+
+def built_reference(
+    cls: type[EmoOptimizer], version: Version, case: Case, params: list[list[nn.Parameter]], doubt: float
+) -> ReferenceOptimizer:
+    groups = [reference_group(version, group, row) for group, row in zip(case.groups, params, strict=True)]
+    return ReferenceOptimizer(
+        cls.__name__,
+        version.name,
+        groups,
+        law=case.law,
+        law_options=case.law_options,
+        remember_true_norm=case.groups[0].rule_options.get("remember_true_norm", False),
+        beta1=FIRST_BETAS[0],
+        doubt=doubt,
+    )
+
+
+def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
+    """Below which share of its terms the sign of a sum is a matter of rounding."""
+    half = [any(tensor.dtype.itemsize == 2 for tensor in group.tensors) for group in case.groups]
+    if half[0] and "freshness" in optimizer._rule.memory():
+        return 0.99  # how the terms are weighted depends on a small change of the norm: no sum of both signs is sure
+    return 1e-2 if any(half) else 1e-3
+
+
+def reference_group(version: Version, group: GroupCase, params: list[nn.Parameter]) -> ReferenceGroup:
+    o = group.options
+    numbers = Options(
+        lr=lr_for(version, o["lr"]),
+        wd=o["weight_decay"],
+        beta1=o["betas"][0],
+        beta2=o["betas"][1],
+        eps=o["eps"],
+        lynx_betas=group.rule_options.get("lynx_betas", (0.9, 0.99)),
+        decoupled_weight_decay=group.rule_options.get("decoupled_weight_decay", False),
+        first_lr=lr_for(version, FIRST_LR),
+    )
+    return ReferenceGroup(list(params), numbers, use_shadow=o["use_shadow"], maximize=o["maximize"])
+
+
+def compare(cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case) -> float:
+    """Runs a case both ways; the share of the elements that could be compared."""
+    generator = torch.Generator().manual_seed(case.seed)
+    params = [
+        [nn.Parameter(laid_out(random_values(tensor, generator), tensor.layout)) for tensor in group.tensors]
+        for group in case.groups
+    ]
+    if case.first_group_is_zero:
+        for param in params[0]:
+            nn.init.zeros_(param)
+    optimizer = built(cls, version, implementation, case, params)
+    reference = built_reference(cls, version, case, params, doubt_about(optimizer, case))
+    count = 0
+    for step, loss in enumerate(case.losses):
+        schedule(optimizer, reference, case, version, step)
+        gradients: list[list[Tensor | None]] = []
+        for group, row in zip(case.groups, params, strict=True):
+            gradients.append([])
+            for tensor, param in zip(group.tensors, row, strict=True):
+                values = random_values(tensor, generator, gradient=True)
+                gradient = None if count in case.missing else laid_out(values, tensor.gradient_layout or tensor.layout)
+                gradients[-1].append(gradient)
+                param.grad = gradient
+                count += 1
+        kept = [[None if g is None else g.clone() for g in row] for row in gradients]
+        if loss is not None:
+            optimizer.observe(loss)
+        optimizer.step()
+        reference.step(loss, kept)
+        assert_identical(gradients, kept)  # a step leaves the gradients as they were
+    coarsest = max(TOLERANCE[tensor.dtype] for tensor in case.groups[0].tensors)
+    least = coarsest if "norm" in optimizer._rule.memory() else 0.0  # a norm over the first group, and its rounding
+    compared = [keep.double().mean().item() for keep in assert_close(params, reference, least) if keep.numel()]
+    return sum(compared) / max(len(compared), 1)
+
+
+def schedule(optimizer: EmoOptimizer, reference: ReferenceOptimizer, case: Case, version: Version, step: int) -> None:
+    """Give the groups the learning rates of this step, as a scheduler does."""
+    groups = zip(optimizer.param_groups, reference.groups, case.groups, strict=True)
+    for group, reference_of_it, of_case in groups:
+        if of_case.rates:
+            group["lr"] = lr_for(version, of_case.options["lr"]) * of_case.rates[step]
+            reference_of_it.options = replace(reference_of_it.options, lr=group["lr"])
+
+
+def assert_close(params: list[list[nn.Parameter]], reference: ReferenceOptimizer, least: float) -> Iterator[Tensor]:
+    """Compares, and tells for each tensor which elements it could compare."""
+    for group, row in zip(reference.groups, params, strict=True):
+        for param, expected, state in zip(row, group.params, group.states, strict=True):
+            keep = ~state.get("doubtful", torch.zeros_like(expected, dtype=torch.bool))
+            tolerance = max(TOLERANCE[param.dtype], least)
+            torch.testing.assert_close(param.detach().double()[keep], expected[keep], atol=tolerance, rtol=tolerance)
+            yield keep

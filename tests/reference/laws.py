@@ -1,0 +1,329 @@
+"""Losses in; scalar, factors on the rate, shadow and stop signal out. One class a generation, by name in `LAWS`.
+
+A law keeps every loss and every scalar there ever was, and computes all the rest from them anew at each step. Symbols:
+L the loss of a step, σ the scalar, a = |σ|, τ = copysign(1 − a, σ) the trust.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+Shadow = Callable[[Tensor, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
+"""Takes a parameter and its shadow, if it has one, and returns both as they are before the update."""
+
+
+def no_shadow(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The shadow is neither made nor moved."""
+    return p, shadow
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a law says of one step.
+
+    Attributes:
+        sigma: σ.
+        factor: on the learning rate of the step.
+        decay_factor: on the learning rate of the weight decay.
+        floor: the lowest rate that either may come to, where the learning rate is above 0.
+        shadow: what is done with a parameter and its shadow.
+        stop_begins: whether the stop signal is on now and was off before.
+    """
+
+    sigma: float = 0.0
+    factor: float = 1.0
+    decay_factor: float = 1.0
+    floor: float = 0.0
+    shadow: Shadow = no_shadow
+    stop_begins: bool = False
+
+    def rate(self, lr: float) -> float:
+        return 0.0 if lr == 0 else max(lr * self.factor, self.floor)
+
+    def decay_rate(self, lr: float) -> float:
+        return 0.0 if lr == 0 else max(lr * self.decay_factor, self.floor)
+
+
+def average(losses: list[float], gain: float, rest: float) -> float:
+    """The average of a gain: the first loss, then gain·L + rest·average; 0 before there is a loss."""
+    result = losses[0] if losses else 0.0
+    for loss in losses[1:]:
+        result = gain * loss + rest * result
+    return result
+
+
+def average_from_a_sum(losses: list[float], gain: float, rest: float) -> float:
+    """The same, but begun with gain·L + rest·L, which may differ from L in the last bit."""
+    result = losses[0] if losses else 0.0
+    for loss in losses:
+        result = gain * loss + rest * result
+    return result
+
+
+def is_quiet(scalars: list[float]) -> bool:
+    """Whether the last 32 scalars say that nothing happens any more."""
+    window = scalars[-32:]
+    if len(window) < 32:
+        return False
+    mean = sum(window) / 32
+    mean_size = sum(abs(sigma) for sigma in window) / 32
+    variance = sum((sigma - mean) ** 2 for sigma in window) / 32
+    return mean_size < 0.05 and variance < 0.005
+
+
+class ReferenceLaw:
+    """The emotion of one optimizer. A law gives the averages, `sigma` and `say`, and the stop signal if it differs."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.scalars: list[float] = []
+        self.should_stop = False
+
+    def feel(self, loss: float | None) -> Step:
+        """What is said of this step; a step without a finite loss is neutral and leaves no trace."""
+        if loss is None or not math.isfinite(loss):
+            return self.say(0.0)
+        self.losses.append(loss)
+        self.scalars.append(self.sigma)
+        before, self.should_stop = self.should_stop, self.stops()
+        return replace(self.say(self.scalars[-1]), stop_begins=self.should_stop and not before)
+
+    @property
+    def short(self) -> float:
+        return average(self.losses, 0.3, 0.7)
+
+    @property
+    def long(self) -> float:
+        return average(self.losses, 0.01, 0.99)
+
+    @property
+    def sigma(self) -> float:
+        """σ of the losses so far."""
+        raise NotImplementedError
+
+    def say(self, sigma: float) -> Step:
+        """All that follows from σ."""
+        raise NotImplementedError
+
+    def stops(self) -> bool:
+        """Quiet once, it stands for good."""
+        return self.should_stop or is_quiet(self.scalars)
+
+
+class V30(ReferenceLaw):
+    """Always damp."""
+
+    @property
+    def sigma(self) -> float:
+        return math.tanh(5 * (self.short - self.long))
+
+    def say(self, sigma: float) -> Step:
+        a = abs(sigma)
+
+        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            if shadow is None:
+                return p, p.clone()
+            p = (1 - a) * p + a * shadow
+            return p, shadow + 0.05 * (p - shadow)
+
+        return Step(sigma, 1 - a, shadow=shadow_step if a > 0.1 else no_shadow)
+
+
+def coefficient(sigma: float) -> float:
+    """c(σ) of v3.1, row by row as the table has it."""
+    if abs(sigma) > 0.625:
+        return 1 - abs(sigma)
+    if 0.125 < sigma <= 0.625:
+        return 1 + sigma
+    if -0.625 <= sigma < -0.125:
+        return 1 + sigma
+    return 1.0
+
+
+def shadow_ratio(sigma: float) -> float:
+    """ρ(σ) of v3.1."""
+    if abs(sigma) > 0.75:
+        return 0.75
+    if 0.25 < abs(sigma) <= 0.75:
+        return -0.1
+    return 0.0
+
+
+class V31(ReferenceLaw):
+    """Accelerate while the loss improves, slow down while it worsens, brake on sudden change."""
+
+    @property
+    def sigma(self) -> float:
+        return math.tanh((self.long - self.short) / max(self.long, 1e-5))
+
+    def say(self, sigma: float) -> Step:
+        c, rho = coefficient(sigma), shadow_ratio(sigma)
+
+        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            shadow = p.clone() if shadow is None else shadow
+            if rho > 0:
+                return (1 - rho) * p + c * shadow, shadow
+            if rho < 0:
+                return p, shadow + 0.1 * (p - shadow)
+            return p, shadow + 0.1 * c * (p - shadow)
+
+        return Step(sigma, c, shadow=shadow_step)
+
+
+class Robust(V31):
+    """v3.1 with the change measured by the size of the loss; zeros before the first other loss are waited through."""
+
+    @property
+    def felt(self) -> list[float]:
+        first = next((index for index, loss in enumerate(self.losses) if loss != 0.0), len(self.losses))
+        return self.losses[first:]
+
+    @property
+    def short(self) -> float:
+        return average(self.felt, 0.3, 0.7)
+
+    @property
+    def long(self) -> float:
+        return average(self.felt, 0.01, 0.99)
+
+    @property
+    def sigma(self) -> float:
+        size = average([abs(loss) for loss in self.felt], 0.01, 0.99)
+        if size == 0.0:
+            return 0.0
+        return math.tanh((self.long - self.short) / (size + 4 * (size - abs(self.long))))
+
+
+class V36(ReferenceLaw):
+    """A boost in a middle zone, a brake above 0.75.
+
+    Args:
+        denominator: what the change is measured by: `published` (decided by the rounding of two products that would be
+            equal otherwise), `long`, or `quieter`, whichever shows the smaller change.
+        stop_scalar: what the stop signal looks at: `early`, the change relative to the long average, or `sigma`.
+    """
+
+    def __init__(self, denominator: str = "published", stop_scalar: str = "early") -> None:
+        super().__init__()
+        self.denominator = denominator
+        self.stop_scalar = stop_scalar
+        self.early_scalars: list[float] = []
+
+    @property
+    def short(self) -> float:
+        return average_from_a_sum(self.losses, 0.3, 0.7)
+
+    @property
+    def medium(self) -> float:
+        return average_from_a_sum(self.losses, 0.05, 0.95)
+
+    @property
+    def long(self) -> float:
+        return average_from_a_sum(self.losses, 0.01, 0.99)
+
+    @property
+    def sigma(self) -> float:
+        base_long, base_medium = max(self.long, 1e-5), max(self.medium, 1e-5)
+        x_long, x_medium = (self.long - self.short) / base_long, (self.long - self.short) / base_medium
+        by_long, by_medium = math.tanh(x_long), math.tanh(x_medium)
+        if abs(x_long) < 0.05:
+            return by_long
+        if self.denominator == "long":
+            return by_long
+        if self.denominator == "quieter":
+            return by_medium if abs(x_medium) < abs(x_long) else by_long
+        return by_medium if abs(x_medium) * base_medium < abs(x_long) * base_long else by_long
+
+    @property
+    def early_scalar(self) -> float:
+        return math.tanh((self.long - self.short) / max(self.long, 1e-5))
+
+    def say(self, sigma: float) -> Step:
+        a = abs(sigma)
+        trust = math.copysign(1 - a, sigma)
+        if 0.25 < a < 0.5:
+            drive = 8 * (1 - a) * (1 + 0.1 * trust)
+        elif a > 0.75:
+            drive = 1 - a
+        else:
+            drive = 1.0
+        return Step(sigma, drive, shadow=self.shadow(a))
+
+    @staticmethod
+    def shadow(a: float) -> Shadow:
+        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            shadow = p.clone() if shadow is None else shadow
+            if 0.625 < a < 1:
+                return a * p + (1 - a) * shadow, shadow
+            return p, shadow + 0.1 * (1 - a) * (p - shadow)
+
+        return shadow_step
+
+    def stops(self) -> bool:
+        self.early_scalars.append(self.early_scalar)
+        looked_at = self.early_scalars if self.stop_scalar == "early" else self.scalars
+        return self.should_stop or is_quiet(looked_at)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """The running numbers of v3.9."""
+
+    noise: float = 1.0
+    distance: float = 0.02
+    chain: float = 0.0
+    ratio: float = 1.0
+
+
+class V39(V36):
+    """The rate is made from the loss; a step without a loss goes on with the factor that there is.
+
+    Args:
+        denominator: as for v3.6.
+        stopcoef: the loss below which the stop signal may be given.
+    """
+
+    def __init__(self, denominator: str = "published", stopcoef: float = 0.04) -> None:
+        super().__init__(denominator)
+        self.stopcoef = stopcoef
+
+    @property
+    def rhythm(self) -> Rhythm:
+        n, d, e, h = 1.0, 0.02, 0.0, 1.0
+        for sigma in self.scalars:
+            a = abs(sigma)
+            trust = math.copysign(1 - a, sigma)
+            n = 0.97 * n + 0.03 * a
+            d = 0.97 * d + 0.03 * abs(trust)
+            e = 0.7 * e + 0.3 * sigma
+            q = ((abs(max(n, 1e-10) - d) + 0.1) / (abs(sigma - trust) + 0.1)) ** 2
+            if q >= h and trust >= 0.5:
+                h = min(q, 1.5 * h)
+            elif -0.5 <= trust <= 0.5:
+                h = 0.8 * q
+        return Rhythm(n, d, e, h)
+
+    def say(self, sigma: float) -> Step:
+        now = self.rhythm
+        f = min(now.ratio * max(100**now.chain, 0.01) * 1e-4, 3e-3)
+        return Step(sigma, f, f, 1e-8, self.shadow(abs(sigma)))
+
+    def stops(self) -> bool:
+        return self.rhythm.distance - self.rhythm.noise >= 0.3 and max(self.medium, 1e-5) <= self.stopcoef
+
+
+class Nothing:
+    """Feels as another law does, and leaves the rate alone."""
+
+    def __init__(self, law: ReferenceLaw) -> None:
+        self.law = law
+
+    def feel(self, loss: float | None) -> Step:
+        return replace(self.law.feel(loss), factor=1.0, decay_factor=1.0, floor=0.0)
+
+
+LAWS: dict[str, type[ReferenceLaw]] = {"v3.0": V30, "v3.1": V31, "robust": Robust, "v3.6": V36, "v3.9": V39}
