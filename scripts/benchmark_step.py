@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import torch
 from measuring import extra_memory, free_memory, in_turns, state_bytes, write_report
 from torch import nn
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi
+from emo_hf import FAMILY
 
 Shape = tuple[int, ...]
 Make = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -44,10 +45,13 @@ SIZES = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
 SWEPT_TENSORS = 64
 
 REFERENCE = "torch AdamW fused"
-OUR_CLASSES = (EmoNavi, EmoFact, EmoLynx)
-OURS: dict[str, Make] = {cls.__name__: partial(cls, lr=1e-5) for cls in OUR_CLASSES}
+OURS: dict[str, Make] = {
+    f"{cls.__name__} {version}": partial(cls, lr=1e-5, version=version)
+    for cls in FAMILY.values()
+    for version in cls.versions
+}
 IN_PLAIN_TORCH: dict[str, Make] = {
-    f"{cls.__name__} without compiler": partial(cls, lr=1e-5, compile=False) for cls in OUR_CLASSES
+    f"{name} without compiler": partial(make, native=False) for name, make in OURS.items()
 }
 
 
@@ -106,14 +110,15 @@ def tensors(shapes: Sequence[Shape], device: torch.device) -> list[nn.Parameter]
 
 
 def stepper(optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """A function that takes one step, shown a loss if the optimizer wants one."""
+    """A function that takes one step, shown a loss if the optimizer wants one, which moves a little."""
     observe = getattr(optimizer, "observe", None)
+    losses = itertools.cycle((1.0, 1.2, 1.0, 0.8))
     if hasattr(optimizer, "train"):
         optimizer.train()
 
     def step() -> None:
         if observe is not None:
-            observe(1.0)
+            observe(next(losses))
         optimizer.step()
 
     return step
@@ -165,11 +170,12 @@ def _matrix(elements: int) -> Shape:
 
 
 def _point(x: int, shapes: Sequence[Shape], args: argparse.Namespace) -> dict[str, Any]:
-    ratios: dict[str, float | None] = dict.fromkeys(OURS)
+    swept = {name: make for name, make in OURS.items() if wanted(name, args)}
+    ratios: dict[str, float | None] = dict.fromkeys(swept)
     told = []
     elements = sum(math.prod(shape) for shape in shapes)
     fewer = argparse.Namespace(**vars(args) | {"rounds": min(args.rounds, 5) if elements > 10**7 else args.rounds})
-    for name, make in OURS.items():
+    for name, make in swept.items():
         needed, free = memory_needed(make, elements), free_memory(args.device)
         if needed > free:
             told.append(f"{name} left out: it needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
@@ -189,6 +195,11 @@ def memory_needed(make: Make, elements: int) -> float:
     of_reference = 8  # its two tensors of state; parameters and gradients are 8 more
     per_element = 8 + of_reference + state_bytes(optimizer) / sample[0].numel()
     return 1.05 * elements * per_element + 2**30
+
+
+def wanted(name: str, args: argparse.Namespace) -> bool:
+    """Whether `--only` asks for an optimizer."""
+    return not args.only or any(word.lower() in name.lower() for word in args.only)
 
 
 def line(result: Result) -> str:
@@ -219,7 +230,7 @@ def plot(results: list[Result], swept: dict[str, list[dict[str, Any]]], path: Pa
     axes[0].axvline(1.0, color="black", linewidth=1)
     axes[0].legend()
     for axis, (name, points) in zip(axes[1:], swept.items(), strict=True):
-        for optimizer in OURS:
+        for optimizer in points[0]["ratios"]:
             known = [(p["x"], p["ratios"][optimizer]) for p in points if p["ratios"][optimizer] is not None]
             axis.plot(*zip(*known, strict=True), marker="o", label=optimizer)
         axis.set(xscale="log", xlabel=name, ylabel="time / fused AdamW", ylim=(0, None))
@@ -257,11 +268,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    chosen = {
-        name: make
-        for name, make in (OURS | IN_PLAIN_TORCH | peers()).items()
-        if not args.only or any(word.lower() in name.lower() for word in args.only)
-    }
+    chosen = {name: make for name, make in (OURS | IN_PLAIN_TORCH | peers()).items() if wanted(name, args)}
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; 1.00 is {REFERENCE}\n\n{HEADER}"
     )

@@ -46,7 +46,7 @@ import emo_hf
 
 REFERENCE = "adamw_torch_fused"
 AGAIN = f"{REFERENCE} again"
-OURS = ("emonavi", "emofact", "emolynx")
+OURS = tuple(emo_hf.FAMILY)
 WORDS = 30522
 LABELS = 6
 

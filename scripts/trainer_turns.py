@@ -57,7 +57,7 @@ class Own:
 
     @classmethod
     def watch_all(cls) -> None:
-        for optimizer in (torch.optim.AdamW, emo_hf.EmoNavi, emo_hf.EmoFact, emo_hf.EmoLynx):
+        for optimizer in (torch.optim.AdamW, *emo_hf.FAMILY.values()):
             cls.watch(optimizer, "step")
         cls.watch(loss_tap, "feed")
         for event in ("on_log", "on_step_end"):

@@ -1,4 +1,4 @@
-"""What the optimizer tests are run over: every class, every implementation that a class declares."""
+"""What the optimizer tests are run over: every optimizer, every generation, every implementation of its rule."""
 
 from __future__ import annotations
 
@@ -9,11 +9,43 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import FAMILY, EmoOptimizer
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.version import Version
 
-OPTIMIZERS: list[type[EmoOptimizer]] = [EmoNavi, EmoFact, EmoLynx]
+
+def pinned(cls: type[EmoOptimizer], version: str) -> type[EmoOptimizer]:
+    """An optimizer whose default generation is another one, under a name of its own."""
+    name = f"{cls.__name__}_{version.replace('.', '_')}"
+    made = type(name, (cls,), {"__module__": __name__, "versions": {version: cls.versions[version]}})
+    globals()[name] = made  # so that it can be pickled
+    return made
+
+
+OPTIMIZERS: list[type[EmoOptimizer]] = [
+    cls if version == next(iter(cls.versions)) else pinned(cls, version)
+    for cls in FAMILY.values()
+    for version in cls.versions
+]
+
+
+def version_of(cls: type[EmoOptimizer]) -> Version:
+    """The generation that a class makes by default."""
+    return cls.version_named(None)
+
+
+def rule_of(cls: type[EmoOptimizer]) -> type[Rule]:
+    """The rule of that generation."""
+    return version_of(cls).rule
+
+
+def lr_for(cls: type[EmoOptimizer], lr: float) -> float:
+    """A rate of the size of `lr`; where it is a scale, of which a law makes about a thousandth, a scale for it."""
+    return 1000 * lr if version_of(cls).lr_is_a_scale else lr
+
+
 IMPLEMENTATIONS: list[tuple[type[EmoOptimizer], str]] = [
-    (cls, name) for cls in OPTIMIZERS for name in cls.implementations
+    (cls, name) for cls in OPTIMIZERS for name in rule_of(cls).implementations
 ]
 
 SHAPES = [(3, 4), (5,), (2, 3, 2, 2), ()]
@@ -28,7 +60,7 @@ def make(cls: type[EmoOptimizer], params: Any, implementation: str | None = None
     """An optimizer that moves its tensors with the named implementation, or with its own choice."""
     optimizer = cls(params, **options)
     if implementation is not None:
-        optimizer._implementation = lambda group, param: cls.implementations[implementation]  # type: ignore[method-assign]
+        optimizer._implementation = lambda group, param: optimizer._rule.implementations[implementation]  # type: ignore[method-assign]
     return optimizer
 
 

@@ -15,8 +15,9 @@ from torch.testing._internal.common_optimizers import (
     get_error_inputs_for_all_optims,
 )
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoOptimizer
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
+from tests.emo_cases import OPTIMIZERS, rule_of
 
 
 def optim_inputs(device: Any, dtype: torch.dtype | None = None) -> list[OptimizerInput]:
@@ -86,12 +87,12 @@ def _info(cls: type[EmoOptimizer]) -> OptimizerInfo:
                 lambda opt: ReduceLROnPlateau(opt),
             ],
         ),
-        supported_impls=tuple(name for name in IMPLEMENTATION_OPTIONS if name in cls.implementations),
-        supports_fused_on=("cpu", "cuda", "xpu") if "fused" in cls.implementations else (),
-        not_og_supported_flags=("foreach", "fused", "compile", "compensate", "maximize"),
+        supported_impls=tuple(name for name in IMPLEMENTATION_OPTIONS if name in rule_of(cls).implementations),
+        supports_fused_on=("cpu", "cuda", "xpu") if "fused" in rule_of(cls).implementations else (),
+        not_og_supported_flags=("foreach", "fused", "native", "compensate", "maximize"),
         supports_complex=False,
         supports_sparse=False,
     )
 
 
-emo_db = [_info(cls) for cls in (EmoFact, EmoLynx, EmoNavi)]
+emo_db = [_info(cls) for cls in OPTIMIZERS]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
+from torch.utils.weak import WeakIdRef
 
 from emo_hf.emotion.decision import Decision
 from emo_hf.emotion.law import Law
@@ -74,12 +75,16 @@ class EmotionEngine:
             self.rank_mean.cancel()
             self.law.skip()
 
+    def creates_state_only(self, optimizer: Optimizer) -> bool:
+        """Whether the step that is being taken is there for the state alone; see `creates_state`."""
+        return not self.losses.pending and creates_state(optimizer)
+
     def decide(self, optimizer: Optimizer) -> Decision:
         """The decision of the step that is being taken."""
         self.is_new_step = self._decision_for_parts is None or bool(self.losses.pending)
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
-        only_creates_state = not self.losses.pending and creates_state(optimizer)
+        only_creates_state = self.creates_state_only(optimizer)
         loss = self.rank_mean.take(self.losses.pending, device_of(optimizer), alone=only_creates_state)
         self.losses.clear()
         if loss is None:
@@ -157,7 +162,8 @@ class EmotionEngine:
 def gradient_mark(optimizer: Optimizer) -> Mark:
     """Stands for the gradients as they are now: another mark after each backward pass, None while there are none."""
     gradients = (param.grad for group in optimizer.param_groups for param in group["params"])
-    return next(((id(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
+    # Not by its address: the next gradient often lies at the place of one that is gone, as old as that was.
+    return next(((WeakIdRef(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
 
 
 def device_of(optimizer: Optimizer) -> torch.device | None:

@@ -35,9 +35,9 @@ def missing_loss(name: str) -> str:
     """
     return (
         f"{name}.step() was called without a loss, so the emotion is left as it was and the step is a neutral "
-        "one. Show it the loss: call observe(loss) before loss.backward(), or pass a closure to step(). With accelerate or the "
-        "Trainer, prepare the optimizer with the Accelerator and use accelerator.backward(loss): then the loss "
-        "arrives by itself."
+        "one. Show it the loss: call observe(loss) before loss.backward(), or pass a closure to step(). With "
+        "accelerate or the Trainer, prepare the optimizer with the Accelerator and use accelerator.backward(loss): "
+        "then the loss arrives by itself."
     )
 
 

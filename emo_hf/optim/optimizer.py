@@ -7,31 +7,23 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
 import torch
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from emo_hf.emotion.decision import EmotionView
 from emo_hf.emotion.laws import make_law
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import GLOBAL
-from emo_hf.optim.checkpoint import (
-    EMOTION_KEY,
-    check_fits,
-    check_is_state,
-    check_owner,
-    find_emotion,
-    pack_emotion,
-    with_present_names,
-)
+from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
-from emo_hf.optim.rule_optimizer import RuleOptimizer
-from emo_hf.optim.tensors.low_precision import restore_float32
-from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS, check_options, without_empty_groups
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.saving import SavingOptimizer
+from emo_hf.optim.validation import without_empty_groups
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
 
 
-class EmoOptimizer(RuleOptimizer):
+class EmoOptimizer(SavingOptimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
@@ -133,11 +125,6 @@ class EmoOptimizer(RuleOptimizer):
         of_law = {**version.law_options, **own}
         return rule, {name: value for name, value in of_law.items() if name in known and name not in of_rule}
 
-    def _wire(self) -> None:
-        if pack_emotion not in self._optimizer_state_dict_post_hooks.values():
-            self.register_state_dict_post_hook(pack_emotion, prepend=True)
-        self._engine.begin()
-
     def observe(self, loss: Loss, *, weight: float | None = None) -> None:
         """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
 
@@ -209,13 +196,16 @@ class EmoOptimizer(RuleOptimizer):
                 loss = closure()
             if loss is not None and not self._engine.losses.shown:
                 self._engine.observe(loss, None, self)
+        if self._engine.creates_state_only(self):
+            self._create_state()
+            return loss
         decision = self._engine.decide(self)
         if self._engine.is_new_step:
             self._rule.before_step(self.param_groups, decision)
         applied = []
         for group in self.param_groups:
             h = self._rule.hyperparameters(group, decision)
-            applied.append(h.lr)
+            applied.append(decision.step_size(float(group["lr"])))
             self._update_group(group, h, decision.shadow)
         if self._engine.is_new_step:
             self._rule.after_step(decision)
@@ -228,6 +218,11 @@ class EmoOptimizer(RuleOptimizer):
         for name, value in self._engine.current_metrics(self.param_groups).items():
             self._writer.add_scalar(name, value, self._steps_written)
         self._steps_written += 1
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule at work."""
+        return self._rule
 
     @property
     def version(self) -> str:
@@ -277,86 +272,6 @@ class EmoOptimizer(RuleOptimizer):
         # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
         param_group.setdefault(EMOTION_KEY, None)
         super().add_param_group(param_group)
-
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        check_options(options)
-        rule = self._version.rule
-        for name in IMPLEMENTATION_OPTIONS:
-            if options[name] and name not in rule.implementations:
-                raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
-        for name, option in rule.options.items():
-            read_value(name, options[name], option.read)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state as any torch optimizer's, with the emotion in every parameter group.
-
-        It holds tensors, plain numbers, strings, lists and dicts only: `torch.load(weights_only=True)` reads it. The
-        emotion is one, but it lies in each group: a group may be left behind, the emotion may not.
-        """
-        return super().state_dict()
-
-    def emotion_state(self) -> dict[str, Any]:
-        """The emotion as it is saved, with what it belongs to and what the rule keeps once per optimizer."""
-        return {
-            "optimizer": type(self).__name__,
-            "version": self._version.name,
-            **self._engine.state_dict(),
-            "rule": self._rule.memory(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict()` gave, emotion included.
-
-        Raises:
-            ValueError: if the state is not of an optimizer of this class and version, or does not fit the parameters.
-        """
-        loaded: dict[str, Any] = {}  # what the user's hooks make of it
-
-        def look(_: Optimizer, given: dict[str, Any]) -> None:
-            check_is_state(given, type(self).__name__)
-            self._saved_emotion(given)
-            check_fits(self.param_groups, given, self._first_state, self._check_options)
-            loaded.update(given)
-
-        if not isinstance(state_dict, Mapping):  # hooks may make a state of any mapping
-            check_is_state(state_dict, type(self).__name__)
-        handle = self.register_load_state_dict_pre_hook(look)
-        try:
-            super().load_state_dict(state_dict)  # which ends in __setstate__
-        finally:
-            handle.remove()
-        restore_float32(self.state, self.param_groups, loaded)
-
-    def _saved_emotion(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        name = type(self).__name__
-        saved = find_emotion(state, name)
-        check_owner(saved, name, self._version.name, self._rule.memory())
-        self._engine.check(saved)
-        return saved
-
-    def __getstate__(self) -> dict[str, Any]:
-        own = {"_engine": self._engine, "_rule": self._rule, "_version": self._version, "_writer": None}
-        return {**super().__getstate__(), **own, "_steps_written": self._steps_written}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_engine" in state:  # a pickle or a copy
-            super().__setstate__(state)
-        else:  # from load_state_dict, after its hooks and checks
-            saved = self._saved_emotion(state)  # before anything is changed
-            newest = {name: self.defaults[name] for name in self.param_groups[0] if name in self.defaults}
-            super().__setstate__(state)
-            for group in self.param_groups:
-                options = {
-                    **newest,
-                    **with_present_names(group),
-                    EMOTION_KEY: None,
-                }  # an older state has other options
-                group.clear()
-                group.update(options)
-            self._engine.load_state_dict(saved)
-            if saved.get("rule"):
-                self._rule.load_memory(saved["rule"])
-        self._wire()
 
 
 FAMILY: dict[str, type[EmoOptimizer]] = {}

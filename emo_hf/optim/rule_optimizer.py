@@ -49,6 +49,13 @@ class RuleOptimizer(Optimizer):
             update = self._update_for(group, bucket[0])
             update(bucket, gradients, own_states, h.representable_in(bucket[0].dtype))
 
+    def _create_state(self) -> None:
+        """What a first step leaves in `state`, without the step: some rules would not leave it at its beginning."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None and param.numel() > 0 and not self.state[param]:
+                    self.state[param].update(self._first_state(group, param))
+
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> State:
         if param.is_complex():
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters: use torch.view_as_real")

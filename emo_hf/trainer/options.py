@@ -6,6 +6,7 @@ One table serves `--optim_args "key=value,…"`, `create_optimizer(..., key=valu
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,9 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     Raises:
         ValueError: for an unknown key (naming the known ones) or an unacceptable value (naming what is accepted).
     """
+    for former, present in FORMER_NAMES.items():
+        if former in given:
+            warnings.warn(f"the option {former} is called {present} now", FutureWarning, stacklevel=2)
     renamed = {FORMER_NAMES.get(key, key): value for key, value in given.items()}
     known = known_options()
     values = {key: _read(key, value, known) for key, value in renamed.items()}

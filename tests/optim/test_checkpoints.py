@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.optim import Emotion
+from emo_hf.emotion.v3_1 import V3_1
 from tests.emo_cases import (
     OPTIMIZERS,
     SHAPES,
@@ -168,11 +168,13 @@ def changed(change: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
     return apply
 
 
+NEEDED = ["format", "optimizer", *(name for name in V3_1().state_dict() if name != "coefficient")]
+
 FOREIGN: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("other-format", changed({"format": 99}), "format 99"),
     ("other-law", changed({"law": "v9"}), "law 'v9'"),
     ("coefficients-damaged", changed({"coefficients": [1.0]}), "damaged|values"),
-    *((f"without-{name}", changed({name: ...}), name) for name in ("format", "optimizer", *Emotion().state_dict())),
+    *((f"without-{name}", changed({name: ...}), name) for name in NEEDED),
 ]
 
 

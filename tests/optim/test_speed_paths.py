@@ -16,12 +16,12 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from emo_hf.optim import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.optim.kernels import build
-from emo_hf.optim.kernels import launch as compiled
-from emo_hf.optim.rules import fact as emofact
-from emo_hf.optim.rules import rule as step
-from emo_hf.optim.tensors import chunking as parts
+from emo_hf import EmoAiry, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoVoid
+from emo_hf.optim.kernels import build, cache, fact, team
+from emo_hf.optim.rules.tion import Tion
+from emo_hf.optim.rules.void import Void
+from emo_hf.optim.tensors import chunking
+from emo_hf.optim.update import Hyperparameters, State
 from tests.emo_cases import (
     OPTIMIZERS,
     each_implementation,
@@ -30,6 +30,7 @@ from tests.emo_cases import (
     losses,
     make,
     parameters,
+    rule_of,
     run,
 )
 
@@ -40,7 +41,7 @@ LONG_STEPS = 60
 @pytest.fixture
 def fresh_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty cache folder, and a process that has not asked for kernels yet."""
-    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     build.kernels.cache_clear()
     yield tmp_path / "cache"
     build.kernels.cache_clear()
@@ -59,7 +60,7 @@ def trained(
 def test_kernels_agree_with_the_loop_over_many_steps(cls: type[EmoOptimizer]) -> None:
     shapes = [(3, 4), (5,), (), (2, 3, 5, 2), (1, 7), (7, 1), (33, 65), (130,), (1, 1)]
     for ours, slow in zip(
-        trained(cls, shapes, "compile", LONG_STEPS), trained(cls, shapes, "single", LONG_STEPS), strict=True
+        trained(cls, shapes, "native", LONG_STEPS), trained(cls, shapes, "single", LONG_STEPS), strict=True
     ):
         torch.testing.assert_close(ours, slow, rtol=1e-5, atol=5e-6)
 
@@ -71,22 +72,25 @@ def test_sharing_among_threads_changes_no_bit(
     cls: type[EmoOptimizer], pooled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not pooled:
-        monkeypatch.setattr(compiled, "pool", lambda: None)
-    elif compiled.pool() is None:
+        monkeypatch.setattr(team, "pool", lambda: None)
+    elif team.pool() is None:
         pytest.skip("torch has no GNU OpenMP here")
-    monkeypatch.setattr(compiled, "PIECE", 100)
-    monkeypatch.setattr(emofact, "LARGE", 1000)
+    monkeypatch.setattr(build.kernels(), "piece", 100)
+    monkeypatch.setattr(fact, "LARGE", 1000)
     shapes = [(40, 50), (7,), (250, 400), (37, 11), (300,), (33_000,), (17, 4, 30), (25, 40)]
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            results.append(trained(cls, shapes, "compile", 5))
+            results.append(trained(cls, shapes, "native", 5))
     finally:
         torch.set_num_threads(before)
     for one, four in zip(*results, strict=True):
-        assert torch.equal(one, four)
+        if rule_of(cls) in (Tion, Void):  # torch sums norms in another order on more threads
+            torch.testing.assert_close(one, four, rtol=1e-6, atol=1e-7)
+        else:
+            assert torch.equal(one, four)
     for ours, slow in zip(results[0], trained(cls, shapes, "single", 5), strict=True):
         torch.testing.assert_close(ours, slow, rtol=1e-5, atol=5e-6)
 
@@ -105,9 +109,9 @@ def test_one_compilation_serves_all_steps_rates_coefficients_and_processes(
             optimizer.observe(loss)
             optimizer.step()
         build.kernels.cache_clear()  # as a new process would begin
-    compilations = [record for record in caplog.records if record.message.startswith("compiled kernels.c")]
+    compilations = [record for record in caplog.records if record.message.startswith("compiled ")]
     assert len(compilations) == 1
-    assert len(list(fresh_kernels.iterdir())) == 1
+    assert len(list(fresh_kernels.glob("*.so"))) == 1
 
 
 @pytest.mark.parametrize("compiler", [None, "false"])
@@ -125,17 +129,17 @@ def test_without_a_working_compiler_one_line_of_log_and_plain_torch(
     assert [record.name for record in caplog.records] == [build.logger.name]
     for ours, slow in zip(params, trained(cls, [(3, 4), (5,)], "single", 3), strict=True):
         torch.testing.assert_close(ours.detach(), slow, rtol=1e-5, atol=5e-6)
-    with pytest.raises(RuntimeError, match="compile=True needs a C compiler"):
-        run(cls(params, compile=True), range(1))
+    with pytest.raises(RuntimeError, match="native=True needs a C compiler"):
+        run(cls(params, native=True), range(1))
 
 
 @each_optimizer
 def test_asking_for_the_kernels_on_another_device_is_an_error(cls: type[EmoOptimizer]) -> None:
     param = nn.Parameter(torch.ones(3, device="meta"))
     param.grad = torch.ones_like(param)
-    optimizer = cls([param], compile=True)
+    optimizer = cls([param], native=True)
     optimizer.observe(1.0)
-    with pytest.raises(RuntimeError, match="parameters are on meta: leave compile=None"):
+    with pytest.raises(RuntimeError, match="parameters are on meta: leave native=None"):
         optimizer.step()
 
 
@@ -144,7 +148,7 @@ def test_a_cache_folder_that_cannot_be_written_does_not_matter(
     fresh_kernels: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     assert build.kernels() is not None
 
 
@@ -157,14 +161,14 @@ def _step_in_child(params: list[nn.Parameter], results: Any) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_forked_process_steps_as_its_parent_does() -> None:
     shape = (300, 400)  # several threads' work
-    trained(EmoLynx, [shape], "compile", 1)  # the parent has used threads
+    trained(EmoLynx, [shape], "native", 1)  # the parent has used threads
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     child = context.Process(target=_step_in_child, args=(parameters([shape]), results))
     child.start()
     moved = results.get(timeout=60)
     child.join(timeout=60)
-    assert torch.equal(torch.tensor(moved[0]), trained(EmoLynx, [shape], "compile", 3)[0])
+    assert torch.equal(torch.tensor(moved[0]), trained(EmoLynx, [shape], "native", 3)[0])
 
 
 @needs_compiler
@@ -172,7 +176,7 @@ def test_a_step_by_the_kernels_counts_as_an_in_place_change() -> None:
     param = nn.Parameter(torch.ones(3))
     squared = (param * param).sum()
     param.grad = torch.ones(3)
-    optimizer = EmoNavi([param], compile=True)
+    optimizer = EmoNavi([param], native=True)
     optimizer.observe(1.0)
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -182,14 +186,14 @@ def test_a_step_by_the_kernels_counts_as_an_in_place_change() -> None:
 MEMORY_OF_A_STEP = """
 import sys, torch
 from pathlib import Path
-import emo_hf.optim as optim
+import tests.emo_cases as cases
 
 torch.set_num_threads(2)
 params = [torch.nn.Parameter(torch.ones(int(sys.argv[3]), 1024)) for _ in range(int(sys.argv[2]))]
 for param in params:
     param.grad = torch.ones_like(param)
 options = {name: True for name in sys.argv[4].split()}
-optimizer = getattr(optim, sys.argv[1])(params, **options)
+optimizer = next(c for c in cases.OPTIMIZERS if c.__name__ == sys.argv[1])(params, **options)
 
 def step():
     optimizer.observe(1.0)
@@ -211,12 +215,14 @@ print(resident("VmHWM") - before)
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
 @pytest.mark.parametrize(
     ("count", "rows", "options", "mebibytes"),
-    [(48, 1024, "compile", 4), (48, 1024, "compile maximize", 72), (1, 48 * 1024, "foreach", 72)],
+    [(48, 1024, "native", 4), (48, 1024, "native maximize", 72), (1, 48 * 1024, "foreach", 72)],
 )
 @each_optimizer
 def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(
     cls: type[EmoOptimizer], count: int, rows: int, options: str, mebibytes: int
 ) -> None:
+    if not {*options.split()} - {"maximize"} <= rule_of(cls).implementations.keys():
+        pytest.skip("this rule has no such implementation")
     command = [sys.executable, "-c", MEMORY_OF_A_STEP, cls.__name__, str(count), str(rows), options]
     kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     # 192 MiB of parameters, of which copies are held for at most 64 MiB at a time.
@@ -228,15 +234,19 @@ def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(
 def test_large_tensors_are_worked_on_in_parts_as_small_ones_are_whole(
     cls: type[EmoOptimizer], implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if implementation not in rule_of(cls).implementations:
+        pytest.skip("this rule has no such implementation")
     shapes = [(30, 20), (7, 5, 4), (400,), (300, 3), (2, 900), (6,), ()]
     whole = trained(cls, shapes, implementation, 5)
-    monkeypatch.setattr(parts, "PIECE", 50)
+    monkeypatch.setattr(chunking, "PIECE", 50)
     in_parts = trained(cls, shapes, implementation, 5)
     for ours, expected in zip(in_parts, whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("cls", "per_element"), [(EmoNavi, 8), (EmoLynx, 4), (EmoFact, 0)])
+@pytest.mark.parametrize(
+    ("cls", "per_element"), [(EmoNavi, 8), (EmoLynx, 4), (EmoFact, 0), (EmoAiry, 0), (EmoVoid, 0)]
+)
 def test_state_has_the_bytes_that_are_promised(cls: type[EmoOptimizer], per_element: int) -> None:
     params = parameters([(20, 30)])
     optimizer = cls(params)
@@ -249,15 +259,15 @@ def test_state_has_the_bytes_that_are_promised(cls: type[EmoOptimizer], per_elem
 @pytest.mark.parametrize("elements", [7, 100, 10_000])
 def test_a_bounded_rule_sees_each_element_once(elements: int) -> None:
     params, grads = ([torch.arange(n, dtype=torch.float32) for n in (5, 40, 1, 300)] for _ in range(2))
-    states: list[step.State] = [{"twice": 2 * param} for param in params]
+    states: list[State] = [{"twice": 2 * param} for param in params]
     seen = []
 
-    def add(some: list[torch.Tensor], grads: list[torch.Tensor], states: list[step.State], _: step.StepSize) -> None:
+    def add(some: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], _: Hyperparameters) -> None:
         seen.append(sum(p.numel() for p in some))
         for p, g, state in zip(some, grads, states, strict=True):
             p.add_(g).add_(state["twice"])
 
-    parts.bounded(add, elements)(params, grads, states, step.StepSize(0, 0, 0, 0, 0))
+    chunking.bounded(add, elements)(params, grads, states, Hyperparameters(0, 0, 0, 0, 0))
     assert sum(seen) == 346
     assert max(seen) <= elements
     for param, grad in zip(params, grads, strict=True):
@@ -265,9 +275,9 @@ def test_a_bounded_rule_sees_each_element_once(elements: int) -> None:
 
 
 def test_what_has_temporaries_gets_its_list_in_parts() -> None:
-    assert list(parts.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
-    assert list(parts.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
-    assert list(parts.runs_of([], 4)) == []
+    assert list(chunking.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
+    assert list(chunking.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
+    assert list(chunking.runs_of([], 4)) == []
 
 
 class ScalarReads(TorchDispatchMode):
@@ -289,4 +299,4 @@ def test_a_step_reads_no_number_from_a_tensor_but_the_loss(cls: type[EmoOptimize
     optimizer.observe(torch.tensor(1.0))
     with ScalarReads() as reads:  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert reads.count == 1
+    assert reads.count == (2 if rule_of(cls) is Tion and implementation == "native" else 1)

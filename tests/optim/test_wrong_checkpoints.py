@@ -95,7 +95,7 @@ def test_a_state_of_this_format_that_lacks_newer_options_and_notes_takes_their_d
     run(source, range(40))
     state, older = (copy.deepcopy(source.state_dict()) for _ in range(2))
     for group in older["param_groups"]:
-        del group["emotion"]["coefficients"], group["compensate"], group["compile"]
+        del group["emotion"]["coefficients"], group["compensate"], group["native"]
     optimizer.load_state_dict(older)
     twin.load_state_dict(state)
     assert optimizer.emotion == source.emotion
@@ -146,7 +146,7 @@ def named_groups(*shapes: tuple[str, tuple[int, ...]]) -> list[dict[str, Any]]:
 
 
 def lacking_a_tensor(state: dict[str, Any]) -> None:
-    state["state"][0]["other"] = state["state"][0].pop(next(iter(state["state"][0])))
+    del state["state"][0][next(iter(state["state"][0]))]
 
 
 def without_values(state: dict[str, Any]) -> None:
@@ -172,6 +172,8 @@ def test_a_state_of_other_parameters_is_refused_before_anything_changes(
 ) -> None:
     source = cls(named_groups(("a", (3,)), ("b", (2, 3))))
     run(source, range(3))
+    if not any(source.state.values()) and "shape" in said:
+        pytest.skip("this rule keeps nothing of the shape of a parameter")
     optimizer = cls(make())
     run(optimizer, range(2))
     before = snapshot(optimizer)
@@ -186,8 +188,10 @@ def test_a_state_of_other_parameters_is_refused_before_anything_changes(
 def test_a_state_whose_tensors_are_missing_is_refused_before_anything_changes(
     cls: type[EmoOptimizer], damage: Callable[[dict[str, Any]], None]
 ) -> None:
-    source, optimizer = cls(parameters()), cls(parameters())
-    run(source, range(3))
+    source, optimizer = (cls(parameters(), use_shadow=True) for _ in range(2))
+    run(source, range(9))
+    if damage is lacking_a_tensor and list(source.state[source.param_groups[0]["params"][0]]) == ["shadow"]:
+        pytest.skip("this rule needs no tensors, and a shadow can be made anew")
     state = source.state_dict()
     state["state"] = {key: dict(value) for key, value in state["state"].items()}
     damage(state)

@@ -7,7 +7,7 @@ import torch
 from emo_hf.optim.kernels.fact import move_matrices as move_matrices_natively
 from emo_hf.optim.kernels.launch import elementwise, where_it_fits
 from emo_hf.optim.rules import fact_on_shards
-from emo_hf.optim.rules.navi import Navi
+from emo_hf.optim.rules.navi import Navi, adam_state
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.tensors.chunking import bounded, is_flat, piece_for
@@ -191,4 +191,4 @@ class FactAdamVectors(Fact):
     implementations = _by_dims(MATRICES, ADAM_VECTORS)
 
     def new_vector_state(self, param: torch.Tensor) -> State:
-        return Navi.new_state(self, param)  # type: ignore[arg-type]
+        return adam_state(param)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import torch
 
+from emo_hf.emotion.decision import Decision
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import EXP_AVG, EXP_AVG_SQ
@@ -11,6 +17,7 @@ from emo_hf.optim.tensors.chunking import bounded
 from emo_hf.optim.tensors.dispatch import of_one_layout, state_tensors, where
 from emo_hf.optim.tensors.low_precision import at_least_float32
 from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.reading import Option, boolean
 
 ANY_STEP_LATE_ENOUGH = 1e30
 """A step count at which 1 − βᵗ is exactly 1: the fused Adam kernel then computes no bias correction."""
@@ -65,6 +72,14 @@ def _fused(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[S
         torch._foreach_add_(params, params, alpha=-h.decay)
 
 
+def adam_state(param: torch.Tensor) -> State:
+    """m and v before the first step."""
+    return {
+        EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format),
+        EXP_AVG_SQ: torch.zeros_like(param, memory_format=torch.preserve_format),
+    }
+
+
 class Navi(Rule):
     """Adam without bias correction.
 
@@ -72,7 +87,9 @@ class Navi(Rule):
     p ← p − decay·p
     p ← p − lr · m / (√v + ε)
 
-    Two tensors of state per parameter.
+    Two tensors of state per parameter. With `bias_correction`, t steps after the start, it is Adam:
+
+    p ← p − lr · m/(1−β1ᵗ) / (√(v/(1−β2ᵗ)) + ε)
     """
 
     implementations = {
@@ -87,9 +104,30 @@ class Navi(Rule):
         "xpu": ("fused", "foreach"),
         "mps": ("fused",),
     }
+    options = {
+        "bias_correction": Option(False, boolean, "correct the bias of both averages towards 0, as Adam does"),
+    }
+
+    def __init__(self, defaults: Mapping[str, Any]) -> None:
+        super().__init__(defaults)
+        self._counts = bool(defaults["bias_correction"])
+        self._steps = 0
 
     def new_state(self, param: torch.Tensor) -> State:
-        return {
-            EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format),
-            EXP_AVG_SQ: torch.zeros_like(param, memory_format=torch.preserve_format),
-        }
+        return adam_state(param)
+
+    def before_step(self, groups: Sequence[Mapping[str, Any]], decision: Decision) -> None:
+        self._steps += self._counts
+
+    def hyperparameters(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        h = super().hyperparameters(group, decision)
+        if not (self._counts and group["bias_correction"]):
+            return h
+        of_m, root_of_v = 1 - h.beta1**self._steps, math.sqrt(1 - h.beta2**self._steps)
+        return replace(h, lr=h.lr * root_of_v / of_m, eps=h.eps * root_of_v)
+
+    def memory(self) -> dict[str, float | None]:
+        return {"steps": self._steps} if self._counts else {}
+
+    def load_memory(self, saved: Mapping[str, Any]) -> None:
+        self._steps = int(saved.get("steps", 0))
