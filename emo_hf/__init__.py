@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from emo_hf.emotion.decision import EmotionView
 from emo_hf.integrations import accelerate as _accelerate
 from emo_hf.optim import family as _family
-from emo_hf.optim.attach import Attachment, attach
+from emo_hf.optim.attach import attach
+from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.family import *
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.optimizer import EmoOptimizer

@@ -48,8 +48,10 @@ def main(argv: list[str] | None = None) -> int:
         print(usage(), end="")
         return 0
     emotion: dict[str, str] = {}
-    if arguments and arguments[0].partition("=")[0] == "--emotion":
-        given = arguments.pop(0).partition("=")[2] or (arguments.pop(0) if arguments else "")
+    option, equals, given = arguments[0].partition("=") if arguments else ("", "", "")
+    if option == "--emotion":
+        given = given if equals else "".join(arguments[1:2])
+        arguments = arguments[1 if equals else 2 :]
         if given not in law_names():
             print(f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {given!r}", file=sys.stderr)
             return 2

@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from emo_hf.emotion.laws import law_names
+from emo_hf.run import main
 
 REPORT = """
 import json, os, sys
@@ -95,6 +99,40 @@ def test_an_unmodified_trainer_script_trains_with_an_emo_optimizer(tmp_path: Pat
     done = run("-m", "emo_hf", "run", *TRAINING, "--num_train_epochs", "1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1: observations 8" in done.stdout
+
+
+ATTACHED = [*TRAINING, "--num_train_epochs", "1", "--optim", "adamw_torch"]
+
+
+def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimizer(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    done = run("-m", "emo_hf", "run", "--emotion", "v3.1", *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
+               cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1: observations 8" in done.stdout
+    state = torch.load(tmp_path / "out" / "checkpoint-5" / "optimizer.pt", weights_only=True)
+    assert [group["emotion"]["law"] for group in state["param_groups"]] == ["v3.1", "v3.1"]
+    assert state["param_groups"][0]["emotion"]["observations"] == 5
+
+
+def test_a_module_can_be_given_an_emotion(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN)
+    done = run("-m", "emo_hf.run", "--emotion=v3.0", "-m", "train", *ATTACHED[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1: observations 8" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [(["--emotion", "v9", "train.py"], "v9"), (["--emotion"], ""), (["--emotion=", "train.py"], "")],
+)
+def test_a_law_that_there_is_not_is_refused_in_one_sentence(
+    arguments: list[str], got: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err == f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {got!r}\n"
+    assert not said.out
 
 
 def test_it_trains_below_torchrun(tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ import functools
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from emo_hf.optim.attach import Attachment, attached_to
+from emo_hf.optim.attachment import Attachment, attached_to
 from emo_hf.optim.emotion_engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
 
@@ -52,25 +52,33 @@ def install() -> None:
 
     global _tapping, _switched_off
     _tapping, _switched_off = True, False
-    if _originals:
-        return
-    original, original_prepare = Accelerator.backward, Accelerator.prepare_model
+    for name, over in (("backward", _tapped), ("prepare_model", _noted)):
+        present = getattr(Accelerator, name)
+        if name not in _originals:
+            _originals[name] = over(present), present
+        ours, original = _originals[name]
+        if present is original:  # by now, or again, if somebody has put it back
+            setattr(Accelerator, name, ours)
 
+
+def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> Any:
         if _tapping:
             feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
         return original(self, loss, **kwargs)
 
-    @functools.wraps(original_prepare)
+    return backward
+
+
+def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
     def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
-        model = original_prepare(self, *args, **kwargs)
+        model = original(self, *args, **kwargs)
         _prepared.setdefault(self, weakref.WeakSet()).add(model)
         return model
 
-    _originals.update(backward=(backward, original), prepare_model=(prepare_model, original_prepare))
-    for name, (ours, _) in _originals.items():
-        setattr(Accelerator, name, ours)
+    return prepare_model
 
 
 def uninstall() -> None:

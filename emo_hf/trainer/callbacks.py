@@ -12,11 +12,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from emo_hf.emotion.metrics import NOTES, PREFIX
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.optim.attach import Attachment, attach
+from emo_hf.optim.attach import attach
+from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_too_large, what_is_missing
+from emo_hf.trainer.factory import refuse_early
 from emo_hf.trainer.options import parse_optim_args, read_options
 from emo_hf.trainer.self_stop import SelfStop
 
@@ -67,9 +69,12 @@ class EmoCallback(TrainerCallback):
     ) -> None:
         # Read here already: bad optim_args shall fail before data and model are prepared.
         self._self_stop = None
-        if getattr(args.optim, "value", args.optim) in FAMILY:
+        name = getattr(args.optim, "value", args.optim)
+        if name in FAMILY:
             given = parse_optim_args(args.optim_args)
-            self._self_stop = SelfStop(**read_options(given).self_stop)
+            options = read_options(given)
+            self._self_stop = SelfStop(**options.self_stop)
+            refuse_early(name, options)
             if isinstance(args.optim_args, Mapping):  # the Trainer goes on to split it as a text
                 args.optim_args = as_text(given)
             _warn_about_torn_checkpoint(args)

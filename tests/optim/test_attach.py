@@ -28,6 +28,7 @@ import emo_hf
 from emo_hf import Attachment, EmoNavi, attach
 from emo_hf.emotion.laws import law_names, make_law
 from tests.emo_cases import assert_identical, give_gradients, losses, parameters, snapshot
+from tests.ranks import run_job
 
 SHAPES = [(64, 64), (64, 8), (8, 64)]  # matrices, for Muon; the first large enough to be kept in 8 bits
 STEPS = 24
@@ -666,10 +667,10 @@ def test_a_copy_is_the_optimizer_without_the_emotion_and_can_be_given_one(
     assert handle.emotion.observations == 4
     copied.zero_grad()
     assert attach(copied).emotion.observations == 0
-    handle.observe(1.0)
     caplog.clear()
-    optimizer.load_state_dict(duplicate(twin).state_dict())
+    optimizer.load_state_dict(duplicate(optimizer).state_dict())
     assert "starts afresh" in caplog.text
+    assert handle.emotion.observations == 0
 
 
 # Gradients that are thrown away
@@ -711,6 +712,23 @@ def test_a_step_that_the_gradient_scaler_leaves_out_takes_its_loss_along() -> No
         scaler.update()
     assert handle.emotion.short == pytest.approx(0.3 * felt[1] + 0.7 * felt[0])
     assert (handle.emotion.observations, handle.emotion.skipped) == (2, 1)
+
+
+def test_a_fused_optimizer_judges_an_overflow_by_itself_so_that_its_loss_is_felt() -> None:
+    """To know of it would mean to wait for the device."""
+    model, loss_of = regression()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    handle = attach(optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    loss = loss_of()
+    handle.observe(loss)
+    scaler.scale(loss).backward()
+    model.bias.grad.fill_(torch.inf)
+    before = weights(optimizer)
+    scaler.step(optimizer)
+    assert_identical(weights(optimizer), before)
+    assert handle.emotion.short == loss.item()
+    assert optimizer.param_groups[0]["lr"] == 0.1
 
 
 def test_micro_batches_are_added_up() -> None:
@@ -885,3 +903,51 @@ def test_it_is_part_of_the_package(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         attach(build())
     assert not caplog.records
+
+
+# Ranks
+
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_job("attached", tmp_path_factory.mktemp("attached"))
+
+
+@pytest.mark.long
+def test_the_ranks_of_a_trainer_have_one_emotion_and_the_same_weights_at_every_step(ranks: Results) -> None:
+    one, other = (rank["trainer"] for rank in ranks)
+    assert_identical(one, {**other, "logged": one["logged"], "started": one["started"]})
+    assert len(one["felt"]) == one["emotion"]["observations"] == 40
+    assert one["emotion"]["skipped"] == 0
+    assert one["felt"] == pytest.approx(one["logged"], rel=1e-5)
+    assert all(one["started"] + other["started"]), "the loss travels while backward computes"
+
+
+@pytest.mark.long
+def test_ddp_and_fsdp2_take_the_steps_of_one_process_on_the_whole_batch(ranks: Results) -> None:
+    one, other = (rank["strategies"] for rank in ranks)
+    assert_identical(one, other)
+    for kind in ("ddp", "fsdp2"):
+        for part in ("weights", "state"):
+            torch.testing.assert_close(one[kind][part], one["alone"][part], rtol=1e-4, atol=1e-5)
+        assert one[kind]["factors"] == pytest.approx(one["alone"]["factors"], rel=1e-4)
+        assert one[kind]["emotion"]["short"] == pytest.approx(one["alone"]["emotion"]["short"], rel=1e-5)
+        assert one[kind]["rates"] == [0.05]
+    assert one["alone"]["factors"][-1] > 1.1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("way", ["sharded", "flat", "checkpoint to fsdp2", "checkpoint to ddp"])
+def test_a_sharded_run_goes_on_from_its_state_to_the_last_bit(ranks: Results, way: str) -> None:
+    for rank in ranks:
+        result = rank["state dicts"][way]
+        assert result["observations"] == 12
+        assert result["resumed"]["emotion"]["observations"] == 20
+        resumed, went_on = result["resumed"], result["went on"]
+        assert 1.0 not in resumed["factors"]
+        if way == "checkpoint to ddp":  # which sums in another order
+            torch.testing.assert_close(resumed["weights"], went_on["weights"], rtol=1e-4, atol=1e-5)
+        else:
+            assert_identical(resumed, went_on)

@@ -1,0 +1,288 @@
+"""An emotion at work on another optimizer: what happens around its steps, its loads and its saves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+
+from emo_hf.emotion.decision import Decision, EmotionView
+from emo_hf.loss.accumulation import Loss
+from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
+from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.overlay import lay_over
+
+ATTRIBUTE = "_emo_attachment"
+
+SCALE = 1e-3
+"""Under a law that takes the learning rate as a scale around 1, a lower one is an oversight."""
+
+logger = logging.getLogger(__name__)
+
+
+def attached_to(optimizer: Any) -> Attachment | None:
+    """The emotion that was attached to an optimizer, or None."""
+    found: Attachment | None = getattr(optimizer, "__dict__", {}).get(ATTRIBUTE)
+    return found
+
+
+class Attachment:
+    """An emotion at work on another optimizer; `attach` makes it."""
+
+    def __init__(self, optimizer: Optimizer, engine: EmotionEngine) -> None:
+        self.optimizer = optimizer
+        self._engine = engine
+        self._fresh = engine.state_dict()
+        takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
+        self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
+        self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()
+        self._in_closure = False
+        self._state_id = id(optimizer.state)
+        if _saved_in(optimizer.param_groups):
+            self._check(find_emotion({"param_groups": optimizer.param_groups}, engine.owner))
+        optimizer.__dict__[ATTRIBUTE] = self
+        self._pick_up()
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_state_dict_pre_hook(self._settle),
+            optimizer.register_state_dict_post_hook(self._pack),
+            optimizer.register_load_state_dict_pre_hook(self._before_load),
+            optimizer.register_load_state_dict_post_hook(self._pick_up),
+        ]
+        # torch has hooks for neither: a step that raises, and zero_grad.
+        self._take_off = [
+            lay_over(optimizer, "step", self._giving_back),
+            lay_over(optimizer, "zero_grad", self._dropping_losses),
+        ]
+        self._warn_about_rates(takes_a_scale)
+        engine.begin()
+
+    def detach(self) -> None:
+        """Leave the optimizer as it was before `attach`; doing it twice changes nothing."""
+        if attached_to(self.optimizer) is not self:
+            return
+        self._settle()
+        for hook in self._hooks:
+            hook.remove()
+        for take_off in self._take_off:
+            take_off()
+        for group in self.optimizer.param_groups:
+            group.pop(EMOTION_KEY, None)
+        del self.optimizer.__dict__[ATTRIBUTE]
+
+    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
+        """Show the loss that the next step belongs to; see `EmoOptimizer.observe`."""
+        self._settle()
+        self._engine.observe(loss, weight, self.optimizer)
+
+    def tap_loss(
+        self,
+        loss: torch.Tensor,
+        weight: float | None = None,
+        *,
+        last: bool = True,
+        together: bool = False,
+        in_parts: bool = False,
+    ) -> None:
+        """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
+        self._settle()
+        self._engine.tap(loss, weight, self.optimizer, last=last, together=together, in_parts=in_parts)
+
+    @property
+    def emotion(self) -> EmotionView:
+        """A read-only snapshot of the emotion."""
+        self._pick_up()
+        return self._engine.law.view()
+
+    @property
+    def emo_sync(self) -> str:
+        """`global`, one emotion for all ranks, or `local`, each rank its own."""
+        return self._engine.rank_mean.mode
+
+    @property
+    def effective_lr(self) -> dict[str, float]:
+        """The learning rate that the last step was taken with, for each parameter group by its name.
+
+        Groups without a learning rate are left out.
+        """
+        self._pick_up()
+        return self._engine.effective_lr(self._rated_groups())
+
+    def metrics(self) -> dict[str, float]:
+        """What to log now: plain numbers under `emo/…`; see `EmoOptimizer.metrics`."""
+        self._pick_up()
+        return self._engine.metrics(self._rated_groups())
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's parameter groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def state(self) -> Any:
+        """The optimizer's state."""
+        return self.optimizer.state
+
+    def emotion_state(self) -> dict[str, Any]:
+        """The emotion as it is saved, with what it belongs to."""
+        self._pick_up()
+        return {"format": FORMAT, "optimizer": self._engine.owner, **self._engine.state_dict()}
+
+    def load_emotion(self, saved: Mapping[str, Any]) -> None:
+        """Take over what `emotion_state` gave.
+
+        Raises:
+            ValueError: if it is of another law or of an emo optimizer, or damaged; nothing is changed then.
+        """
+        found = find_emotion({"param_groups": [{EMOTION_KEY: saved}]}, self._engine.owner)
+        self._check(found)
+        self._engine.load_state_dict(found)
+
+    def _check(self, saved: Mapping[str, Any]) -> None:
+        if "rule" in saved:
+            raise ValueError(
+                f"this optimizer state was saved by {saved.get('optimizer')}, not by {self._engine.owner}: train on "
+                f"with {saved.get('optimizer')}, or resume from the weights only"
+            )
+        theirs, ours = saved.get("law"), self._engine.law.label
+        if theirs != ours:
+            raise ValueError(
+                f"the checkpoint's emotion follows the law {theirs!r}, the one attached here {ours!r}: attach "
+                f"law={theirs!r} (in a Trainer emotion={theirs!r}), or resume from the weights only"
+            )
+        self._engine.check(saved)
+
+    def _rated_groups(self) -> list[dict[str, Any]]:
+        # Adafactor with a relative step has no learning rate in its groups.
+        return [group for group in self.optimizer.param_groups if group.get("lr") is not None]
+
+    def _warn_about_rates(self, takes_a_scale: bool) -> None:
+        name, rated = self._engine.owner, self._rated_groups()
+        if len(rated) < len(self.optimizer.param_groups):
+            logger.warning(
+                "%s finds a learning rate by itself (it has none in its groups), so that the emotion feels and logs "
+                "but scales nothing there. For Adafactor give lr=… and relative_step=False.",
+                name,
+            )
+        # Where a scheduler has begun with warm-up, the rate itself is 0 now.
+        rates = [float(group.get("initial_lr", group["lr"])) for group in rated] if takes_a_scale else []
+        if takes_a_scale and rates and max(rates) < SCALE:
+            logger.warning(
+                "The law %s makes the learning rate, and takes the optimizer's as a scale around 1. With lr=%g the "
+                "steps of %s are next to nothing: try 1.0 for adapters, 0.01 to 0.1 for a whole model.",
+                self._engine.law.label, max(rates), name,
+            )  # fmt: skip
+
+    def _before_step(self, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
+        self._depth += 1
+        if self._depth > 1:
+            return None
+        self._give_back()
+        self._pick_up()
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if not callable(closure):
+            self._scale(self._engine.decide(self.optimizer))
+            return None
+        seeing = self._seeing(closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": seeing}
+        return (args[0], seeing, *args[2:]), kwargs
+
+    def _seeing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            self._in_closure = True
+            try:
+                loss = closure()
+            finally:
+                self._in_closure = False
+            if self._plain_lr is not None:  # evaluated once more in the same step: the first loss is the step's
+                self._engine.losses.clear()
+                self._engine.rank_mean.cancel()
+                return loss
+            if loss is not None and not self._engine.losses.shown:
+                self._engine.observe(loss, None, self.optimizer)
+            self._scale(self._engine.decide(self.optimizer))
+            return loss
+
+        return run
+
+    def _scale(self, decision: Decision) -> None:
+        self._plain_lr = [(group, group["lr"]) for group in self._rated_groups()]
+        for group, lr in self._plain_lr:
+            group["lr"] = _scaled(lr, decision)
+        self._engine.applied_lr = [group["lr"] for group, _ in self._plain_lr]
+
+    def _after_step(self, *_: Any) -> None:
+        self._depth = max(self._depth - 1, 0)
+        if not self._depth:
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for group, lr in self._plain_lr or ():
+            group["lr"] = lr
+        self._plain_lr = None
+
+    def _settle(self, *_: Any) -> None:
+        """Between two steps: undo what a step that raised has left, take up what was loaded past the hooks."""
+        if not self._in_closure:
+            self._depth = 0
+            self._give_back()
+            self._pick_up()
+
+    def _giving_back(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Hooks alone bear the emotion: with a GradScaler, accelerate puts the step() back that it found when it
+        # prepared the optimizer. Then rates are given back at the next sign of life after a step that raised.
+        try:
+            return step(*args, **kwargs)
+        finally:
+            self._depth = 0
+            self._give_back()
+
+    def _dropping_losses(self, zero_grad: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if attached_to(self.optimizer) is self:
+            self._settle()
+            self._engine.gradients_go(self.optimizer)
+        return zero_grad(*args, **kwargs)
+
+    def _pack(self, _: Optimizer, packed: dict[str, Any]) -> None:
+        put_emotion(packed, self.emotion_state())
+
+    def _before_load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+        self._settle()
+        if _saved_in(state["param_groups"]):
+            self._check(find_emotion(state, self._engine.owner))
+            return None
+        groups = [dict(group) for group in state["param_groups"]]
+        for group in groups:  # an unattached copy has the key, with nothing in it
+            group.pop(EMOTION_KEY, None)
+        return {**state, "param_groups": groups}
+
+    def _pick_up(self, *_: Any) -> None:
+        """Take up what the groups say of the emotion; some optimizers load past the hooks, bitsandbytes' for one."""
+        if attached_to(self.optimizer) is not self:
+            return
+        groups, state_id = self.optimizer.param_groups, id(self.optimizer.state)
+        saved = _saved_in(groups)
+        if saved is not None:
+            self.load_emotion(saved)
+        elif state_id != self._state_id and not any(EMOTION_KEY in group for group in groups):
+            logger.warning("The loaded state of %s holds no emotion: it starts afresh.", self._engine.owner)
+            self._engine.load_state_dict(self._fresh)
+        self._state_id = state_id
+        for group in groups:  # a place in the live groups, so that torch's flattened state dicts carry it too
+            group[EMOTION_KEY] = None
+
+
+def _saved_in(groups: list[dict[str, Any]]) -> Mapping[str, Any] | None:
+    return next((group[EMOTION_KEY] for group in groups if group.get(EMOTION_KEY)), None)
+
+
+def _scaled(lr: Any, decision: Decision) -> Any:
+    if not isinstance(lr, torch.Tensor):
+        return decision.step_size(lr)
+    scaled = lr * decision.coefficient  # a new tensor, without waiting for the device
+    return scaled if not decision.floor else torch.where(lr > 0, scaled.clamp(min=decision.floor), scaled)
