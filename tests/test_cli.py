@@ -34,11 +34,22 @@ def test_doctor_finds_this_installation_in_order(capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().out
     assert said.count("ok  ") == 3
     assert "FAILED" not in said
+    assert "--optim " + "|".join(emo_hf.FAMILY) in said
+
+
+def test_run_lists_every_optimizer_and_law(capsys: pytest.CaptureFixture[str]) -> None:
+    from emo_hf import FAMILY
+    from emo_hf.emotion.laws import LAWS
+
+    assert main(["run", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"--optim {name}" in said for name in FAMILY)
+    assert all(law in said for law in LAWS)
 
 
 def test_doctor_says_what_is_broken(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import emo_hf
-    from emo_hf.optim import EmoOptimizer
+    from emo_hf import EmoOptimizer
 
     monkeypatch.setattr(EmoOptimizer, "tap_loss", lambda *args, **options: None)  # as if no loss ever arrived
     try:

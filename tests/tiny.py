@@ -90,11 +90,11 @@ class Felt(TrainerCallback):
         self.losses: list[float] = []
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs) -> None:
-        emotion = unwrap(optimizer)._emotion
-        feel = emotion.feel
+        law = unwrap(optimizer)._engine.law
+        feel = law.feel
 
         def noting(loss: float):
             self.losses.append(loss)
             return feel(loss)
 
-        emotion.feel = noting
+        law.feel = noting

@@ -98,9 +98,11 @@ class V3_6(ThreeAverages):
     }
     zones = (
         Zone(0.75, 1.0, "sudden fall: brake", "brake"),
+        Zone(0.5, 0.75, "falling fast: hands off", "quiet"),
         Zone(0.25, 0.5, "improving: boost", "boost"),
         Zone(-0.25, 0.25, "quiet: hands off", "quiet"),
         Zone(-0.5, -0.25, "worsening: boost", "boost"),
+        Zone(-0.75, -0.5, "rising fast: hands off", "quiet"),
         Zone(-1.0, -0.75, "sudden rise: brake", "brake"),
     )
     stop_scalar: str

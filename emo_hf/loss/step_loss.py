@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from emo_hf.loss.accumulation import AccumulatedLoss, Loss
 
-Mark: TypeAlias = "tuple[int, int] | None"
+Mark: TypeAlias = "tuple[Any, int] | None"
 """Stands for the gradients at a moment: another one after each backward pass, None while there are none."""
 
 Gradients: TypeAlias = "Callable[[], Mark]"
@@ -49,8 +49,8 @@ class StepLoss:
     def tap(self, loss: Loss, weight: float | None, last: bool, gradients: Gradients) -> bool:
         """Take in a loss before its backward pass; whether losses of a step that never came were dropped for it."""
         stale = self._is_stale(gradients())
-        if stale:
-            self._tapped.clear()
+        if stale:  # and so is whatever was shown: it would have been noticed by `show` if it were newer
+            self.clear()
         self._tapped.add(loss, weight)
         self._tapped_last = last
         return stale
@@ -81,6 +81,9 @@ class StepLoss:
         if self._shown and now != self._shown_at:
             self._backward_followed = True
             self._shown_latest.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shown_at": None}  # a copy has other gradients
 
     @property
     def pending(self) -> AccumulatedLoss:

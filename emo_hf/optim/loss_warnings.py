@@ -42,7 +42,7 @@ def missing_loss(name: str) -> str:
 
 
 def warn_about_flat_parameters(name: str) -> None:
-    """Say, on one rank, what DeepSpeed does to an update rule that is not elementwise."""
+    """Say, on one rank, what DeepSpeed does to an update rule that looks at whole parameters."""
     if not dist.is_initialized() or dist.get_rank() == 0:
         logger.warning(
             "%s under DeepSpeed: ZeRO hands over all parameters as flat vectors, so matrices are updated by the rule "

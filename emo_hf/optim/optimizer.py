@@ -164,7 +164,7 @@ class EmoOptimizer(SavingOptimizer):
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
         """
-        if in_parts and not self._engine.in_parts and not self._version.rule.elementwise:
+        if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
         self._engine.tap(loss, weight, self, last=last, together=together, in_parts=in_parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import logging
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from transformers import HfArgumentParser, TrainingArguments
 from emo_hf.optim.family import FAMILY
 from emo_hf.recipes.arguments import TRAINER_DEFAULTS, DataArguments, LoraArguments, ModelArguments
 from emo_hf.recipes.errors import RecipeError, one_line
-from emo_hf.trainer.factory import version_of
+from emo_hf.recipes.tasks import TASKS, get_task
+from emo_hf.trainer.factory import refuse_early, version_of
 from emo_hf.trainer.options import parse_optim_args, read_options
 from emo_hf.trainer.self_stop import SelfStop
 
+logger = logging.getLogger(__name__)
+
 USAGE = "emo-hf train [CONFIG.yaml] [--key value ...]"
+_MAPPINGS = ("task_args", "model_config")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Job:
     lora: LoraArguments
     data: DataArguments
     training: TrainingArguments
+
+
+class _Default(float):
+    """A number that the user has not given."""
 
 
 class _Parser(HfArgumentParser):
@@ -63,31 +72,46 @@ def read_job(argv: Sequence[str]) -> Job:
     for dtype in parser.dataclass_types:
         names = typing.get_type_hints(dtype).keys() & vars(options).keys()
         try:
-            made.append(dtype(**{name: getattr(options, name) for name in names}))
+            values = {name: getattr(options, name) for name in names}
+            made.append(dtype(**{name: float(v) if isinstance(v, _Default) else v for name, v in values.items()}))
         except (ValueError, TypeError, ImportError, NotImplementedError) as error:
             raise RecipeError(one_line(error)) from error
     job = Job(*made)
-    if job.model.model_name_or_path is None:
-        raise RecipeError("model_name_or_path is missing: a hub id, a folder, or package:NAME/FOLDER")
+    task = get_task(job.model.task)
+    if job.model.model_name_or_path is None and job.model.model_type is None and not task.from_scratch:
+        raise RecipeError(
+            "model_name_or_path is missing: a hub id, a folder, or package:NAME/FOLDER (or model_type: untrained)"
+        )
     if job.data.dataset is None and job.data.train_file is None:
-        raise RecipeError("there is no data: give dataset (hub id, folder or python-docstrings) or train_file")
+        ours = " or ".join(["hub id, folder", *task.builtin])
+        raise RecipeError(f"there is no data: give dataset ({ours}) or train_file")
+    if job.model.is_decoder and not task.takes_decoders:
+        able = ", ".join(name for name in TASKS if get_task(name).takes_decoders)
+        raise RecipeError(f"is_decoder must be false unless task is {able}, got True")
+    task.check(job)
     if options.output_dir is None:
         raise RecipeError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
-    _check_optimizer(job.training)
+    _check_optimizer(job.training, rate_left=isinstance(options.learning_rate, _Default))
     return job
 
 
-def _check_optimizer(training: TrainingArguments) -> None:
-    """Find mistakes in optim_args now, not after data and model have been prepared."""
+def _check_optimizer(training: TrainingArguments, *, rate_left: bool) -> None:
+    """Find mistakes in optim_args now, not after data and model have been prepared; take a generation's own rate."""
     if training.optim.value in FAMILY:
         try:
             options = read_options(parse_optim_args(training.optim_args))
             SelfStop(**options.self_stop)
+            refuse_early(training.optim.value, options)
             version = version_of(training.optim.value, options)
         except ValueError as error:
             raise RecipeError(f"optim_args: {str(error).removeprefix('optim_args: ')}") from error
-        if version.lr_is_a_scale and training.learning_rate == TRAINER_DEFAULTS["learning_rate"]:
+        if version.lr_is_a_scale and rate_left:
             training.learning_rate = version.lr
+            if training.process_index == 0:
+                logger.warning(
+                    "%s: learning_rate %g, since none was given: its law makes the rate, and this is its scale.",
+                    training.optim.value, version.lr,
+                )  # fmt: skip
 
 
 def _make_parser() -> _Parser:
@@ -99,7 +123,8 @@ def _make_parser() -> _Parser:
         "and on the command line (--key value), which wins.",
         allow_abbrev=False,
     )
-    parser.set_defaults(**TRAINER_DEFAULTS)
+    rate = typing.cast(float, TRAINER_DEFAULTS["learning_rate"])
+    parser.set_defaults(**TRAINER_DEFAULTS | {"learning_rate": _Default(rate)})
     parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())  # else torch warns at every epoch
     return parser
 
@@ -185,7 +210,10 @@ def _annotation(name: str) -> Any:
 def _as_text(action: argparse.Action, value: Any) -> str:
     if isinstance(value, dict):
         if action.dest == "optim_args":  # a mapping reads better than its one-line form
-            return ",".join(f"{key}={_as_text(action, item)}" for key, item in value.items())
+            items = {key: "/".join(map(str, v)) if isinstance(v, list) else v for key, v in value.items()}
+            return ",".join(f"{key}={_as_text(action, item)}" for key, item in items.items())
+        if action.dest in _MAPPINGS:
+            return json.dumps(value)
         if dict not in [typing.get_origin(kind) or kind for kind in typing.get_args(_annotation(action.dest))]:
             raise RecipeError(f"{action.dest}: one value is wanted, got the mapping {value!r}")
         return json.dumps(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,6 +104,7 @@ def figure(history: Sequence[Line], *, title: str, law: str | None = None) -> Fi
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise RecipeError(f'a picture needs matplotlib: pip install "emo_hf[hf]" ({one_line(error)})') from error
@@ -111,7 +113,8 @@ def figure(history: Sequence[Line], *, title: str, law: str | None = None) -> Fi
         raise RecipeError("no training loss was logged: nothing to draw")
     emo = [line for line in lines if PREFIX + "scalar" in line]
     heights = [3.0, 2.2, 2.2, 1.6, 0.6] if emo else [3.0, 2.2]
-    made = Figure(figsize=(10, 1.2 + 1.15 * sum(heights)), layout="constrained")
+    # Labels that are aligned go further to the left than a layout reckons with.
+    made = Figure(figsize=(10, 1.2 + 1.15 * sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.12))
     FigureCanvasAgg(made)
     panels = list(made.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
     _loss(panels[0], lines, [line for line in history if "eval_loss" in line and "step" in line], emo)
@@ -165,15 +168,19 @@ def _loss(panel: Axes, lines: Sequence[Line], evaluations: Sequence[Line], emo: 
 
 def _learning_rate(panel: Axes, lines: Sequence[Line], emo: Sequence[Line]) -> None:
     steps, plain = _series(lines, "learning_rate")
-    drawn = [value for value in plain if value > 0]
-    for (names, (at, values)), color in zip(_distinct_groups(emo), (_ORANGE, *_OTHERS), strict=False):
+    groups = _distinct_groups(emo)
+    for (names, (at, values)), color in zip(groups, (_ORANGE, *_OTHERS), strict=False):
         label = "effective" + (f": {', '.join(names)}" if names else "")
         panel.plot(at, values, color=color, linewidth=1.5, label=label)
-        drawn += [value for value in values if value > 0]
-    panel.plot(steps, plain, color=_BLUE, linewidth=1.3, linestyle="--", label="plain learning rate", zorder=1.5)
     # Groups may be orders of magnitude apart (LoRA+); the tail of a schedule that ends at 0 shall not decide it.
-    peaks = [max(values) for _, (_, values) in _distinct_groups(emo) if values]
-    if drawn and peaks and min(peaks) > 0 and max(peaks) / min(peaks) > 5:
+    peaks = [peak for _, (_, values) in groups if (peak := max(values, default=0.0)) > 0]
+    unit, label = 1.0, "plain learning rate"
+    if peaks and max(plain, default=0.0) > 100 * max(peaks):  # v3.9, say, of whose rates it is the scale
+        unit = 10.0 ** round(math.log10(max(peaks) / max(plain)))
+        label = f"plain learning rate × {unit:g}"
+    shown = [unit * value for value in plain]
+    panel.plot(steps, shown, color=_BLUE, linewidth=1.3, linestyle="--", label=label, zorder=1.5)
+    if peaks and max(peaks) / min(peaks) > 5:
         panel.set_yscale("log")
     else:
         panel.set_ylim(bottom=0)
@@ -220,6 +227,7 @@ def _coefficient(panel: Axes, emo: Sequence[Line]) -> None:
     panel.plot(*_series(emo, PREFIX + "coefficient_mean"), color=_ORANGE, linewidth=1.5, label="mean between logs")
     panel.axhline(1, color=_GREY, linewidth=0.8, zorder=0)
     panel.set_ylim(0, 1.05 * max(high) if high and max(high) > 0 else 1.0)
+    panel.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     panel.set_ylabel("coefficient c")
     _legend(panel)
 

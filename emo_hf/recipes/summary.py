@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emo_hf.emotion.metrics import PREFIX
-from emo_hf.recipes.metrics import perplexity
+from emo_hf.recipes.measures import Measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Summary:
         resumed_from: checkpoint that the run went on from.
         interrupted: whether the user stopped it.
         history: the Trainer's log history.
+        measures: what the task is judged by beside the loss.
         law: the law that the emotion followed, if there was one.
         majority_baseline: accuracy of always answering the most frequent label.
         seconds: wall time of this process's part of the run.
@@ -41,6 +42,7 @@ class Summary:
     resumed_from: str | None
     interrupted: bool
     history: Sequence[Mapping[str, Any]]
+    measures: Sequence[Measure]
     law: str | None
     majority_baseline: float | None
     seconds: float
@@ -90,10 +92,11 @@ class Summary:
         }
         if self.majority_baseline is not None:
             facts["majority_baseline"] = self.majority_baseline
-            facts["accuracy"], facts["macro_f1"] = last.get("eval_accuracy"), last.get("eval_macro_f1")
-        elif last:
-            facts["perplexity"] = perplexity(last["eval_loss"])
-            facts["first_perplexity"] = perplexity(self.evaluations[0]["eval_loss"])
+        if self.validation_examples:
+            for measure in self.measures:
+                facts[measure.key] = measure.of(last)
+                if measure.with_first and self.evaluations:
+                    facts[f"first_{measure.key}"] = measure.of(self.evaluations[0])
         return facts
 
     def rows(self) -> list[tuple[str, str]]:
@@ -111,7 +114,7 @@ class Summary:
         if self.evaluations:
             last = self.evaluations[-1]
             rows.append(("eval loss", _number(last["eval_loss"])))
-            rows += self._metric(last)
+            rows += [(measure.title, self._measured(measure)) for measure in self.measures]
         rows += [
             ("self-stop signal", self._self_stop()),
             ("wall time", f"{int(self.seconds) // 60} min {int(self.seconds) % 60:02d} s"),
@@ -129,20 +132,16 @@ class Summary:
             steps += ", interrupted: go on with --resume_from_checkpoint true"
         return steps
 
-    def _metric(self, last: Mapping[str, Any]) -> list[tuple[str, str]]:
-        if "eval_accuracy" in last:
-            baseline = ""
-            if self.majority_baseline is not None:
-                baseline = f" (always the most frequent label: {100 * self.majority_baseline:.1f} %)"
-            return [
-                ("accuracy", f"{100 * last['eval_accuracy']:.1f} %{baseline}"),
-                ("macro-F1", f"{last['eval_macro_f1']:.3f}"),
-            ]
-        text = f"{perplexity(last['eval_loss']):,.1f}"
-        first = self.evaluations[0]
-        if first is not last:
-            text += f" (at step {first['step']:,}: {perplexity(first['eval_loss']):,.1f})"
-        return [("perplexity", text)]
+    def _measured(self, measure: Measure) -> str:
+        first, last = measure.of(self.evaluations[0]), measure.of(self.evaluations[-1])
+        if last is None:
+            return "not measured"
+        text = measure.form(last)
+        if measure.majority and self.majority_baseline is not None:
+            text += f" (always the most frequent label: {measure.form(self.majority_baseline)})"
+        if measure.with_first and first is not None and len(self.evaluations) > 1:
+            text += f" (at step {self.evaluations[0]['step']:,}: {measure.form(first)})"
+        return text
 
     def _self_stop(self) -> str:
         if not any(PREFIX + "should_stop" in line for line in self.history):

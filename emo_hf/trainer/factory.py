@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from emo_hf.optim.family import FAMILY
@@ -21,6 +22,7 @@ def create_optimizer(
     betas: tuple[float, float] | None = None,
     eps: float = 1e-8,
     weight_decay: float = 0.01,
+    writer: Any = None,
     **options: Any,
 ) -> EmoOptimizer:
     """Make an emo optimizer for a model, its parameters grouped by what they are.
@@ -32,6 +34,7 @@ def create_optimizer(
         betas: (β1, β2), each in [0, 1); None for the default of the optimizer's generation.
         eps: term in the denominator.
         weight_decay: decoupled weight decay; biases and norms do not decay.
+        writer: a TensorBoard SummaryWriter, or what is like one, that is given each step's metrics.
         **options: any of the optimizer and group options, such as `use_shadow=True` or `lora_b_lr_ratio=16`.
 
     Returns:
@@ -54,7 +57,7 @@ def create_optimizer(
         weight_decay=weight_decay,
         options=read,
     )
-    return cls(**kwargs)
+    return cls(**kwargs, writer=writer)
 
 
 def version_of(name: str, options: EmoOptions) -> Version:
@@ -64,6 +67,19 @@ def version_of(name: str, options: EmoOptions) -> Version:
         ValueError: for an unknown name, or a version that this optimizer does not have.
     """
     return _class_named(name).version_named(options.optimizer.get("version"))
+
+
+def refuse_early(name: str, options: EmoOptions) -> None:
+    """Say now what the making of the optimizer would say later, when data and model are there.
+
+    Raises:
+        ValueError: as for `optimizer_cls_and_kwargs`, or for options that exclude each other.
+    """
+    version = version_of(name, options)
+    cls, kwargs = optimizer_cls_and_kwargs(
+        name, None, lr=version.lr, betas=version.betas, eps=1e-8, weight_decay=0.0, options=options
+    )
+    cls([torch.zeros(1)], **kwargs)
 
 
 def optimizer_cls_and_kwargs(

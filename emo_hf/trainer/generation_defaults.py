@@ -11,10 +11,14 @@ from emo_hf.optim.version import Version
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from emo_hf.trainer.options import EmoOptions
+
 logger = logging.getLogger(__name__)
 
 
-def learning_rate_and_betas(args: TrainingArguments, version: Version) -> tuple[float, tuple[float, float]]:
+def learning_rate_and_betas(
+    args: TrainingArguments, version: Version, options: EmoOptions
+) -> tuple[float, tuple[float, float]]:
     """The learning rate and betas that an optimizer of a generation is made with.
 
     The Trainer always hands over its own, whether the user has given any or not. Where its `lr` is a scale around 1,
@@ -24,6 +28,7 @@ def learning_rate_and_betas(args: TrainingArguments, version: Version) -> tuple[
     Args:
         args: the Trainer's arguments.
         version: the optimizer's generation.
+        options: what `optim_args` say, which override betas.
     """
     given_by_nobody = {field.name: field.default for field in dataclasses.fields(args)}
     lr, betas = args.learning_rate, (args.adam_beta1, args.adam_beta2)
@@ -33,7 +38,10 @@ def learning_rate_and_betas(args: TrainingArguments, version: Version) -> tuple[
         taken.append(f"lr {lr:g} (a scale, of which the law makes the learning rate)")
     if betas != version.betas and betas == (given_by_nobody["adam_beta1"], given_by_nobody["adam_beta2"]):
         betas = version.betas
-        taken.append(f"betas {betas}")
+        if "beta2" not in options.optimizer:
+            taken.append(f"betas {betas}")
     if taken and args.process_index == 0:
-        logger.warning("%s: %s, since the Trainer's defaults were left.", version.name, " and ".join(taken))
+        logger.warning(
+            "%s %s: %s, since the Trainer's defaults were left.", args.optim.value, version.name, " and ".join(taken)
+        )
     return lr, betas

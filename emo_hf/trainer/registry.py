@@ -47,12 +47,9 @@ def unregister() -> None:
     """Take back what `register()` did. Trainers that already exist keep what they have."""
     names, handlers, default_callbacks = _transformers_internals()
     EmoCallback.for_every_trainer = {}
-    for name in FAMILY:
-        member = names._value2member_map_.get(name)
-        if member is None or handlers.get(member) is not _handle:
-            continue
+    for member in [member for member, handler in handlers.items() if handler is _handle]:
         del handlers[member]
-        del names._value2member_map_[name]
+        del names._value2member_map_[member.value]
         del names._member_map_[member.name]
         names._member_names_.remove(member.name)
         if member.name in vars(names):
@@ -92,7 +89,7 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     name = context.args.optim.value
     options = read_options(parse_optim_args(context.args.optim_args))
     grouped = context.model is not None and (bool(options.roles) or has_adapters(context.model))
-    lr, betas = learning_rate_and_betas(context.args, version_of(name, options))
+    lr, betas = learning_rate_and_betas(context.args, version_of(name, options), options)
     return optimizer_cls_and_kwargs(
         name,
         context.model if grouped else None,

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 class SelfStop:
     """When the self-stop signal is believed, and what is done then.
 
-    v3.1's raw signal is given as soon as 32 scalars are quiet, which a slow start also is. It is believed once training
+    v3.1's raw signal fires as soon as 32 scalars are quiet, which a slow start also is. It is believed once training
     has been flat (quiet, and the slow average of the loss not falling by 0.5 %) for `patience` windows of 32 steps,
     all of them after warm-up and after the first `min_steps` steps.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import linecache
 import subprocess
 import sys
 import textwrap
@@ -27,13 +29,16 @@ from tests.emo_cases import each_optimizer, parameters
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """accelerate keeps its state in singletons; the tap is taken away so that each test has to put it in place."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    loss_tap.uninstall()
+    take_away()
     yield
+    take_away()
+
+
+def take_away() -> None:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     loss_tap.uninstall()
+    loss_tap._switched_off = False  # as it is in a process of its own
 
 
 class Job:
@@ -130,12 +135,12 @@ def test_every_emo_optimizer_of_the_accelerator_hears_the_loss_and_those_of_othe
 
 
 def test_a_torch_optimizer_in_the_same_accelerator_trains_as_it_does_without_emo_hf() -> None:
-    assert not hasattr(Accelerator.backward, "_emo_hf_original_backward")
+    untapped = Accelerator.backward
     alone = Job(4, make=torch.optim.AdamW)
     alone.last_loss = lambda *, first: 0.0  # type: ignore[method-assign]
     alone.train()
     EmoNavi(parameters())  # puts the tap in place
-    assert hasattr(Accelerator.backward, "_emo_hf_original_backward")
+    assert Accelerator.backward is not untapped
     tapped = Job(4, make=torch.optim.AdamW)
     tapped.last_loss = lambda *, first: 0.0  # type: ignore[method-assign]
     tapped.train()
@@ -159,6 +164,17 @@ def test_backward_with_a_gradient_of_several_elements_is_left_to_torch() -> None
     with pytest.warns(RuntimeWarning, match="without a loss"):
         job.optimizer.step()
     assert job.inner.emotion.observations == 0
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_the_warning_of_a_missing_loss_points_past_accelerate_at_the_users_line(scheduled: bool) -> None:
+    job = Job()
+    if scheduled:
+        job.accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(job.inner, lambda step: 1.0))
+    with pytest.warns(RuntimeWarning, match="without a loss") as caught:
+        job.optimizer.step()
+    line = linecache.getline(__file__, caught[0].lineno).strip()
+    assert (caught[0].filename, line) == (__file__, "job.optimizer.step()")
 
 
 def test_a_skipped_batch_does_not_leak_into_the_next_step() -> None:
@@ -226,6 +242,80 @@ def test_making_an_optimizer_puts_the_tap_in_place_once_and_uninstalling_takes_i
     assert Accelerator.backward is original
     loss_tap.uninstall()
     assert Accelerator.backward is original
+
+
+def with_a_count(method: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    """What another library puts over a method of accelerate, politely."""
+
+    @functools.wraps(method)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(method.__name__)
+        return method(*args, **kwargs)
+
+    return counted
+
+
+def test_what_others_put_over_backward_survives_the_uninstalling_and_hears_no_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, calls = Job(), list[str]()
+    theirs = with_a_count(Accelerator.backward, calls)
+    monkeypatch.setattr(Accelerator, "backward", theirs)
+    batch = next(iter(job.data))
+    job.accelerator.backward(job.loss(batch))
+    job.optimizer.step()
+    assert (len(calls), job.inner.emotion.observations) == (1, 1)
+
+    loss_tap.uninstall()
+    assert Accelerator.backward is theirs
+    job.optimizer.zero_grad()
+    job.accelerator.backward(job.loss(batch))
+    assert job.model.bias.grad is not None
+    with pytest.warns(RuntimeWarning, match="without a loss"):
+        job.optimizer.step()
+    assert (len(calls), job.inner.emotion.observations) == (2, 1)
+
+    loss_tap.install()
+    assert Accelerator.backward is theirs
+    job.accelerator.backward(job.loss(batch))
+    job.optimizer.step()
+    assert (len(calls), job.inner.emotion.observations) == (3, 2)
+
+
+def test_uninstalling_is_for_good_until_somebody_installs_the_tap_again() -> None:
+    untapped = Accelerator.backward, Accelerator.prepare_model
+    Job()
+    loss_tap.uninstall()
+    Job()
+    assert (Accelerator.backward, Accelerator.prepare_model) == untapped
+    loss_tap.install()
+    _, seen = Job().train()
+    assert len(seen) == 8
+
+
+def test_the_tap_comes_back_where_somebody_has_put_the_original_back() -> None:
+    untapped = Accelerator.backward
+    Job()
+    Accelerator.backward = untapped  # as the undoing of a patch that was made before ours does
+    job = Job()
+    job.train()
+    assert job.inner.emotion.observations == 8
+    loss_tap.uninstall()
+    assert Accelerator.backward is untapped
+
+
+def test_an_environment_variable_leaves_accelerate_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    untapped = Accelerator.backward, Accelerator.prepare_model
+    monkeypatch.setenv("EMO_HF_TAP", "0")
+    job = Job()
+    assert (Accelerator.backward, Accelerator.prepare_model) == untapped
+    job.accelerator.backward(job.loss(next(iter(job.data))))
+    with pytest.warns(RuntimeWarning, match="without a loss"):
+        job.optimizer.step()
+    monkeypatch.setenv("EMO_HF_TAP", "1")
+    job = Job()
+    job.train()
+    assert job.inner.emotion.observations == 8
 
 
 def test_the_tapped_backward_looks_like_the_original() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 import emo_hf
 from emo_hf import EmoNavi
+from emo_hf.emotion.v3_1 import V3_1
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
@@ -49,8 +51,10 @@ def test_bad_losses_are_counted_and_logged_and_the_next_good_one_goes_on(
         assert line["emo/skipped"] == sum(step <= number for step in bad_steps)
         assert line["emo/observations"] == number + 1 - line["emo/skipped"]
         assert all(math.isfinite(value) for key, value in line.items() if key.startswith("emo/"))
+        assert line["emo/effective_lr"] == pytest.approx(line["learning_rate"] * line["emo/coefficient"], rel=1e-12)
         if number in bad_steps:
-            assert line["emo/coefficient_min"] == line["emo/coefficient_max"] == 1.0, "the step is a neutral one"
+            assert line["emo/coefficient"] == 1.0, "the step is a neutral one"
+            assert line["emo/coefficient_min"] == line["emo/coefficient_max"] == 1.0
             assert nan_inf_filter == math.isfinite(line["loss"])
     assert all(param.isfinite().all() for param in trainer.model.parameters())
 
@@ -66,13 +70,21 @@ def test_one_bad_micro_batch_makes_its_step_a_neutral_one_and_no_other(tmp_path:
 def test_a_bad_loss_leaves_the_emotion_as_if_that_step_had_not_been(tmp_path: Path) -> None:
     trainer = trainer_with_bad_steps(tmp_path, {4: math.inf})
     trainer.train()
-    emotion = emo_hf.optim.Emotion()
+    emotion = V3_1()
     for line in tiny.train_lines(trainer):
         if line["step"] != 5:
             emotion.feel(line["loss"])
     felt = unwrap(trainer.optimizer).emotion
     assert felt.short == pytest.approx(emotion.view().short, rel=1e-6)
     assert felt.long == pytest.approx(emotion.view().long, rel=1e-6)
+
+
+def test_the_log_line_of_a_bad_loss_says_what_its_step_was_taken_with(tmp_path: Path) -> None:
+    trainer = trainer_with_bad_steps(tmp_path, {2: -1.0, 3: math.nan}, lr_scheduler_type="constant")
+    trainer.train()
+    before, bad = tiny.train_lines(trainer)[2:4]
+    assert before["emo/coefficient"] not in (0.0, 1.0)
+    assert (bad["emo/coefficient"], bad["emo/scalar"], bad["emo/effective_lr"]) == (1.0, 0.0, 1e-3)
 
 
 def test_bad_losses_and_their_place_survive_a_resume(tmp_path: Path) -> None:
@@ -138,6 +150,26 @@ def test_gradients_that_are_not_finite_under_clipping_do_not_reach_the_emotion(v
         optimizer.step()
     assert (optimizer.emotion.observations, optimizer.emotion.skipped) == (3, 0)
     assert math.isfinite(optimizer.emotion.scalar)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [[-3.0, -3.5, -4.0] * 30, [0.5, -0.5, -1.0] * 30, [-(1.1**step) for step in range(60)]],
+    ids=["below zero", "around zero", "falling without an end"],
+)
+def test_the_robust_law_does_not_recommend_itself(losses: list[float]) -> None:
+    def train(law: str) -> list[str]:
+        optimizer = EmoNavi([torch.nn.Parameter(torch.ones(1))], emo_law=law)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for loss in losses:
+                optimizer.observe(loss)
+                optimizer.step()
+        return [str(warning.message) for warning in caught]
+
+    (advice,) = train("v3.1")
+    assert "emo_law='robust'" in advice
+    assert train("robust") == []
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])

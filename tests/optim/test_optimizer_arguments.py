@@ -139,6 +139,15 @@ def test_empty_groups_are_left_out_because_distributed_checkpoints_cannot_load_t
     assert [group["lr"] for group in optimizer.param_groups] == [0.5]
 
 
+@pytest.mark.parametrize("params", [[], ()], ids=["list", "tuple"])
+def test_an_empty_group_cannot_be_added_because_distributed_checkpoints_cannot_load_it(params: Any) -> None:
+    optimizer = EmoNavi(parameters())
+    for empty in (params, iter(params)):
+        with pytest.raises(ValueError, match="the parameter group is empty"):
+            optimizer.add_param_group({"params": empty})
+    assert len(optimizer.param_groups) == 1
+
+
 def test_named_parameters_are_accepted_and_keep_their_names() -> None:
     model = nn.Linear(2, 2)
     optimizer = EmoNavi(model.named_parameters())

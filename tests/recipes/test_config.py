@@ -54,6 +54,12 @@ def job_of(folder: Path, text: str, *arguments: str) -> Job:
             "optim_args",
             "use_shadow=true,lora_b_lr_ratio=16",
         ),
+        (
+            "optim: emoclan\noptim_args: {lynx_betas: [0.8, 0.95], decoupled_weight_decay: true}",
+            "training",
+            "optim_args",
+            "lynx_betas=0.8/0.95,decoupled_weight_decay=true",
+        ),
         ("resume_from_checkpoint: true", "training", "resume_from_checkpoint", "true"),
     ],
 )
@@ -66,6 +72,25 @@ def test_without_further_options_the_optimizer_is_emonavi_and_tensorboard_is_fed
     assert job.training.optim == "emonavi"
     assert job.training.report_to == ["tensorboard"]
     assert job.lora.use_lora
+
+
+@pytest.mark.parametrize(
+    ("text", "lr"),
+    [
+        ("optim: emosens", 1.0),
+        ("optim: emosens\nlearning_rate: 1e-3", 1e-3),
+        ("optim: emovoid\nlearning_rate: 0.1", 0.1),
+        ("optim: emonavi\noptim_args: version=v3.6", 1e-3),
+        ("optim: adamw_torch", 1e-3),
+    ],
+)
+def test_a_rate_that_nobody_gave_is_1_where_it_is_a_scale(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, lr: float
+) -> None:
+    assert job_of(tmp_path, text).training.learning_rate == lr
+    said = [record.message for record in caplog.records if "learning_rate" in record.message]
+    assert len(said) == (1 if lr == 1.0 else 0)
+    assert all("emosens: learning_rate 1, since none was given" in line for line in said)
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -105,6 +130,9 @@ def test_no_file_is_needed() -> None:
         ("optim_args: self_stop=sometimes", [], "optim_args: option self_stop='sometimes' is not acceptable"),
         ("optim_args: use_shadows=true", [], "did you mean use_shadow?"),
         ("optim_args: use_shadow", [], "optim_args: 'use_shadow' is not of the form key=value"),
+        ("optim_args: version=v3.9", [], "optim_args: version of EmoNavi must be one of v3.1, v3.0, v3.6, got 'v3.9'"),
+        ("optim_args: stopcoef=0.1", [], "optim_args: EmoNavi v3.1 has no option stopcoef"),
+        ("optim: emoclan\noptim_args: emo_law=v3.1", [], "optim_args: emo_law='v3.1': the rule of EmoClan v3.0"),
         ("lora_r: 0", [], "lora_r must be above 0, got 0"),
         ("lora_dropout: 1", [], "lora_dropout must be at least 0 and below 1, got 1.0"),
         ("validation_fraction: 1", [], "validation_fraction must be at least 0 and below 1, got 1.0"),
@@ -165,4 +193,5 @@ def test_yaml_cannot_run_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_help_lists_every_option_and_is_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     said = capsys.readouterr().out
-    assert all(word in said for word in ("--lora_r", "--dataset", "--learning_rate", "emonavi", "CONFIG.yaml"))
+    assert all(word in said for word in ("--lora_r", "--dataset", "--learning_rate", "CONFIG.yaml", *emo_hf.FAMILY))
+    assert "The initial learning rate for the optimizer. (default: 0.001)" in " ".join(said.split())

@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+import emo_hf
+from emo_hf.emotion.laws import LAWS
 from emo_hf.recipes.errors import RecipeError
-from emo_hf.recipes.plot import draw, figure, main
+from emo_hf.recipes.plot import draw, figure, main, read_run
+from tests import tiny
 
 
 def history(steps: int = 40, *, emo: bool = True, groups: dict[str, float] | None = None) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ def labels(panel: Any) -> list[str]:
 
 
 def test_an_emo_run_has_five_panels_over_one_step_axis() -> None:
-    panels = figure(history(), title="my run").axes
+    panels = figure(history(), title="my run", law="v3.1").axes
     assert [panel.get_ylabel() for panel in panels] == ["loss", "learning rate", "scalar σ", "coefficient c", ""]
     assert labels(panels[0]) == ["training loss", "short average", "long average", "evaluation loss"]
     assert labels(panels[1]) == ["effective", "plain learning rate"]
@@ -54,6 +57,66 @@ def test_an_emo_run_has_five_panels_over_one_step_axis() -> None:
     assert len({panel.get_xlim() for panel in panels}) == 1
     assert panels[2].get_ylim() == (-1, 1)
     assert [round(tick, 3) for tick in panels[2].get_yticks()] == [-1, -0.625, -0.125, 0.125, 0.625, 1]
+
+
+@pytest.mark.parametrize("law", [*LAWS, "none", None])
+def test_the_ranges_of_the_scalar_are_those_of_the_runs_law(law: str | None) -> None:
+    scalar = figure(history(), title="run", law=law).axes[2]
+    zones = LAWS[law].zones if law in LAWS else ()
+    assert [text.get_text() for text in scalar.texts] == [zone.what for zone in zones]
+    assert len(scalar.patches) == len(zones)
+    edges = sorted({-1.0, 1.0, *(edge for zone in zones for edge in (zone.low, zone.high))})
+    assert list(scalar.get_yticks()) == (edges if zones else [-1, -0.5, 0, 0.5, 1])
+    assert scalar.get_ylim() == (-1, 1)
+
+
+def test_a_learning_rate_that_is_a_scale_is_drawn_at_the_size_of_the_rates_that_are_made_of_it() -> None:
+    lines = [line | {"learning_rate": line["learning_rate"] * 1e3} if "loss" in line else line for line in history()]
+    panels = figure(lines, title="run", law="v3.9").axes
+    assert labels(panels[1]) == ["effective", "plain learning rate × 0.001"]
+    effective, plain, *_ = panels[1].lines
+    assert list(plain.get_ydata()) == pytest.approx([line["learning_rate"] / 1e3 for line in lines if "loss" in line])
+    assert max(effective.get_ydata()) > panels[1].get_ylim()[1] / 3
+    assert labels(figure(history(), title="run").axes[1])[1] == "plain learning rate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "law"),
+    [
+        ({"optim": "emonavi"}, "v3.1"),
+        ({"optim": "emonavi", "optim_args": "version=v3.0"}, "v3.0"),
+        ({"optim": "emosens", "learning_rate": 5e-5}, "v3.9"),
+        ({"optim": "emolynx", "optim_args": "emo_law=robust"}, "robust"),
+        ({"optim": "emofact", "optim_args": "emo_law=none"}, "none"),
+        ({"optim": "adamw_torch"}, None),
+    ],
+)
+def test_the_law_of_a_real_run_is_found_and_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], law: str | None
+) -> None:
+    emo_hf.register()
+    try:
+        trainer = tiny.trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2, **changes)
+        trainer.train()
+        if law == "v3.1":  # the law is in what is written after a resume too, and needs no checkpoint
+            trainer = tiny.trainer(tmp_path, max_steps=6, save_strategy="no", **changes)
+            trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+            trainer.save_state()
+    finally:
+        emo_hf.unregister()
+    lines, found = read_run(tmp_path)
+    assert found == law
+    assert lines == trainer.state.log_history[: len(lines)]
+    assert read_run(tmp_path / "checkpoint-2")[1] == law
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "run.png")
+
+
+def test_a_run_of_an_older_version_is_drawn_without_the_ranges_of_a_law(tmp_path: Path) -> None:
+    state = {"log_history": history(), "stateful_callbacks": {"TrainerControl": {"args": {}, "attributes": {}}}}
+    for content in (state, {"log_history": history()}, state | {"stateful_callbacks": None}):
+        (tmp_path / "trainer_state.json").write_text(json.dumps(content), encoding="utf-8")
+        assert read_run(tmp_path) == (history(), None)
 
 
 def test_the_curves_are_the_logged_values() -> None:

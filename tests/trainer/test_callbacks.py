@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.trainer.callbacks import SelfStop
+from emo_hf.trainer.self_stop import SelfStop
 from tests import tiny
 
 METRICS = {
@@ -215,6 +216,34 @@ def test_a_checkpoint_from_before_registration_can_be_resumed_and_saved_again(tm
     tiny.trainer(tmp_path, optim="adamw_torch", save_strategy="steps", save_steps=4).train()
     emo_hf.register()
     trainer = tiny.trainer(tmp_path, optim="adamw_torch", save_strategy="steps", save_steps=4)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert trainer.state.global_step == 10
+
+
+def test_restoring_the_states_of_callbacks_leaves_metrics_and_self_stop_as_they_were(tmp_path: Path) -> None:
+    changes = {
+        "optim_args": "self_stop=stop" + EAGER, "save_strategy": "steps", "save_steps": 90,
+        "restore_callback_states_from_checkpoint": True,
+    }  # fmt: skip
+    whole = flat_run(tmp_path, **changes)
+    whole.train()
+    resumed = flat_run(tmp_path, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-90"))
+    assert resumed.state.global_step == whole.state.global_step < 200
+    assert {key.removeprefix("emo/") for key in tiny.train_lines(resumed)[-1]} >= METRICS
+
+
+@pytest.mark.parametrize("optim", ["emonavi", "adamw_torch"])
+def test_a_checkpoint_that_says_nothing_of_the_callback_can_be_resumed_and_saved_again(
+    optim: str, tmp_path: Path
+) -> None:
+    changes = {"optim": optim, "save_strategy": "steps", "save_steps": 4}
+    tiny.trainer(tmp_path, **changes).train()
+    file = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state = json.loads(file.read_text(encoding="utf-8"))
+    state["stateful_callbacks"].pop("emo_hf", None)  # as version 0.1.0 wrote it
+    file.write_text(json.dumps(state), encoding="utf-8")
+    trainer = tiny.trainer(tmp_path, **changes)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert trainer.state.global_step == 10
 

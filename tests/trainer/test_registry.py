@@ -18,8 +18,6 @@ from emo_hf.integrations.accelerate import unwrap
 from emo_hf.trainer.registry import is_registered
 from tests import tiny
 
-NAMES = {"emonavi": emo_hf.EmoNavi, "emofact": emo_hf.EmoFact, "emolynx": emo_hf.EmoLynx}
-
 
 @pytest.fixture(autouse=True)
 def registered():
@@ -28,7 +26,7 @@ def registered():
     emo_hf.unregister()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["emonavi", "emofact", "emolynx"])
 def test_the_name_parses_on_the_command_line_and_the_trainer_trains_with_it(name: str, tmp_path: Path) -> None:
     parser = HfArgumentParser(TrainingArguments)
     (parsed,) = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--optim", name])
@@ -37,7 +35,7 @@ def test_the_name_parses_on_the_command_line_and_the_trainer_trains_with_it(name
     trainer = tiny.trainer(tmp_path, optim=name, learning_rate=3e-3, num_train_epochs=6)
     trainer.train()
     optimizer = unwrap(trainer.optimizer)
-    assert type(optimizer) is NAMES[name]
+    assert type(optimizer) is emo_hf.FAMILY[name]
     assert optimizer.emotion.observations == trainer.state.global_step == 60
     losses = [line["loss"] for line in tiny.train_lines(trainer)]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
@@ -58,6 +56,27 @@ def test_optim_args_reach_the_optimizer_and_override_the_betas(tmp_path: Path) -
     assert (group["use_shadow"], group["betas"], group["fused"], group["eps"]) == (True, (0.9, 0.995), False, 1e-7)
 
 
+def test_optim_args_may_be_a_dict_of_python_values(tmp_path: Path) -> None:
+    given = {
+        "use_shadow": True, "compensate": False, "fused": None, "beta2": 0.995, "lynx_betas": (0.8, 0.95),
+        "decoupled_weight_decay": True, "self_stop": "off", "self_stop_patience": 2,
+    }  # fmt: skip
+    trainer = tiny.trainer(tmp_path, optim="emoclan", optim_args=given, max_steps=2)
+    trainer.train()
+    optimizer = unwrap(trainer.optimizer)
+    group = optimizer.param_groups[0]
+    assert (group["use_shadow"], group["compensate"], group["fused"]) == (True, False, None)
+    assert (group["betas"], group["lynx_betas"], group["decoupled_weight_decay"]) == ((0.9, 0.995), (0.8, 0.95), True)
+    assert optimizer.emotion.observations == 2
+
+
+def test_a_dict_reaches_the_groups_of_an_adapter_too(tmp_path: Path) -> None:
+    model = get_peft_model(tiny.classifier(), LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    trainer = tiny.trainer(tmp_path, model=model, optim_args={"lora_b_lr_ratio": 16, "head_weight_decay": 0})
+    groups = {group["name"]: group for group in trainer.create_optimizer().param_groups}
+    assert groups["lora_b"]["lr"] == pytest.approx(16e-3)
+
+
 def test_a_string_that_says_false_is_false(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, optim_args="use_shadow=False")
     assert trainer.create_optimizer().param_groups[0]["use_shadow"] is False
@@ -74,17 +93,67 @@ def test_a_string_that_says_false_is_false(tmp_path: Path) -> None:
         ("beta2=nan", "beta2='nan' is not acceptable"),
         ("use_shadw=true", "did you mean use_shadow"),
         ("lr=1e-4", "the learning rate is --learning_rate"),
+        ("betas=(0.9,0.99)", "give beta1 and beta2, or --adam_beta1 and --adam_beta2"),
+        ({"betas": (0.9, 0.99)}, "give beta1 and beta2, or --adam_beta1 and --adam_beta2"),
+        ({"use_shadow": "yes"}, "use_shadow='yes' is not acceptable: it takes true or false"),
+        ({"use_shadw": True}, "did you mean use_shadow"),
+        ("version=v3.5", "version='v3.5' is not acceptable: it takes one of v3.1, v3.0, v3.6"),
+        ("emo_law=v4", "emo_law='v4' is not acceptable: it takes"),
+        ("version=v3.9", "version of EmoNavi must be one of v3.1, v3.0, v3.6, got 'v3.9'"),
+        ("lynx_betas=0.9/0.99", "EmoNavi v3.1 has no option lynx_betas"),
+        ("foreach=true,fused=true", "foreach and fused cannot both be True"),
         ("self_stop=maybe", "one of off, log, save, stop"),
         ("self_stop_patience=2.5", "a whole number of at least 1"),
         ("beta1=0.8,beta1=0.9", "beta1 is given twice"),
     ],
 )
 def test_bad_optim_args_fail_when_the_trainer_is_made_and_say_what_is_known(
-    text: str, said: str, tmp_path: Path
+    text: str | dict[str, object], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"known|takes|twice") as caught:
+    with pytest.raises(ValueError, match=r"known|takes|twice|must be|no option|cannot") as caught:
         tiny.trainer(tmp_path, optim_args=text)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"beta1": 0.8}, TypeError, r"EmoNavi v3.1 has no option beta1 \(give betas=\(beta1, beta2\)\)"),
+        ({"self_stop": "stop"}, TypeError, "EmoNavi v3.1 has no option self_stop .*use EmoEarlyStoppingCallback"),
+        ({"lynx_betas": (0.9, 0.99)}, TypeError, "EmoNavi v3.1 has no option lynx_betas"),
+        ({"version": "v3.9"}, ValueError, "version of EmoNavi must be one of v3.1, v3.0, v3.6, got 'v3.9'"),
+        ({"version": "v3.6", "denominator": "medium"}, ValueError, "takes one of published, long, quieter"),
+    ],
+)
+def test_an_optimizer_given_by_its_class_says_what_to_do_about_wrong_options(
+    given: dict[str, object], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    trainer = tiny.trainer(tmp_path, optim="adamw_torch", optimizer_cls_and_kwargs=(emo_hf.EmoNavi, given))
+    with pytest.raises(error, match=said):
+        trainer.create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"self_stop": "stop"}, ValueError, "self_stop: an optimizer cannot stop a loop; use EmoEarlyStopping"),
+        ({"betas_": (0.9, 0.99)}, ValueError, "unknown option 'betas_'"),
+        ({"lynx_betas": (0.9, 0.99)}, ValueError, "EmoNavi v3.1 has no option lynx_betas"),
+        ({"version": "v3.9"}, ValueError, "version of EmoNavi must be one of v3.1, v3.0, v3.6, got 'v3.9'"),
+    ],
+)
+def test_create_optimizer_says_what_to_do_about_wrong_options(
+    given: dict[str, object], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        emo_hf.create_optimizer("emonavi", tiny.classifier(), **given)
+
+
+def test_create_optimizer_takes_the_defaults_of_the_generation_and_beta1_and_beta2() -> None:
+    made = emo_hf.create_optimizer("emosens", tiny.classifier())
+    assert (made.defaults["lr"], made.defaults["betas"]) == (1.0, (0.9, 0.995))
+    made = emo_hf.create_optimizer("emolynx", tiny.classifier(), version="v3.0", beta1=0.8, lr=0.1)
+    assert (made.version, made.defaults["lr"], made.defaults["betas"]) == ("v3.0", 0.1, (0.8, 0.99))
 
 
 def test_an_adapter_model_gets_named_groups_with_their_own_learning_rates(tmp_path: Path) -> None:
@@ -118,7 +187,7 @@ def test_registering_twice_changes_nothing_and_unregistering_takes_all_of_it_bac
     emo_hf.unregister()
     emo_hf.unregister()
     assert not is_registered()
-    assert not {member.value for member in OptimizerNames} & set(NAMES)
+    assert not {member.value for member in OptimizerNames} & emo_hf.FAMILY.keys()
     assert not hasattr(OptimizerNames, "EMONAVI")
     assert emo_hf.EmoCallback not in transformers.trainer.DEFAULT_CALLBACKS
     with pytest.raises(ValueError, match="emonavi"):

@@ -16,7 +16,13 @@ from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 from tests.emo_cases import assert_identical
 
-MATRIX = list(itertools.product(["emonavi", "emofact", "emolynx"], [False, True], [1, 3], ["full", "LoRA"]))
+DEFAULTS = [("emonavi", "v3.1"), ("emofact", "v3.1"), ("emolynx", "v3.1")]
+GENERATIONS = [(name, version) for name, cls in emo_hf.FAMILY.items() for version in cls.versions]
+OTHERS = [generation for generation in GENERATIONS if generation not in DEFAULTS]
+MATRIX = [
+    *itertools.product(DEFAULTS, [False, True], [1, 3], ["full", "LoRA"]),
+    *itertools.product(OTHERS, [True], [3], ["LoRA"]),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -62,17 +68,19 @@ def everything(trainer: Trainer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("name", "shadow", "accumulation", "model"),
+    ("generation", "shadow", "accumulation", "model"),
     MATRIX,
-    ids=[f"{n}-{'shadow' if s else 'plain'}-accumulation{a}-{m}" for n, s, a, m in MATRIX],
+    ids=[f"{'-'.join(g)}-{'shadow' if s else 'plain'}-accumulation{a}-{m}" for g, s, a, m in MATRIX],
 )
 def test_a_run_interrupted_anywhere_ends_as_the_uninterrupted_one(
-    name: str, shadow: bool, accumulation: int, model: str, tmp_path: Path
+    generation: tuple[str, str], shadow: bool, accumulation: int, model: str, tmp_path: Path
 ) -> None:
+    name, version = generation
+    scaled = emo_hf.FAMILY[name].versions[version].lr_is_a_scale
     changes = {
-        "optim": name, "optim_args": f"use_shadow={shadow}", "gradient_accumulation_steps": accumulation,
-        "num_train_epochs": 4 if accumulation == 3 else 2,
-        "learning_rate": 2e-2 if name == "emolynx" else 5e-3,
+        "optim": name, "optim_args": f"version={version},use_shadow={shadow}",
+        "gradient_accumulation_steps": accumulation, "num_train_epochs": 4 if accumulation == 3 else 2,
+        "learning_rate": 10.0 if scaled else 2e-2 if name == "emolynx" else 5e-3,
     }  # fmt: skip
     trainer = make_trainer(tmp_path, model, **changes)
     trainer.train()
@@ -82,7 +90,7 @@ def test_a_run_interrupted_anywhere_ends_as_the_uninterrupted_one(
     ranges = [(line["emo/coefficient_min"], line["emo/coefficient_max"]) for line in whole["lines"]]
     lively = any(extremes != (1.0, 1.0) for extremes in ranges)
     assert lively or model == "LoRA", "the emotion should have something to say, though adapters start at nothing"
-    place = MATRIX.index((name, shadow, accumulation, model))
+    place = MATRIX.index((generation, shadow, accumulation, model))
     for step in {1 + place % (last - 1), last - 1}:  # over the matrix, at every step
         resumed = make_trainer(tmp_path, model, **changes, save_only_model=True)
         resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import emo_hf
+from emo_hf import EmoOptimizer
+from emo_hf.integrations import accelerate
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.optim import EmoOptimizer
 from tests import tiny
 
 
@@ -84,8 +85,11 @@ def test_a_trainer_whose_optimizer_is_not_an_emo_optimizer_is_not_touched_by_the
         return list(trainer.model.state_dict().values())
 
     tapped = final_weights(tmp_path / "tapped")
-    emo_hf.integrations.accelerate.uninstall()
-    untapped = final_weights(tmp_path / "untapped")
+    accelerate.uninstall()
+    try:
+        untapped = final_weights(tmp_path / "untapped")
+    finally:
+        accelerate.install()
     assert all(torch.equal(one, other) for one, other in zip(tapped, untapped, strict=True))
 
 
