@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import COMPENSATION, SHADOW
 from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.update import State
@@ -28,7 +29,16 @@ WHAT_TO_DO = "make the model and its groups as they were, or resume from the wei
 
 def pack_emotion(optimizer: Any, packed: dict[str, Any]) -> None:
     """Put the emotion of an optimizer into each parameter group of its packed state; a state-dict hook."""
-    put_emotion(packed, optimizer.emotion_state())
+    emotion = optimizer.emotion_state()
+    if keeps_nothing(optimizer.rule):
+        # torch looks for a tensor in a full state dict, to learn where ranks can meet, and takes no answer for none.
+        emotion["device"] = torch.zeros(1, device=optimizer.param_groups[0]["params"][0].device)
+    put_emotion(packed, emotion)
+
+
+def keeps_nothing(rule: Rule) -> bool:
+    """Whether a rule is without state per parameter."""
+    return not rule.new_state(torch.empty(1))
 
 
 def put_emotion(packed: dict[str, Any], emotion: Mapping[str, Any]) -> None:

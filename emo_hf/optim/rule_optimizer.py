@@ -15,7 +15,7 @@ from emo_hf.optim.tensors.dispatch import by_device_and_dtype, on_own_elements
 from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_float32
 from emo_hf.optim.tensors.relocation import follow_parameters
-from emo_hf.optim.tensors.shadow import mix_shadows
+from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
@@ -54,7 +54,10 @@ class RuleOptimizer(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None and param.numel() > 0 and not self.state[param]:
-                    self.state[param].update(self._first_state(group, param))
+                    state = self.state[param]
+                    state.update(self._first_state(group, param))
+                    if group["use_shadow"]:
+                        make_shadow(param, state)
 
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> State:
         if param.is_complex():

@@ -13,6 +13,7 @@ from emo_hf.optim.checkpoint import (
     check_is_state,
     check_owner,
     find_emotion,
+    keeps_nothing,
     pack_emotion,
     with_present_names,
 )
@@ -71,11 +72,14 @@ class SavingOptimizer(RuleOptimizer):
         """
         loaded: dict[str, Any] = {}  # what the user's hooks make of it
 
-        def look(_: Optimizer, given: dict[str, Any]) -> None:
+        def look(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            if keeps_nothing(self._rule) and "state" not in given:  # an empty one is lost where torch flattens states
+                given = {"state": {}, **given}
             check_is_state(given, type(self).__name__)
             self._saved_emotion(given)
             check_fits(self.param_groups, given, self._first_state, self._check_options)
             loaded.update(given)
+            return given
 
         if not isinstance(state_dict, Mapping):  # hooks may make a state of any mapping
             check_is_state(state_dict, type(self).__name__)
@@ -115,4 +119,5 @@ class SavingOptimizer(RuleOptimizer):
             self._engine.load_state_dict(saved)
             if saved.get("rule"):
                 self._rule.load_memory(saved["rule"])
+            self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
         self._wire()

@@ -217,7 +217,7 @@ print(resident("VmHWM") - before)
     ("count", "rows", "options", "mebibytes"),
     [(48, 1024, "native", 4), (48, 1024, "native maximize", 72), (1, 48 * 1024, "foreach", 72)],
 )
-@each_optimizer
+@pytest.mark.parametrize("cls", {rule_of(cls): cls for cls in reversed(OPTIMIZERS)}.values())
 def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(
     cls: type[EmoOptimizer], count: int, rows: int, options: str, mebibytes: int
 ) -> None:

@@ -137,18 +137,18 @@ def as_floats(scales: torch.Tensor | Sequence[float], count: int) -> torch.Tenso
     """The scales as the kernels read them.
 
     Raises:
-        RuntimeError: if there are not as many as parameters.
+        RuntimeError: if they are not one number per parameter.
     """
+    if isinstance(scales, torch.Tensor) and (type(scales) not in PLAIN or scales.dim() != 1):
+        raise RuntimeError(
+            f"scales are a {type(scales).__name__} of shape {list(scales.shape)}: a plain tensor is needed, of shape "
+            f"[{count}]"
+        )
     if len(scales) != count:
         raise RuntimeError(f"there are {len(scales)} scales for {count} parameters: each needs one")
-    if not isinstance(scales, torch.Tensor):
-        return torch.tensor(list(scales), dtype=torch.float32, device="cpu")
-    if type(scales) not in PLAIN or scales.dim() != 1:
-        raise RuntimeError(
-            f"scales are a {type(scales).__name__} of shape {list(scales.shape)}: a plain tensor of shape "
-            f"[{count}] is needed"
-        )
-    return scales.detach().to(device="cpu", dtype=torch.float32).contiguous()
+    if isinstance(scales, torch.Tensor):
+        return scales.detach().to(device="cpu", dtype=torch.float32).contiguous()
+    return torch.tensor(list(scales), dtype=torch.float32, device="cpu")
 
 
 def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:

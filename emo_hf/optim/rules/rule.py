@@ -22,6 +22,7 @@ class Rule:
         preference: device type → names of implementations, the best first; `single` where there is none.
         elementwise: whether each element moves by itself. Then tensors may be cut into pieces, and a shard of one is
             moved as a tensor is.
+        reads_group: whether it looks at all parameters of a group at once.
         reads_scalar: whether it depends on the σ of one particular law.
         float32_state: names of state tensors that are float32 whatever the parameter is.
         options: name → what the optimizer's constructor takes for it; they lie in the parameter groups.
@@ -30,12 +31,18 @@ class Rule:
     implementations: ClassVar[Mapping[str, Implementation]]
     preference: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     elementwise: ClassVar[bool] = True
+    reads_group: ClassVar[bool] = False
     reads_scalar: ClassVar[bool] = False
     float32_state: ClassVar[frozenset[str]] = frozenset()
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         """Begins with the optimizer's defaults, its options included."""
+
+    @classmethod
+    def takes_parts(cls) -> bool:
+        """Whether it does as well with flat parts of the parameters, which is what DeepSpeed hands over."""
+        return cls.elementwise and not cls.reads_group
 
     def new_state(self, param: torch.Tensor) -> State:
         """The state of a parameter before its first step, with the same names at any time."""

@@ -73,6 +73,7 @@ class Tion(Rule):
         "native": where_it_fits(_native, otherwise=in_pieces(_single_tensor)),
     }
     preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    reads_group = True
     options = {
         "remember_true_norm": Option(False, boolean, "remember the norm of the weights itself, as a repaired EmoTion"),
     }

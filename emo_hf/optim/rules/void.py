@@ -34,6 +34,8 @@ class Void(Sign):
     parameter; weight decay, betas and ε are not used.
     """
 
+    reads_group = True
+
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         super().__init__(defaults)
         self._norm: float | torch.Tensor | None = None  # G'

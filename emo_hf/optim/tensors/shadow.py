@@ -6,6 +6,7 @@ import torch
 
 from emo_hf.emotion.decision import ShadowMix
 from emo_hf.optim.state_keys import SHADOW
+from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.optim.update import State
 
 
@@ -17,8 +18,15 @@ def mix_shadows(params: list[torch.Tensor], states: list[State], mix: ShadowMix)
     for param, state in zip(params, states, strict=True):
         shadow = state.get(SHADOW)
         if shadow is None:
-            shadow = state[SHADOW] = param.detach().clone(memory_format=torch.preserve_format)
+            shadow = make_shadow(param, state)
+        own, own_shadow = own_elements(param), own_elements(shadow)
         if (mix.keep, mix.pull) != (1.0, 0.0):
-            param.mul_(mix.keep).add_(shadow, alpha=mix.pull)
+            own.mul_(mix.keep).add_(own_shadow, alpha=mix.pull)
         if mix.follow != 0.0:
-            shadow.lerp_(param, mix.follow)
+            own_shadow.lerp_(own, mix.follow)
+
+
+def make_shadow(param: torch.Tensor, state: State) -> torch.Tensor:
+    """Put a clone of a parameter into its state."""
+    state[SHADOW] = param.detach().clone(memory_format=torch.preserve_format)
+    return state[SHADOW]
