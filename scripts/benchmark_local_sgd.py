@@ -2,8 +2,9 @@
 
     python scripts/benchmark_local_sgd.py --train train.csv --test test.csv --ranks 2 4 --every 1 8 64
 
-The CSV files have the columns `sentence` and `label`. The model is a bag of hashed words, on the CPU. All runs see the
-same number of samples in all, and every kind is run with several seeds: median, smallest and largest accuracy.
+The CSV files have the columns `sentence` and `label`; the README beside this file has commands that make some. The
+model is a bag of hashed words, on the CPU. All runs see the same number of samples in all, and every kind is run with
+several seeds: median, smallest and largest accuracy.
 
 - `gradients (DDP)`: one emotion, gradients averaged at every step.
 - `weights, K=…`: accelerate's LocalSGD, own emotions, weights averaged every K steps; the ranks wait for each other.
@@ -39,9 +40,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from emo_hf import EmoNavi
-from emo_hf.autonomous.averaging import average_saved
-from emo_hf.autonomous.weight_exchange import WeightExchange
+from emo_hf import EmoNavi, WeightExchange, average_saved
 
 WORDS, LENGTH, WIDTH = 1 << 14, 24, 64
 BATCH = 16

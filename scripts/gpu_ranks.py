@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,9 +32,11 @@ from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from torch import multiprocessing, nn
 from torch.distributed.tensor import DTensor
 
-from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import FAMILY, EmoOptimizer
 
-OPTIMIZERS = {cls.__name__: cls for cls in (EmoNavi, EmoFact, EmoLynx)}
+OPTIMIZERS = {f"{cls.__name__} {version}": (cls, version) for cls in FAMILY.values() for version in cls.versions}
+"""Every optimizer in each of its generations."""
+
 STEPS, SAVED_AT, BATCH, WIDTH = 40, 20, 4, 16
 
 
@@ -67,19 +70,30 @@ def steps(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Op
 
 
 def digest(module: nn.Module, inner: EmoOptimizer) -> str:
-    """Of the whole weights and the emotion of this rank."""
-    done = hashlib.sha256(repr(inner.emotion).encode())
+    """Of the whole weights, the emotion of this rank, and what its rule keeps."""
+    done = hashlib.sha256(repr(inner.emotion_state()).encode())
     for param in module.parameters():
         whole = param.full_tensor() if isinstance(param, DTensor) else param
         done.update(whole.detach().cpu().numpy().tobytes())
     return done.hexdigest()
 
 
+def chosen(options: argparse.Namespace) -> list[str]:
+    return [name for name in OPTIMIZERS if options.only in name]
+
+
+def make(name: str, module: nn.Module, **options: Any) -> EmoOptimizer:
+    """An optimizer at a learning rate of 0.01, or at such a scale."""
+    cls, version = OPTIMIZERS[name]
+    lr = 10.0 if cls.version_named(version).lr_is_a_scale else 0.01
+    return cls(module.parameters(), lr=lr, weight_decay=0.1, version=version, **options)
+
+
 def run(strategy: str, name: str, folder: Path, options: argparse.Namespace, first: int = 0) -> tuple[str, float]:
     """Digest and number of losses felt at the end of a run from its beginning, or from the checkpoint at `first`."""
     accelerator = accelerator_for(strategy, options.cpu)
     module = model()
-    inner = OPTIMIZERS[name](module.parameters(), lr=0.01, weight_decay=0.1, emo_sync=options.emo_sync)
+    inner = make(name, module, emo_sync=options.emo_sync)
     module, optimizer = accelerator.prepare(module, inner)
     checkpoint = folder / f"{strategy} {name}"
     if first:
@@ -99,7 +113,7 @@ def rank(index: int, world: int, port: int, strategy: str, folder: str, options:
     }  # fmt: skip
     torch.set_num_threads(1)
     wrong = []
-    for name in OPTIMIZERS:
+    for name in chosen(options):
         whole, observations = run(strategy, name, Path(folder), options)
         resumed, _ = run(strategy, name, Path(folder), options, first=SAVED_AT)
         ends: list[tuple[str, str]] = [("", "")] * world
@@ -124,7 +138,9 @@ def ranks(world: int, strategy: str, options: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, port, strategy, folder, options)
         try:
-            multiprocessing.spawn(rank, arguments, nprocs=world)
+            # CUDA does not survive a fork; without it, ranks need not import everything anew.
+            method = "fork" if options.cpu else "spawn"
+            multiprocessing.start_processes(rank, arguments, nprocs=world, start_method=method)
         except multiprocessing.ProcessRaisedException as error:
             return report(strategy, [str(error)])
         except multiprocessing.ProcessExitedException:  # rank 0 has said why
@@ -132,12 +148,12 @@ def ranks(world: int, strategy: str, options: argparse.Namespace) -> bool:
     return True
 
 
-def no_stall() -> bool:
+def no_stall(options: argparse.Namespace) -> bool:
     """Whether a step returns before the backward pass is done on the device."""
     wrong = []
-    for name, cls in OPTIMIZERS.items():
+    for name in chosen(options):
         module = model().cuda()
-        optimizer = cls(module.parameters(), lr=0.01)
+        optimizer = make(name, module)
         for step in range(5):
             loss = module(torch.randn(BATCH, WIDTH, device="cuda")).square().mean()
             optimizer.observe(loss)
@@ -170,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu", action="store_true", help="DDP with gloo on CPUs, and nothing else")
     parser.add_argument("--ranks", type=int, help="number of ranks; as many as there are GPUs, or 2 with --cpu")
     parser.add_argument("--emo_sync", default="global", choices=("global", "local"))
+    parser.add_argument("--only", default="", help="only the optimizers with this in their name, as in 'EmoNavi v3.1'")
     options = parser.parse_args(arguments)
     if options.cpu:
         held = ranks(options.ranks or 2, "ddp", options)
@@ -181,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_ranks.py needs {world} GPUs and found {found}; --cpu shows what CPUs can show.", file=sys.stderr)
         return 2
     held = [ranks(world, strategy, options) for strategy in ("ddp", "fsdp2")]
-    return 0 if all([*held, no_stall()]) else 1
+    return 0 if all([*held, no_stall(options)]) else 1
 
 
 if __name__ == "__main__":

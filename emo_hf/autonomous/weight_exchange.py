@@ -23,6 +23,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.autonomous.averaging import WEIGHTS, differ, mean
+from emo_hf.autonomous.period import check_period
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,7 @@ class WeightExchange:
     """
 
     def __init__(self, model: nn.Module, folder: str | PathLike[str], *, node: str, every: int) -> None:
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a whole number of steps, at least 1, got {every!r}")
+        check_period(every)
         if not re.fullmatch(r"[\w-][\w.-]*", node):
             raise ValueError(f"node must be a name of letters, digits, '.', '_' and '-', got {node!r}")
         self.folder = Path(folder)

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from emo_hf.autonomous.averaging import average_saved
+from emo_hf import average_saved
 from tests import tiny
 
 

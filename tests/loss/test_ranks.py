@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import emo_hf
 from emo_hf import EmoNavi
-from tests.emo_cases import assert_identical, parameters
+from tests.emo_cases import OPTIMIZERS, assert_identical, parameters
+from tests.rank_jobs.ddp import BATCH, WHOLE_BATCHES, train
 from tests.ranks import run_job
 
 pytestmark = pytest.mark.long
@@ -29,6 +29,13 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Results:
 @pytest.fixture(scope="module")
 def ddp(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return run_job("ddp", tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    emo_hf.register()
+    yield
+    emo_hf.unregister()
 
 
 def both(results: Results, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -55,8 +62,13 @@ def test_a_rank_whose_loss_lies_elsewhere_waits_for_it_in_warm_up_too(plain: Res
     assert [rank["missing losses"]["warm-up"] for rank in plain] == [3.0, 3.0]
 
 
-def test_one_rank_may_ask_for_the_state_before_the_first_step_while_the_others_do_not(plain: Results) -> None:
-    assert [rank["state made on one rank"]["short"] for rank in plain] == [1.5, 1.5]
+@pytest.mark.parametrize("name", [cls.__name__ for cls in OPTIMIZERS])
+def test_one_rank_may_ask_for_the_state_before_the_first_step_while_the_others_do_not(
+    plain: Results, name: str
+) -> None:
+    one, other = (rank["state made on one rank"][name] for rank in plain)
+    assert one["emotion"]["short"] == pytest.approx(1.5)
+    assert_identical(one, other)
 
 
 def test_ranks_may_run_different_numbers_of_micro_batches_between_synchronizations(plain: Results) -> None:
@@ -83,16 +95,10 @@ def test_in_the_trainer_the_exchange_is_under_way_while_backward_runs(ddp: Resul
     assert all(all(rank["trainer accumulating"]["started"]) for rank in ddp)
 
 
-def test_two_ranks_train_as_one_rank_does_on_the_same_global_batches(ddp: Results, tmp_path: Path) -> None:
-    code = """if True:
-        import sys, torch, pathlib
-        from tests.rank_jobs.ddp import BATCH, WHOLE_BATCHES, train
-        folder = pathlib.Path(sys.argv[1])
-        result = train(folder, count=40, batch=2 * BATCH, optim="emofact", num_train_epochs=4)
-        torch.save(result, folder / "result.pt")
-    """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    alone = torch.load(tmp_path / "result.pt", weights_only=False)
+def test_two_ranks_train_as_one_rank_does_on_the_same_global_batches(
+    ddp: Results, registered: None, tmp_path: Path
+) -> None:
+    alone = train(tmp_path, **WHOLE_BATCHES | {"batch": 2 * BATCH})
     two = ddp[0]["trainer on whole batches"]
     assert two["felt"] == pytest.approx(alone["felt"], rel=1e-5)
     assert two["emotion"] == pytest.approx(alone["emotion"], rel=1e-4, abs=1e-6)
@@ -110,29 +116,7 @@ def test_autonomous_ranks_feel_their_own_losses_and_one_of_them_says_so_once_a_r
     one, other = both(ddp, "trainer apart")
     assert one["emotion"] != other["emotion"]
     assert sum(one["started"]) == 0
-    assert [rank["output"].count("emo_sync=local: each of the 2 ranks") for rank in ddp] == [
-        2,
-        0,
-    ]  # there are two such runs
-
-
-def test_with_local_sgd_ranks_drift_and_meet_every_few_steps_and_at_the_end(ddp: Results) -> None:
-    one, other = both(ddp, "local sgd")
-    apart = [mine != theirs for mine, theirs in zip(one["sums"], other["sums"], strict=True)]
-    assert [step for step, drifted in enumerate(apart, start=1) if not drifted] == [5, 10, 15]
-    assert_identical(one["weights"], other["weights"])
-    assert one["emotion"] != other["emotion"]
-
-
-def test_local_sgd_refuses_settings_that_would_make_ranks_wait(ddp: Results) -> None:
-    for rank in both(ddp, "local sgd refused"):
-        assert "emo_sync=local" in rank["said"][0]
-        assert "average_tokens_across_devices=False" in rank["said"][1]
-
-
-def test_an_exchange_through_a_folder_is_refused_in_a_job_of_several_processes(ddp: Results) -> None:
-    for rank in both(ddp, "local sgd refused"):
-        assert rank["exchange said"] == "WeightExchangeCallback is for nodes of one process each, got 2"
+    assert [rank["output"].count("emo_sync=local: each of the 2 ranks") for rank in ddp] == [1, 0]
 
 
 def test_a_mode_that_does_not_exist_is_refused_by_name() -> None:

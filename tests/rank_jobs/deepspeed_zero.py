@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,15 @@ os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
 from deepspeed.utils import safe_get_full_fp32_param
 
 import emo_hf
+from emo_hf.emotion.laws import LAWS
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
+from tests.emo_cases import lr_for, rule_of
+from tests.ranks import numbers
 
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
     "num_train_epochs": 6,
-    "learning_rate": 5e-3,
     "average_tokens_across_devices": False,  # see tests.rank_jobs.ddp
     "weight_decay": 0.1,  # so that there are two groups which differ
     "max_grad_norm": 0.0,
@@ -36,8 +37,11 @@ def train(
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
+    cls = emo_hf.FAMILY[optim]
+    certain = "denominator=long" if "denominator" in LAWS[cls.version_named(None).law].options else None
     trainer = tiny.trainer(
-        folder, model=tiny.classifier(dropout=0.0), data=tiny.examples(40), optim=optim,
+        folder, model=tiny.classifier(dropout=0.0), data=tiny.examples(40), optim=optim, optim_args=certain,
+        learning_rate=lr_for(cls, 5e-3),
         deepspeed=config if stage is not None else None, **(ARGUMENTS | changes),
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
@@ -46,7 +50,7 @@ def train(
     params = [param for name, param in trainer.model.named_parameters() if not name.endswith("key.bias")]
     return {
         "weights": [(safe_get_full_fp32_param(p) if stage is not None else p).detach().clone() for p in params],
-        "emotion": asdict(optimizer.emotion),
+        "emotion": numbers(optimizer.emotion),
         "coefficients": [line["emo/coefficient"] for line in tiny.train_lines(trainer)],
     }
 
@@ -56,12 +60,18 @@ def train_in_two_parts(folder: Path, *, stage: int) -> dict[str, Any]:
     return train(folder, stage=stage, optim="emonavi", resume=folder / "checkpoint-15")
 
 
-emo_hf.register()
-PLAIN = {f"{optim} plain": functools.partial(train, stage=None, optim=optim) for optim in ("emonavi", "emolynx")}
+FIRST = [name for name, cls in emo_hf.FAMILY.items() if "v3.1" in cls.versions]
+STAGES = {1: FIRST, 2: list(emo_hf.FAMILY), 3: FIRST}
+"""Stage of ZeRO → the optimizers that are tried with it."""
+
+ALIKE = [name for name, cls in emo_hf.FAMILY.items() if rule_of(cls).takes_parts()]
+"""Optimizers that see no difference between a matrix, a flat vector and a part of one."""
+
+PLAIN = {f"{optim} plain": functools.partial(train, stage=None, optim=optim) for optim in ALIKE}
 SHARDED = {
     f"{optim} {stage}": functools.partial(train, stage=stage, optim=optim)
-    for optim in ("emonavi", "emolynx", "emofact")
-    for stage in (1, 2, 3)
+    for stage, names in STAGES.items()
+    for optim in names
 }
-RESUMED = {f"resumed {stage}": functools.partial(train_in_two_parts, stage=stage) for stage in (1, 2, 3)}
+RESUMED = {f"resumed {stage}": functools.partial(train_in_two_parts, stage=stage) for stage in STAGES}
 JOBS = PLAIN | SHARDED | RESUMED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,23 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoFact, EmoOptimizer
+from emo_hf.emotion.laws import LAWS
+from tests.emo_cases import OPTIMIZERS, lr_for, version_of
+from tests.rank_jobs.kinds import one_of_each_kind
+from tests.ranks import numbers
 
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-STEPS = 40  # the self-stop window is full by then
+WARM_UP = 33
+"""Losses that are felt before the first gradient: the self-stop window is full by then."""
+
+STEPS, LATER = 5, 3
+"""Steps before a checkpoint, and after it."""
+
 BATCH = 4
-OPTIMIZERS = {cls.__name__: cls for cls in (EmoNavi, EmoFact, EmoLynx)}
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "shadow, uphill": {"use_shadow": True, "maximize": True}}
 
 
 def model() -> nn.Sequential:
@@ -40,32 +49,53 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Linear(3, 1))
 
 
-def sharded() -> nn.Module:
+def sharded(dtype: torch.dtype = torch.float32) -> nn.Module:
     if not dist.is_initialized():
         dist.init_process_group("gloo")
-    whole = model()
-    mesh = init_device_mesh("cpu", (WORLD,))
-    for layer in whole:
-        if isinstance(layer, nn.Linear):
-            fully_shard(layer, mesh=mesh)
-    fully_shard(whole, mesh=mesh)
+    whole = model().to(dtype)
+    fully_shard(whole, mesh=init_device_mesh("cpu", (WORLD,)))
     return whole
 
 
 def make(cls: type[EmoOptimizer], module: nn.Module, **options: Any) -> EmoOptimizer:
-    return cls(module.parameters(), lr=0.01, weight_decay=0.1, **options)
+    """An optimizer with two parameter groups; the first has parameters of every kind of shard.
+
+    Laws that throw a coin, whose fall is the rounding of the loss, take a rule instead: ranks round a sum differently
+    than one process does.
+    """
+    if "denominator" in LAWS[version_of(cls).law].options:
+        options["denominator"] = "long"
+    params = list(module.parameters())
+    lr = lr_for(cls, 0.01)
+    groups = [{"params": params[2:]}, {"params": params[:2], "lr": lr / 2}]
+    return cls(groups, lr=lr, weight_decay=0.1, **options)
 
 
-def steps(module: nn.Module, optimizer: EmoOptimizer, first: int, last: int) -> None:
-    """Each rank of a parallel module takes its share of the same global batches; a plain one takes the whole."""
+def warm_up(optimizer: EmoOptimizer) -> None:
+    """Losses that fall, leap and come to rest, and move nothing."""
+    for step in range(WARM_UP):
+        optimizer.observe(3.0 * 0.8**step + (2.0 if step == 12 else 0.0) + 1.0)
+        optimizer.step()
+
+
+def steps(module: nn.Module, optimizer: EmoOptimizer, first: int, last: int) -> list[float]:
+    """σ of steps in which each rank of a parallel module has its share of the same global batches.
+
+    A plain module has the whole. The target leaps now and then, so that the emotion has much to feel.
+    """
+    scalars = []
     for step in range(first, last):
         inputs = torch.randn(2 * BATCH, 4, generator=torch.Generator().manual_seed(step))
+        inputs = inputs.to(next(module.parameters()).dtype)
         share = inputs if type(module) is nn.Sequential else inputs[BATCH * RANK : BATCH * (RANK + 1)]
-        loss = (module(share) - share.sum(dim=1, keepdim=True) - 2.0).square().mean()
-        optimizer.observe(loss)
+        level = (2.0, 2.0, 1.9, 3.5, 2.0, 1.4, 2.1, 2.0)[step % 8]
+        loss = (module(share) - share.sum(dim=1, keepdim=True) - level).square().mean()
+        optimizer.observe(0.1 * loss)  # at its full size the laws of v3.0 are always loud
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        scalars.append(optimizer.emotion.scalar)
+    return scalars
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,25 +107,23 @@ def outcome(module: nn.Module, optimizer: EmoOptimizer) -> dict[str, Any]:
     return {
         "weights": [whole(param.detach()) for param in params],
         "state": [{key: whole(value) for key, value in optimizer.state[param].items()} for param in params],
-        "emotion": asdict(optimizer.emotion),
+        "emotion": numbers(optimizer.emotion),
+        "memory": optimizer.emotion_state()["rule"],
     }
 
 
-def each_rule(folder: Path) -> dict[str, Any]:
-    """Sharded runs, and the same by one process that sees the whole of the batches."""
+def each_optimizer(folder: Path) -> dict[str, Any]:
+    """Runs under FSDP2 and DDP, and the same by one process that sees the whole of the batches."""
     results = {}
-    for name, options in (("plain", {}), ("shadow", {"use_shadow": True}), ("uphill", {"maximize": True})):
-        for cls in OPTIMIZERS.values():
-            shards = sharded()
-            optimizer = make(cls, shards, **options)
-            steps(shards, optimizer, 0, 12)
-            alone = model()
-            single = make(cls, alone, emo_sync="local", **options)
-            steps(alone, single, 0, 12)
-            results[f"{cls.__name__} {name}"] = {
-                "sharded": outcome(shards, optimizer),
-                "alone": outcome(alone, single),
-            }
+    for variant, options in VARIANTS.items():
+        for cls in OPTIMIZERS:
+            result: dict[str, Any] = {}
+            for kind, make_model in MODELS.items():
+                module = make_model()
+                optimizer = make(cls, module, emo_sync=SYNC[kind], **options)
+                scalars = steps(module, optimizer, 0, 12)
+                result[kind] = {**outcome(module, optimizer), "scalars": scalars}
+            results[f"{cls.__name__} {variant}"] = result
     return results
 
 
@@ -119,25 +147,73 @@ def collectives(folder: Path) -> dict[str, Any]:
     return {"elements": calls}
 
 
+def new_state(folder: Path) -> dict[str, Any]:
+    """What torch's phantom step, which creates the state, leaves of a new optimizer, and one after three steps."""
+    results = {}
+    for cls in OPTIMIZERS:
+        shards = sharded()
+        optimizer = make(cls, shards)
+        fresh = looks_of(shards, optimizer)
+        get_optimizer_state_dict(shards, optimizer)
+        created, state = looks_of(shards, optimizer), outcome(shards, optimizer)["state"]
+        steps(shards, optimizer, 0, 3)
+        before = looks_of(shards, optimizer)
+        get_optimizer_state_dict(shards, optimizer)
+        results[cls.__name__] = {
+            "fresh": fresh,
+            "created": created,
+            "state": state,
+            "before": before,
+            "after": looks_of(shards, optimizer),
+        }
+    return results
+
+
+def looks_of(module: nn.Module, optimizer: EmoOptimizer) -> dict[str, Any]:
+    """All that can be seen of an optimizer but its state."""
+    seen = outcome(module, optimizer)
+    del seen["state"]
+    return {**seen, "effective_lr": optimizer.effective_lr, "emotion state": copy.deepcopy(optimizer.emotion_state())}
+
+
+def low_precision(folder: Path) -> dict[str, Any]:
+    """A few steps of bfloat16 parameters, with all that can be kept for them."""
+    results = {}
+    for cls in OPTIMIZERS:
+        shards = sharded(torch.bfloat16)
+        before = [whole(param.detach()) for param in shards.parameters()]
+        optimizer = make(cls, shards, compensate=True, use_shadow=True)
+        steps(shards, optimizer, 0, 3)
+        after = [whole(param.detach()) for param in shards.parameters()]
+        results[cls.__name__] = {"before": before, "after": after, **outcome(shards, optimizer)}
+    return results
+
+
 def state_dicts(folder: Path) -> dict[str, Any]:
     """A run that goes through a state dict in the middle, sharded or full, and one that does not."""
     results = {}
-    for cls in OPTIMIZERS.values():
-        for name, options in (("sharded", StateDictOptions()), ("full", FULL)):
-            shards = sharded()
-            optimizer = make(cls, shards, use_shadow=True)
-            steps(shards, optimizer, 0, STEPS)
-            state = copy.deepcopy(
-                get_optimizer_state_dict(shards, optimizer, options=options)
-            )  # torch's shares memory
+    for cls in OPTIMIZERS:
+        shards = sharded()
+        use_shadow = bool(make(cls, shards).rule.new_state(torch.empty(1)))  # some have no state at all without it
+        optimizer = make(cls, shards, use_shadow=use_shadow)
+        warm_up(optimizer)
+        steps(shards, optimizer, 0, STEPS)
+        weights = copy.deepcopy(shards.state_dict())
+        states = {
+            name: copy.deepcopy(get_optimizer_state_dict(shards, optimizer, options=options))
+            for name, options in (("sharded", StateDictOptions()), ("full", FULL))
+        }  # copies, as torch's share memory
+        steps(shards, optimizer, STEPS, STEPS + LATER)
+        for name, state in states.items():
             again = sharded()
-            again.load_state_dict(shards.state_dict())
-            restored = make(cls, again, use_shadow=True)
+            again.load_state_dict(weights)
+            restored = make(cls, again, use_shadow=use_shadow)
             if name == "full":  # only rank 0 has it
                 options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-            set_optimizer_state_dict(again, restored, state if name == "sharded" or RANK == 0 else {}, options=options)
-            steps(again, restored, STEPS, STEPS + 10)
-            steps(shards, optimizer, STEPS, STEPS + 10)
+                set_optimizer_state_dict(again, restored, state if RANK == 0 else {}, options=options)
+            else:
+                set_optimizer_state_dict(again, restored, state)
+            steps(again, restored, STEPS, STEPS + LATER)
             results[f"{cls.__name__} {name}"] = {
                 "resumed": outcome(again, restored),
                 "uninterrupted": outcome(shards, optimizer),
@@ -152,60 +228,57 @@ def distributed() -> nn.Module:
 
 
 MODELS = {"fsdp2": sharded, "ddp": distributed, "alone": model}
+SYNC = {"fsdp2": "global", "ddp": "global", "alone": "local"}
+
+
+SAVED = {"fsdp2": OPTIMIZERS, "ddp": one_of_each_kind(OPTIMIZERS), "alone": one_of_each_kind(OPTIMIZERS)}
+"""Under what → which optimizers a checkpoint is saved of; one process saves for itself."""
 
 
 def save_from(kind: str, cls: type[EmoOptimizer], folder: Path) -> dict[str, Any]:
     """A checkpoint after `STEPS` steps, and where the run that wrote it went from there."""
     module = MODELS[kind]()
-    optimizer = make(cls, module, emo_sync="local" if kind == "alone" else "global")
+    optimizer = make(cls, module, emo_sync=SYNC[kind])
+    warm_up(optimizer)
     steps(module, optimizer, 0, STEPS)
     weights, state = get_state_dict(module, optimizer)
     if kind != "alone" or RANK == 0:
         save({"model": weights, "optimizer": state}, checkpoint_id=str(folder), no_dist=kind == "alone")
-    steps(module, optimizer, STEPS, STEPS + 5)
+    steps(module, optimizer, STEPS, STEPS + LATER)
     return outcome(module, optimizer)
 
 
 def resume_in(kind: str, cls: type[EmoOptimizer], folder: Path) -> dict[str, Any]:
     module = MODELS[kind]()
-    optimizer = make(cls, module, emo_sync="local" if kind == "alone" else "global")
+    optimizer = make(cls, module, emo_sync=SYNC[kind])
     weights, state = get_state_dict(module, optimizer)
     target = {"model": weights, "optimizer": state}
     load(target, checkpoint_id=str(folder))
     set_state_dict(module, optimizer, model_state_dict=target["model"], optim_state_dict=target["optimizer"])
     observations = optimizer.emotion.observations
-    steps(module, optimizer, STEPS, STEPS + 5)
+    steps(module, optimizer, STEPS, STEPS + LATER)
     return {"observations at resume": observations, **outcome(module, optimizer)}
 
 
 def crossing(folder: Path) -> dict[str, Any]:
-    """Saved by two ranks under FSDP2 and DDP, resumed by two ranks under the other, and under the same."""
+    """Saved under FSDP2, under DDP and by one process, resumed by two ranks under FSDP2 and DDP."""
     results = {}
-    for source in ("fsdp2", "ddp"):
-        for name, cls in OPTIMIZERS.items():
-            checkpoint = folder.parent / f"{source} {name}"
+    for source, saved in SAVED.items():
+        for cls in saved:
+            checkpoint = folder.parent / f"{source} {cls.__name__}"
             went_on = save_from(source, cls, checkpoint)
+            dist.barrier()  # until the one process has saved
             for target in ("fsdp2", "ddp"):
                 resumed = resume_in(target, cls, checkpoint)
-                results[f"{name} from {source} to {target}"] = {"went on": went_on, "resumed": resumed}
-    return results
-
-
-def from_one_process(folder: Path) -> dict[str, Any]:
-    """Saved by rank 0 for itself, as a job of one process saves; resumed by both."""
-    results: dict[str, Any] = {}
-    for name, cls in OPTIMIZERS.items():
-        results[name] = save_from("alone", cls, folder / name)
-        dist.barrier()
-        for target in ("fsdp2", "ddp"):
-            results[f"{name} to {target}"] = resume_in(target, cls, folder / name)
+                results[f"{cls.__name__} from {source} to {target}"] = {"went on": went_on, "resumed": resumed}
     return results
 
 
 JOBS = {
-    "each rule": each_rule,
+    "each optimizer": each_optimizer,
     "collectives": collectives,
+    "new state": new_state,
+    "low precision": low_precision,
     "state dicts": state_dicts,
     "crossing": crossing,
-    "from one process": from_one_process,
 }

@@ -14,6 +14,8 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from emo_hf import EmoNavi, EmoOptimizer
+from tests.emo_cases import OPTIMIZERS
+from tests.ranks import numbers
 
 RANK = int(os.environ["RANK"])
 
@@ -63,13 +65,25 @@ def missing_losses(folder: Path) -> dict[str, Any]:
 
 
 def state_made_on_one_rank(folder: Path) -> dict[str, Any]:
+    """What both ranks have after a first step, before which one of them has had torch create the state."""
+    return {cls.__name__: first_step(cls) for cls in OPTIMIZERS}
+
+
+def first_step(cls: type[EmoOptimizer]) -> dict[str, Any]:
+    torch.manual_seed(0)
     model = nn.Linear(2, 1)
-    emo = EmoNavi(model.parameters())
+    emo = cls(model.parameters())
     if RANK == 0:
         get_optimizer_state_dict(model, emo)
     emo.observe(1.0 + RANK)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
     emo.step()
-    return {"short": emo.emotion.short}
+    return {
+        "weights": [param.detach() for param in model.parameters()],
+        "emotion": numbers(emo.emotion),
+        "memory": emo.emotion_state()["rule"],
+    }
 
 
 def uneven_accumulation(folder: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch.nn.functional import cross_entropy
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
+from tests.emo_cases import lr_for
+from tests.ranks import numbers
 
 RANK = int(os.environ["RANK"])
 STEPS = 12
@@ -35,7 +36,7 @@ def loop(folder: Path, *, loss_of: str, optim: str) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
     accelerator = Accelerator(cpu=True)
-    inner = emo_hf.create_optimizer(optim, model, lr=0.02)
+    inner = emo_hf.create_optimizer(optim, model, lr=lr_for(emo_hf.FAMILY[optim], 0.02))
     model, optimizer = accelerator.prepare(model, inner)
     after = []
     for step in range(STEPS):
@@ -48,7 +49,7 @@ def loop(folder: Path, *, loss_of: str, optim: str) -> dict[str, Any]:
             param.grad.nan_to_num_(0.0)
         optimizer.step()
         optimizer.zero_grad()
-        after.append({"emotion": asdict(inner.emotion), "weight": model.module.weight.detach().clone()})
+        after.append({"emotion": numbers(inner.emotion), "weight": model.module.weight.detach().clone()})
     return {"after": after}
 
 
@@ -56,7 +57,7 @@ def without_a_loss(folder: Path, *, optim: str) -> dict[str, Any]:
     """A rank without samples leaves its loss out, and all average gradients by hand."""
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
-    optimizer = emo_hf.create_optimizer(optim, model, lr=0.02)
+    optimizer = emo_hf.create_optimizer(optim, model, lr=lr_for(emo_hf.FAMILY[optim], 0.02))
     after = []
     for step in range(STEPS):
         inputs, target = batch(step)
@@ -70,7 +71,7 @@ def without_a_loss(folder: Path, *, optim: str) -> dict[str, Any]:
                 param.grad = torch.zeros_like(param)
             torch.distributed.all_reduce(param.grad)
         optimizer.step()
-        after.append({"emotion": asdict(optimizer.emotion), "weight": model.weight.detach().clone()})
+        after.append({"emotion": numbers(optimizer.emotion), "weight": model.weight.detach().clone()})
     return {"after": after}
 
 
@@ -92,20 +93,19 @@ def trainer(folder: Path) -> dict[str, Any]:
     made.train()
     return {
         "weights": [param.detach().clone() for param in made.model.parameters()],
-        "emotion": asdict(unwrap(made.optimizer).emotion),
+        "emotion": numbers(unwrap(made.optimizer).emotion),
         "lines": [
             {key: value for key, value in line.items() if key.startswith("emo/")} for line in tiny.train_lines(made)
         ],
     }
 
 
-emo_hf.register()
 JOBS = {
     **{
         f"{optim} {loss_of}": functools.partial(loop, loss_of=loss_of, optim=optim)
-        for optim in ("emonavi", "emofact", "emolynx")
+        for optim in emo_hf.FAMILY
         for loss_of in ("nan", "zero")
     },
-    **{f"{optim} none": functools.partial(without_a_loss, optim=optim) for optim in ("emonavi", "emofact", "emolynx")},
+    **{f"{optim} none": functools.partial(without_a_loss, optim=optim) for optim in emo_hf.FAMILY},
     "trainer": trainer,
 }
