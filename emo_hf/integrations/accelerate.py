@@ -134,15 +134,6 @@ def _ranks_meet(accelerator: Accelerator) -> bool:
     return bool(flags) and all(flags)
 
 
-def prepared_around(model: nn.Module) -> tuple[Accelerator, nn.Module] | None:
-    """The accelerator that wrapped a model in DDP, and what it made of it; None if none did."""
-    for accelerator, wrapped in list(_prepared.items()):
-        for candidate in wrapped:
-            if hasattr(candidate, "no_sync") and getattr(candidate, "module", None) is model:
-                return accelerator, candidate
-    return None
-
-
 def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer | Attachment]:
     """The optimizers with an emotion that an accelerator has prepared."""
     for prepared in accelerator._optimizers:

@@ -94,5 +94,6 @@ class StepLoss:
         """Leave nothing behind for the next step."""
         self._shown.clear()
         self._shown_latest.clear()
+        self._shown_at = None  # torch cannot swap tensors to which weak references are held
         self._backward_followed = False
         self._tapped.clear()
