@@ -26,6 +26,7 @@ class Decision:
         floor: the lowest rate that either may come to, where the learning rate is above 0.
         shadow: what to do with the shadow, for groups that use one; None leaves it alone, or unmade.
         stop_begins: whether the stop signal is given now and was not before.
+        skip: whether the step is to be left out whole: nothing moves, no gradient enters an average.
     """
 
     scalar: float = 0.0
@@ -34,6 +35,7 @@ class Decision:
     floor: float = 0.0
     shadow: ShadowMix | None = None
     stop_begins: bool = False
+    skip: bool = False
 
     def step_size(self, lr: float) -> float:
         """The learning rate that a step is taken with: max(lr·coefficient, floor), and 0 where lr is 0."""

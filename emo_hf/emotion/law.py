@@ -178,6 +178,25 @@ class Law(ABC):
         """Mean |σ| of the last 32 steps, infinite before there are as many."""
         return sum(map(abs, self._window)) / WINDOW if len(self._window) == WINDOW else math.inf
 
+    @property
+    def decisions(self) -> list[tuple[int, str]]:
+        """The last things that the law has decided, in words: (step, what and why); most laws decide nothing so."""
+        return []
+
+    def hear_evaluation(self, loss: float) -> None:  # noqa: B027 (a law may leave it)
+        """Take in the loss of an evaluation; most laws hear the training loss only.
+
+        Args:
+            loss: the same on all ranks.
+        """
+
+    def know_horizon(self, steps: int | None) -> None:  # noqa: B027 (a law may leave it)
+        """Be told how long the run is; most laws do not ask.
+
+        Args:
+            steps: optimizer steps of the whole run, None if nobody knows.
+        """
+
     def complaint(self) -> str | None:
         """What is wrong with the losses for this law, and what to do about it; None if all is well."""
         return None

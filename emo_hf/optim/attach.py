@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.laws import law_names, make_law
+from emo_hf.emotion.laws import make_law, read_law
 from emo_hf.emotion.v3_1 import V3_1
 from emo_hf.loss.rank_mean import GLOBAL
 from emo_hf.optim.attachment import Attachment, attached_to
@@ -62,8 +62,10 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
             f"{name} updates the parameters one by one within backward, and its step() nothing, so that there is no "
             "step to scale: use a variant that steps for all of them at once"
         )
-    if law not in law_names():
-        raise ValueError(f"there is no law {law!r} to attach: choose one of {', '.join(law_names())}")
+    try:
+        read_law(law)
+    except ValueError as error:
+        raise ValueError(f"there is no law {law!r} to attach: choose {error}") from None
     return Attachment(inner, EmotionEngine(make_law(law, V3_1.name, law_options), sync, name))
 
 

@@ -38,6 +38,7 @@ class Attachment:
         self._fresh = engine.state_dict()
         takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
         self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
+        self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step that is left out
         self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()
         self._in_closure = False
         self._state_id = id(optimizer.state)
@@ -102,6 +103,19 @@ class Attachment:
     def emo_sync(self) -> str:
         """`global`, one emotion for all ranks, or `local`, each rank its own."""
         return self._engine.rank_mean.mode
+
+    @property
+    def decisions(self) -> list[tuple[int, str]]:
+        """The last things that the law has decided, in words: (step, what and why)."""
+        return self._engine.law.decisions
+
+    def hear_evaluation(self, loss: float) -> None:
+        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
+        self._engine.law.hear_evaluation(loss)
+
+    def know_horizon(self, steps: int | None) -> None:
+        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
+        self._engine.law.know_horizon(steps)
 
     @property
     def effective_lr(self) -> dict[str, float]:
@@ -212,6 +226,13 @@ class Attachment:
 
     def _scale(self, decision: Decision) -> None:
         self._plain_lr = [(group, group["lr"]) for group in self._rated_groups()]
+        if decision.skip:  # optimizers leave parameters without a gradient alone, and their averages with them
+            params = (param for group in self.optimizer.param_groups for param in group["params"])
+            self._hidden = [(param, param.grad) for param in params if param.grad is not None]
+            for param, _ in self._hidden:
+                param.grad = None
+            self._engine.applied_lr = [0.0] * len(self._plain_lr)
+            return
         for group, lr in self._plain_lr:
             group["lr"] = _scaled(lr, decision)
         self._engine.applied_lr = [group["lr"] for group, _ in self._plain_lr]
@@ -224,7 +245,9 @@ class Attachment:
     def _give_back(self) -> None:
         for group, lr in self._plain_lr or ():
             group["lr"] = lr
-        self._plain_lr = None
+        for param, gradient in self._hidden:
+            param.grad = gradient
+        self._plain_lr, self._hidden = None, []
 
     def _settle(self, *_: Any) -> None:
         """Between two steps: undo what a step that raised has left, take up what was loaded past the hooks."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, overload
 import torch
 from torch.optim.optimizer import ParamsT
 
+from emo_hf.emotion.ablation import read_ablation
 from emo_hf.emotion.decision import EmotionView
 from emo_hf.emotion.laws import make_law
 from emo_hf.loss.accumulation import Loss
@@ -66,7 +67,7 @@ class EmoOptimizer(SavingOptimizer):
             native = own.pop("compile") if native is None else native
         self._version = chosen = self.version_named(version)
         rule_options, law_options = self._sort_options(own, emo_law or chosen.law)
-        if chosen.rule.reads_scalar and emo_law not in (None, chosen.law, "none"):
+        if chosen.rule.reads_scalar and emo_law not in (None, chosen.law) and read_ablation(emo_law) is None:
             raise ValueError(
                 f"emo_law={emo_law!r}: the rule of {type(self).__name__} {chosen.name} reads the scalar of the law "
                 f"{chosen.law}, so that no other law can drive it; leave emo_law out, or take emo_law='none'"
@@ -200,6 +201,10 @@ class EmoOptimizer(SavingOptimizer):
             self._create_state()
             return loss
         decision = self._engine.decide(self)
+        if decision.skip:
+            self._engine.applied_lr = [0.0] * len(self.param_groups)
+            self._write()
+            return loss
         if self._engine.is_new_step:
             self._rule.before_step(self.param_groups, decision)
         applied = []
@@ -210,11 +215,12 @@ class EmoOptimizer(SavingOptimizer):
         if self._engine.is_new_step:
             self._rule.after_step(decision)
         self._engine.applied_lr = applied
-        if self._writer is not None:
-            self._write()
+        self._write()
         return loss
 
     def _write(self) -> None:
+        if self._writer is None:
+            return
         for name, value in self._engine.current_metrics(self.param_groups).items():
             self._writer.add_scalar(name, value, self._steps_written)
         self._steps_written += 1
@@ -238,6 +244,19 @@ class EmoOptimizer(SavingOptimizer):
     def emotion(self) -> EmotionView:
         """A read-only snapshot of the emotion."""
         return self._engine.law.view()
+
+    @property
+    def decisions(self) -> list[tuple[int, str]]:
+        """The last things that the law has decided, in words: (step, what and why)."""
+        return self._engine.law.decisions
+
+    def hear_evaluation(self, loss: float) -> None:
+        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
+        self._engine.law.hear_evaluation(loss)
+
+    def know_horizon(self, steps: int | None) -> None:
+        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
+        self._engine.law.know_horizon(steps)
 
     @property
     def effective_lr(self) -> dict[str, float]:

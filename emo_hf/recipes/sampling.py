@@ -10,12 +10,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from emo_hf.recipes.renamed_weights import LoadsRenamedWeights
 
-class RecipeTrainer(Trainer):
-    """The Trainer, but with an order under `group_by_length` that depends on seed and epoch only.
 
-    The Trainer draws that order from torch's global generator, whose state at the beginning of an epoch is not that at
-    a checkpoint in its middle: the resumed run would go through the rest of another order.
+class RecipeTrainer(LoadsRenamedWeights, Trainer):
+    """The Trainer, resuming models of every naming, and with an order that depends on seed and epoch only.
+
+    Under `group_by_length` the Trainer draws that order from torch's global generator, whose state at the beginning of
+    an epoch is not that at a checkpoint in its middle: the resumed run would go through the rest of another order.
     """
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -13,30 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    Trainer,
-    enable_full_determinism,
-    set_seed,
-)
+from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.recipes.arguments import SEQUENCE_CLASSIFICATION
 from emo_hf.recipes.config import Job, read_job
-from emo_hf.recipes.data import Examples, load_examples
+from emo_hf.recipes.data import Examples
 from emo_hf.recipes.errors import RecipeError, one_line
-from emo_hf.recipes.features import check_max_length, make_features
-from emo_hf.recipes.metrics import classification_metrics, most_likely, perplexity
-from emo_hf.recipes.model import add_adapter, load_base_model, load_tokenizer, save_merged
+from emo_hf.recipes.model import add_adapter, save_merged
 from emo_hf.recipes.output import checkpoint_to_resume, remove_previous_run
 from emo_hf.recipes.plot import PICTURE, draw
 from emo_hf.recipes.progress import FinishOnInterrupt, ShortProgressCallback
-from emo_hf.recipes.sampling import RecipeTrainer
 from emo_hf.recipes.summary import Summary, table
+from emo_hf.recipes.tasks import get_task
 from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
@@ -88,11 +78,7 @@ def run(job: Job) -> Summary:
     _check_reporters(training.report_to)
     PartialState().wait_for_everyone()  # no rank may write before every rank has looked at the folder
 
-    (enable_full_determinism if training.full_determinism else set_seed)(training.seed)
-    with training.main_process_first(local=False, desc="loading the data"):
-        examples = load_examples(job.data, job.model.task)
-    tokenizer = load_tokenizer(job.model)
-    trainer = _make_trainer(job, examples, tokenizer)
+    trainer, examples = prepare(job)
     if job.model.overwrite and training.process_index == 0:
         remove_previous_run(training.output_dir)
     PartialState().wait_for_everyone()
@@ -105,13 +91,13 @@ def run(job: Job) -> Summary:
         interrupt.restore()
     if not interrupt.interrupted:
         _evaluate_if_due(trainer)
-    saved = _save(trainer, job, examples, tokenizer)
+    saved = _save(trainer, job, examples)
     trainer.save_metrics("train", result.metrics)
     parameters = _count(trainer.model)
     emo = unwrap(trainer.optimizer)
     summary = Summary(
         task=job.model.task,
-        model=str(job.model.model_name_or_path) + (" with LoRA" if job.lora.use_lora else ""),
+        model=_name_of_model(job),
         optimizer=training.optim.value,
         trainable=parameters[0],
         parameters=parameters[1],
@@ -122,6 +108,7 @@ def run(job: Job) -> Summary:
         resumed_from=checkpoint,
         interrupted=interrupt.interrupted,
         history=trainer.state.log_history,
+        measures=get_task(job.model.task).measures,
         law=None if emo is None else emo.emotion.law,
         majority_baseline=examples.majority_baseline,
         seconds=time.monotonic() - started,
@@ -138,38 +125,36 @@ def _check_reporters(reporters: list[str]) -> None:
         raise RecipeError('report_to tensorboard needs it installed: pip install "emo_hf[hf]" (or --report_to none)')
 
 
-def _make_trainer(job: Job, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> Trainer:
-    classify = job.model.task == SEQUENCE_CLASSIFICATION
-    model: Any = load_base_model(job.model, tokenizer, examples.label_names)
-    check_max_length(job.data.max_length, tokenizer, model.config)
-    with job.training.main_process_first(local=False, desc="tokenizing the data"):
-        train, validation = make_features(examples, tokenizer, job.data)
-    if validation is None and job.training.eval_strategy.value != "no":
+def prepare(job: Job) -> tuple[Trainer, Examples]:
+    """Seed everything, load data and model, and make the Trainer, which has done nothing yet.
+
+    Raises:
+        RecipeError: for what the user can put right.
+    """
+    training, task = job.training, get_task(job.model.task)
+    (enable_full_determinism if training.full_determinism else set_seed)(training.seed)
+    with training.main_process_first(local=False, desc="loading the data"):
+        examples = task.load(job.data)
+    processor = task.make_processor(job)
+    model = task.make_model(job, processor, examples)
+    with training.main_process_first(local=False, desc="preparing the data"):
+        train, validation = task.make_features(examples, processor, job.data, task.options(job))
+    if validation is None and training.eval_strategy.value != "no":
         raise RecipeError("eval_strategy needs validation data: give some, or a validation_fraction above 0")
-    if classify:
-        # Many classifiers take these arguments and ignore them; the Trainer would believe that they have divided the
+    if not task.divides_loss:
+        # Many models take the count of items and ignore it; the Trainer would believe that they have divided the
         # loss, which then comes out multiplied by the number of ranks and of accumulation steps.
         model.accepts_loss_kwargs = False
     if job.lora.use_lora:
-        model = add_adapter(model, job.lora, job.model.task)
-    collator: Any = DataCollatorWithPadding if classify else DataCollatorForSeq2Seq  # the latter pads labels too
+        model = add_adapter(model, job.lora, task.adapter, task.heads)
     try:
-        trainer = RecipeTrainer(
-            model=model,
-            args=job.training,
-            train_dataset=train,
-            eval_dataset=validation,
-            processing_class=tokenizer,
-            data_collator=collator(tokenizer),
-            compute_metrics=classification_metrics if classify else None,
-            preprocess_logits_for_metrics=most_likely if classify else None,
-        )
+        trainer = task.make_trainer(job, model, processor, examples, train, validation)
     except (ValueError, ImportError) as error:
         raise RecipeError(one_line(error)) from error
-    if not job.training.disable_tqdm:
+    if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(ShortProgressCallback)
-    return trainer
+        trainer.add_callback(ShortProgressCallback(task.measures))
+    return trainer, examples
 
 
 def _evaluate_if_due(trainer: Trainer) -> None:
@@ -181,15 +166,15 @@ def _evaluate_if_due(trainer: Trainer) -> None:
         trainer.evaluate()
 
 
-def _save(trainer: Trainer, job: Job, examples: Examples, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    folder = job.training.output_dir
+def _save(trainer: Trainer, job: Job, examples: Examples) -> dict[str, str]:
+    folder, task = job.training.output_dir, get_task(job.model.task)
     trainer.save_model()
     trainer.save_state()
     evaluations = [line for line in trainer.state.log_history if "eval_loss" in line]
     if evaluations:
         metrics = {name: value for name, value in evaluations[-1].items() if name != "step"}
-        if not examples.label_names:
-            metrics["eval_perplexity"] = perplexity(metrics["eval_loss"])
+        found = {f"eval_{measure.key}": measure.of(metrics) for measure in task.measures if measure.of_loss}
+        metrics |= {name: value for name, value in found.items() if value is not None}
         trainer.save_metrics("eval", metrics)
     saved = {"adapter" if job.lora.use_lora else "model": folder}
     if not trainer.is_world_process_zero():
@@ -200,9 +185,19 @@ def _save(trainer: Trainer, job: Job, examples: Examples, tokenizer: PreTrainedT
     if job.model.merge_on_save and job.lora.use_lora:
         merged = os.path.join(folder, "merged")
         unset_hf_deepspeed_config()  # else loading would wait for the other ranks
-        save_merged(folder, merged, load_base_model(job.model, tokenizer, examples.label_names), tokenizer)
+        processor = trainer.processing_class
+        save_merged(folder, merged, task.make_model(job, processor, examples), processor)
         saved["merged model"] = merged
     return saved
+
+
+def _name_of_model(job: Job) -> str:
+    name = job.model.model_name_or_path
+    return (
+        f"{job.model.model_type or job.model.task}, untrained"
+        if name is None
+        else (f"{name} with LoRA" if job.lora.use_lora else name)
+    )
 
 
 def _count(model: Any) -> tuple[int, int]:

@@ -100,7 +100,8 @@ class EmoCallback(TrainerCallback):
         if emo is not None:
             # Not as an ExportableState: the Trainer cannot save one when the run that it resumes had none, and makes
             # those that it restores anew, without their `on_init_end`.
-            state.stateful_callbacks[NOTES] = {"law": emo.emotion.law}
+            state.stateful_callbacks[NOTES] = {"law": emo.emotion.law, "decisions": as_lists(emo.decisions)}
+            emo.know_horizon(state.max_steps)
 
     def _resume(self, attachment: Attachment, state: TrainerState) -> None:
         """Where an optimizer that had no emotion yet could not load it (FSDP), it is read from the notes."""
@@ -120,6 +121,7 @@ class EmoCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
+        self._say_decisions(unwrap(optimizer), state)
         if self._attachment is not None:
             notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
             state.stateful_callbacks[NOTES].update(notes)
@@ -137,7 +139,34 @@ class EmoCallback(TrainerCallback):
     ) -> None:
         self._before_save(args, state, control, optimizer)
 
-    on_evaluate = on_epoch_end
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        emo, loss = unwrap(optimizer), (metrics or {}).get("eval_loss")
+        notes = state.stateful_callbacks.get(NOTES)
+        if emo is not None and loss is not None and notes is not None:
+            evaluation = [state.global_step, float(loss)]
+            if notes.get("evaluation") != evaluation:  # another of these callbacks may have passed it on
+                notes["evaluation"] = evaluation
+                emo.hear_evaluation(float(loss))
+        self._say_decisions(emo, state)
+        self._before_save(args, state, control, optimizer)
+
+    def _say_decisions(self, emo: Any, state: TrainerState) -> None:
+        """Log what the law has decided since it was last asked, in its own words."""
+        notes = state.stateful_callbacks.get(NOTES)
+        if emo is None or notes is None or notes["decisions"] == (decisions := as_lists(emo.decisions)):
+            return
+        for step, text in decisions:
+            if state.is_world_process_zero and [step, text] not in notes["decisions"]:
+                logger.warning("Step %d: %s", step, text)
+        notes["decisions"] = decisions
 
     def on_log(
         self,
@@ -251,6 +280,11 @@ def as_text(optim_args: Mapping[str, Any]) -> str:
         return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
 
     return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
+
+
+def as_lists(decisions: list[tuple[int, str]]) -> list[list[Any]]:
+    """Decisions as JSON gives them back."""
+    return [list(decision) for decision in decisions]
 
 
 def _any_optimizer() -> torch.optim.Optimizer:

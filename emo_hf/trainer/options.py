@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emo_hf.emotion.laws import law_names, law_options
+from emo_hf.emotion.laws import law_options, read_law
 from emo_hf.loss.rank_mean import SYNC_MODES
 from emo_hf.optim.family import FAMILY
 from emo_hf.reading import Reader, boolean, boolean_or_auto, number, one_of, read_value, whole_number
@@ -40,7 +40,7 @@ COMMON_OPTIONS: dict[str, Reader] = {
     "native": boolean_or_auto,
     "compensate": boolean,
     "emo_sync": one_of(*SYNC_MODES),
-    "emo_law": lambda value: one_of(*law_names())(value),
+    "emo_law": read_law,
     "beta1": number(0, below=1),
     "beta2": number(0, below=1),
     "eps": number(0),

@@ -10,10 +10,11 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from emo_hf.recipes.arguments import CAUSAL_LM, SEQUENCE_CLASSIFICATION, DataArguments
-from emo_hf.recipes.data import Examples, load_examples
+from emo_hf.recipes.arguments import DataArguments
+from emo_hf.recipes.data import Examples
 from emo_hf.recipes.errors import RecipeError
-from emo_hf.recipes.features import make_features, pack
+from emo_hf.recipes.features import pack
+from emo_hf.recipes.tasks import causal_lm, sequence_classification
 from tests.recipes.tiny import save_bert, save_gpt2, sentences, topics_csv, write_csv, write_jsonl
 
 
@@ -23,7 +24,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def classified(**options: Any) -> Examples:
-    return load_examples(DataArguments(**options), SEQUENCE_CLASSIFICATION)
+    return sequence_classification.TASK.load(DataArguments(**options))
 
 
 def rows(labels: list[Any]) -> list[dict[str, Any]]:
@@ -54,8 +55,9 @@ def test_string_labels_in_a_column_named_labels_become_ids_in_the_features(tmp_p
     options = DataArguments(
         train_file=write_csv(tmp_path / "a.csv", rows_), label_column="labels", validation_fraction=0
     )
-    examples = load_examples(options, SEQUENCE_CLASSIFICATION)
-    features, _ = make_features(examples, AutoTokenizer.from_pretrained(save_bert(tmp_path / "bert")), options)
+    examples = sequence_classification.TASK.load(options)
+    tokenizer = AutoTokenizer.from_pretrained(save_bert(tmp_path / "bert"))
+    features, _ = sequence_classification.TASK.make_features(examples, tokenizer, options, None)
     assert features["labels"][:] == [0, 1, 2] * 4  # animals, colours, numbers
     assert set(features.column_names) >= {"input_ids", "attention_mask", "labels"}
     assert "text" not in features.column_names
@@ -113,9 +115,9 @@ def test_fewer_samples_still_have_every_label_name(tmp_path: Path) -> None:
 def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"q": "the cat", "a": "a dog is red", "label": i % 2} for i in range(4)])
     options = DataArguments(train_file=file, text_columns=["q", "a"], validation_fraction=0)
-    examples = load_examples(options, SEQUENCE_CLASSIFICATION)
+    examples = sequence_classification.TASK.load(options)
     tokenizer = AutoTokenizer.from_pretrained(save_bert(tmp_path / "bert"))
-    features, _ = make_features(examples, tokenizer, options)
+    features, _ = sequence_classification.TASK.make_features(examples, tokenizer, options, None)
     assert tokenizer.decode(features[0]["input_ids"]) == "[CLS] the cat [SEP] a dog is red [SEP]"
 
 
@@ -174,7 +176,7 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_text_files_are_read_by_paragraph(tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text("the cat\nis red\n\nthe dog\n\na bird", encoding="utf-8")
-    examples = load_examples(DataArguments(train_file=str(file), validation_fraction=0), CAUSAL_LM)
+    examples = causal_lm.TASK.load(DataArguments(train_file=str(file), validation_fraction=0))
     assert examples.train["text"][:] == ["the cat\nis red", "the dog", "a bird"]
     assert examples.label_names == []
 
@@ -186,8 +188,8 @@ def test_blocks_hold_all_tokens_in_order_with_an_end_after_each_text(tmp_path: P
         validation_fraction=0,
     )
     tokenizer = AutoTokenizer.from_pretrained(save_gpt2(tmp_path / "gpt2"))
-    examples = load_examples(options, CAUSAL_LM)
-    blocks, _ = make_features(examples, tokenizer, options)
+    examples = causal_lm.TASK.load(options)
+    blocks, _ = causal_lm.TASK.make_features(examples, tokenizer, options, None)
     assert {len(ids) for ids in blocks["input_ids"]} == {8}
     assert blocks["labels"][:] == blocks["input_ids"][:]
     expected = " ".join(f"{text} [SEP]" for text, _ in sentences(20)).split()
@@ -204,7 +206,7 @@ def test_without_packing_each_text_is_one_example(tmp_path: Path) -> None:
         validation_fraction=0,
     )
     tokenizer = AutoTokenizer.from_pretrained(save_gpt2(tmp_path / "gpt2"))
-    features, _ = make_features(load_examples(options, CAUSAL_LM), tokenizer, options)
+    features, _ = causal_lm.TASK.make_features(causal_lm.TASK.load(options), tokenizer, options, None)
     assert len(features) == 5
     assert max(map(len, features["input_ids"])) == 4
 

@@ -225,7 +225,7 @@ def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(
     assert summary["stopped_by_self_stop"]
     assert 32 <= summary["should_stop_step"] <= summary["steps"] < summary["planned_steps"]
     step = summary["should_stop_step"]
-    assert f"first spoke at step {step}; training was stopped by it" in capsys.readouterr().out
+    assert f"first fired at step {step}; training was stopped by it" in capsys.readouterr().out
 
 
 def test_a_folder_with_a_run_is_not_touched_unless_overwrite_is_given(
