@@ -10,7 +10,7 @@ import runpy
 import sys
 from typing import Any
 
-from emo_hf.emotion.laws import law_names
+from emo_hf.emotion.laws import law_names, read_law
 from emo_hf.optim.family import FAMILY
 
 USAGE = """\
@@ -52,7 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     if option == "--emotion":
         given = given if equals else "".join(arguments[1:2])
         arguments = arguments[1 if equals else 2 :]
-        if given not in law_names():
+        try:
+            read_law(given)
+        except ValueError:
             print(f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {given!r}", file=sys.stderr)
             return 2
         emotion = {"emotion": given}

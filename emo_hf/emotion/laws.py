@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from emo_hf.emotion.ablation import NONE
+from emo_hf.emotion.ablation import ABLATION_NAMES, NONE, read_ablation
 from emo_hf.emotion.law import Law
 from emo_hf.emotion.robust import Robust
+from emo_hf.emotion.settle import Settle
 from emo_hf.emotion.v3_0 import V3_0
 from emo_hf.emotion.v3_1 import V3_1
 from emo_hf.emotion.v3_6 import V3_6
 from emo_hf.emotion.v3_9 import V3_9
 from emo_hf.reading import Option
 
-LAWS: dict[str, type[Law]] = {law.name: law for law in (V3_0, V3_1, Robust, V3_6, V3_9)}
+LAWS: dict[str, type[Law]] = {law.name: law for law in (V3_0, V3_1, Robust, V3_6, V3_9, Settle)}
 
 
 def law_names() -> tuple[str, ...]:
-    """All that `emo_law` takes."""
+    """All that `emo_law` takes as it stands; `read_law` takes the ablations that have a value too."""
     return (*LAWS, NONE.name)
+
+
+def read_law(name: Any) -> str:
+    """A name for `emo_law`, checked: a law, or an ablation such as `none`, `constant:1.3` or `replay:FILE#RUN`.
+
+    Raises:
+        ValueError: saying what is accepted, and nothing else, as the readers of options do.
+    """
+    if isinstance(name, str) and (name in LAWS or read_ablation(name) is not None):
+        return name
+    raise ValueError("one of " + ", ".join((*LAWS, *ABLATION_NAMES)))
 
 
 def law_options() -> dict[str, Option]:
@@ -31,17 +43,18 @@ def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
 
     Args:
         name: as `emo_law` takes it.
-        own: the law that the optimizer has by itself, which is felt under `none`.
+        own: the law that the optimizer has by itself, which is felt under an ablation.
         options: options of the law.
 
     Raises:
         ValueError: for a name that no law has, or an unacceptable option.
         TypeError: for an option that the law does not have.
     """
-    if name == NONE.name:
+    ablation = read_ablation(name)
+    if ablation is not None:
         law = LAWS[own](**options)
-        law.ablate(NONE)
+        law.ablate(ablation.over(law))
         return law
     if name not in LAWS:
-        raise ValueError(f"emo_law must be one of {', '.join(law_names())}, got {name!r}")
+        raise ValueError(f"emo_law must be one of {', '.join((*LAWS, *ABLATION_NAMES))}, got {name!r}")
     return LAWS[name](**options)

@@ -1,0 +1,317 @@
+"""A law that takes the place of a tuned learning rate, a schedule and a number of steps."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from emo_hf.emotion.decision import Decision, EmotionView
+from emo_hf.emotion.law import Law, Zone
+from emo_hf.emotion.settle_guard import Guard
+from emo_hf.emotion.settle_history import HUGE, History, Trend
+from emo_hf.emotion.settle_start import FIRST_TRY, LOWER, LOWEST, SURE, Start
+from emo_hf.emotion.settle_state import read_state, saved_state
+from emo_hf.reading import Option, boolean
+
+LONG_SHARE, SHORT_SHARE = 0.5, 0.3  # of the age
+FEWEST, SHORTEST = 8, 0.16  # blocks, and log-time: 15 % of the age
+FLAT, LONG_BOUND, SHORT_BOUND = 0.02, 0.14, 0.07  # exponents
+LEAVE = 2.0  # times what makes it flat
+STEEPEST = 100.0  # what is steeper says no more
+CLEAR, STEEP = 0.2, 0.8
+MIDDLE, PATIENCE, ANNEAL = 0.45, 0.35, 6.0
+AT_PEAK = 0.9
+JUMP = 4.0  # standard deviations, of two blocks in a row
+
+EASED = 0.03  # of the peak: as good as no steps
+FLAT_AGE = 1.35  # grown so much all flat: done
+MISS = 0.4
+MISSES = 3
+COOLDOWN = 0.4  # of a known horizon
+
+DECISIONS = 32  # that are kept
+
+
+class Settle(Law):
+    """Finds a rate that moves the loss, anneals when it stops falling, says when it is done, leaves out spikes.
+
+    All is judged by the losses alone, in units that they bring along: the noise s of one loss, the level |L|, what has
+    been gained since the beginning D, and the age t of the run in log-time. With a line through the last half of the
+    run, of log-length λ, that falls by F ± e, the exponent of the loss is
+
+        p = F / (λ·S)        S = max( min(|L|, D), D/20, s )        ε = e / (λ·S)        L ~ t⁻ᵖ where L is far above 0
+
+        ease:   c ← c·(t′/t)^q  at each block, from age t′ to t
+                flat,   p ≤ max(ε, 0.02) and max(p, 0) + 2ε ≤ 0.14     q = 6
+                clear,  p − 2ε > 0.2                           q = 0
+                steady, p − 2ε > 0.02                          q = 0.35
+                steep,  p − ε > 0.8 and D ≥ |L|                q = 0.45 (what falls so late so fast is learnt by heart)
+                        else (nobody can tell)                 q = 0.45
+                two blocks 4 scatters above the line: other data; c ← its peak, and everything begins anew
+        start:  before the loss moves (D > 3 errors): c ← 3c after 64 steps, 128 more, 256 … ; once it moves, c ← 2c
+                as long as the curve is straight, each raise pays and D < 10·s
+                risen above the beginning by 4 errors: c ← c/3, and no raise after that
+        stop:   flat at c ≤ 0.03·peak, or flat while the age has grown by 35 %; not while evaluations improve
+        guard:  `Guard` calls the loss a spike, or it is not finite: the step is skipped
+
+    An evaluation that is no better than the best makes c ← 0.4·c, the third in a row means done. With a known horizon
+    N the coefficient is c·min(1, (N − t)/(0.4·N)). It lies in [0, 1000]; the weight decay is scaled alike.
+
+    Attributes:
+        decisions: the last 32 of (step, what was decided, in words).
+    """
+
+    name = "settle"
+    numbers: ClassVar[Mapping[str, float]] = {"peak": 1.0, "exponent": 0.0, "noise": 0.0}
+    options: ClassVar[Mapping[str, Option]] = {
+        "start": Option(True, boolean, "find a rate that moves the loss"),
+        "ease": Option(True, boolean, "anneal when the loss has stopped falling"),
+        "stop": Option(True, boolean, "say when easing buys nothing any more"),
+        "guard": Option(True, boolean, "leave out the step of a spike"),
+    }
+    zones = (
+        Zone(FLAT, 1.0, "falling: go on", "boost"),
+        Zone(-FLAT, FLAT, "flat: anneal", "quiet"),
+        Zone(-1.0, -FLAT, "rising: anneal", "slow"),
+    )
+    peak: float
+    exponent: float
+    noise: float
+    start: bool
+    ease: bool
+    stop: bool
+    guard: bool
+
+    def __init__(self, **options: Any) -> None:
+        self.rate = 1.0  # c, but for a known horizon
+        self.spikes = 0
+        self.horizon = 0  # 0: nobody knows
+        self.history = History()
+        self.watch = Guard()
+        self.beginning = Start()
+        self.starting = True
+        self.flat = self.done = self.exhausted = False
+        self.gained = 0.0
+        self.origin = self.mark = 0  # losses heard when the age and the window began
+        self.drifted = self.flat_from = 0.0  # ages
+        self.best_evaluation = 0.0
+        self.evaluations = self.misses = self.best_at = 0
+        self._log: deque[tuple[int, str]] = deque(maxlen=DECISIONS)
+        super().__init__(**options)
+        self.starting = self.start
+
+    @property
+    def decisions(self) -> list[tuple[int, str]]:
+        """The last decisions: (step, what was decided and why)."""
+        return list(self._log)
+
+    @property
+    def kept_decisions(self) -> int:
+        """How many decisions are kept."""
+        return DECISIONS
+
+    def take_over_decisions(self, log: list[tuple[int, str]]) -> None:
+        """Have those that were saved."""
+        self._log = deque(log, maxlen=DECISIONS)
+
+    def know_horizon(self, steps: int | None) -> None:
+        self.horizon = steps or 0
+
+    def neutral(self) -> Decision:
+        c = self.rate
+        if self.horizon and self.ease:
+            left = max(self.horizon - self.steps, 0)
+            c *= min(1.0, left / (COOLDOWN * self.horizon))
+        return Decision(0.0, c, c)
+
+    def feel(self, loss: float) -> Decision:
+        if not math.isfinite(loss):
+            self.skip()
+            return self._decided(replace(self.neutral(), skip=self.guard))
+        loss = min(max(loss, -HUGE), HUGE)
+        if self.guard and self.watch.is_spike(loss):
+            self._say(f"skipped: a loss of {loss:.4g} where {self.watch.center:.4g} is usual")
+            self.spikes += 1
+            return self._decided(replace(self.neutral(), skip=True))
+        return super().feel(loss)
+
+    def decide(self, loss: float) -> Decision:
+        if self.history.add(loss) and self.beginning.know(self.history):
+            self.noise = self.history.noise
+            if self.starting:
+                self._find_rate()
+            else:
+                self._settle()
+        return replace(self.neutral(), scalar=math.tanh(self.exponent))
+
+    def signals_stop(self) -> bool:
+        return self.done
+
+    def _remember(self, scalar: float) -> None:
+        # What callbacks that know of other laws look at.
+        self._quiet = self.flat
+        self._flat_steps = self._flat_steps + 1 if self.done else 0
+
+    @property
+    def steps(self) -> int:
+        """Steps so far, those left out among them."""
+        return self.observations + self.skipped + self.spikes
+
+    @property
+    def _now(self) -> int:
+        return self.observations + 1
+
+    @property
+    def _age(self) -> int:
+        return self._now - self.origin
+
+    def _say(self, text: str) -> None:
+        self._log.append((self.steps + 1, text))
+
+    def _find_rate(self) -> None:
+        factor, why, over = self.beginning.look(self.history, self._now, self.rate)
+        if factor != 1.0:
+            self._set_peak(factor, why)
+        if over:
+            self.exhausted = not self.beginning.moves
+            self._end_start(why)
+
+    def _set_peak(self, factor: float, why: str) -> None:
+        self.rate = self.peak = self.rate * factor
+        self._say(f"{'raised' if factor > 1.0 else 'lowered'}: {why}, ×{factor:.3g} → {self.rate:.3g}")
+
+    def _end_start(self, why: str) -> None:
+        self.starting = False
+        self.mark, self.drifted = self._now, float(self._age)
+        self._say(f"started: {why}, rate ×{self.rate:.3g}")
+
+    def _settle(self) -> None:
+        if (self.ease and self._data_have_changed()) or (self.start and self._is_too_large()):
+            return
+        power = self._power()
+        if self._may_anneal:
+            age = float(self._age)
+            if self.ease and age > FIRST_TRY:
+                self.rate = max(self.rate * (max(self.drifted, FIRST_TRY) / age) ** power, EASED * self.peak)
+            self.drifted = age
+            self._look_for_end(age)
+
+    def _look_for_end(self, age: float) -> None:
+        has_eased = self.rate <= EASED * self.peak or age >= FLAT_AGE * self.flat_from
+        improving = self.evaluations > 1 and self.misses == 0
+        if self.stop and self.flat and has_eased and not improving and not self.done:
+            self._finish("the loss is flat, and easing buys nothing any more")
+
+    def _is_too_large(self) -> bool:
+        # A rate that has been lower and come back, or was never lowered, can be too large; an eased one cannot.
+        if self.rate < AT_PEAK * self.peak or self.rate <= LOWEST:
+            return False
+        if not self.beginning.has_risen(self.history, self._now):
+            return False
+        self._set_peak(LOWER, "the loss has risen above its beginning")
+        return True
+
+    @property
+    def _may_anneal(self) -> bool:
+        """Only what has begun can be over; or has been tried at all rates."""
+        return self.beginning.moves or self.exhausted
+
+    def _finish(self, why: str) -> None:
+        self.done = True
+        self._say(f"done: {why}, rate ×{self.rate:.3g}")
+
+    def _power(self) -> float:
+        """q, and whether the loss is flat."""
+        power, flat, words = MIDDLE, False, ""
+        for share, bound in ((SHORT_SHARE, SHORT_BOUND), (LONG_SHARE, LONG_BOUND)):
+            steps = min(share * self._age, self._now - self.mark)
+            length, blocks = -math.log1p(-steps / self._age), self.history.last(steps)
+            if blocks < FEWEST or length < SHORTEST:
+                continue
+            trend = self.history.trend(blocks)
+            error = self._exponent_of(trend, length)
+            limit = max(error, FLAT) * (LEAVE if self.flat else 1.0)
+            if (
+                not flat
+                and self.exponent <= limit
+                and max(self.exponent, 0.0) + 2.0 * error <= bound
+                and self._may_anneal
+            ):
+                flat = True
+                if not self.flat:
+                    self.flat, self.flat_from = True, float(self._age)
+                    self._say(f"easing: {self._words(trend, error)}")
+            sure = self.exponent - 2.0 * error
+            if self.exponent - error > STEEP and self.gained >= abs(trend.level):
+                power = MIDDLE
+            else:
+                power = 0.0 if sure > CLEAR else PATIENCE if sure > FLAT else MIDDLE
+            words = self._words(trend, error)
+        if self.flat and not flat:
+            self.flat = False
+            self._say(f"easing no more: {words or 'the window is new'}")
+        return ANNEAL if flat else power
+
+    def _words(self, trend: Trend, error: float) -> str:
+        return f"exponent {self.exponent:.2f} ± {error:.2f} in the last {trend.steps} steps, rate ×{self.rate:.3g}"
+
+    def _exponent_of(self, trend: Trend, length: float) -> float:
+        """Sets p, and returns ε."""
+        gained = self.beginning.level - trend.level
+        self.gained = max(self.gained, gained)
+        self.beginning.moves |= gained > SURE * self.beginning.error(self.noise, trend.steps)
+        scale = length * max(min(abs(trend.level), self.gained), self.gained / 20.0, self.noise) or 1.0
+        self.exponent = min(max(trend.fall / scale, -STEEPEST), STEEPEST)
+        return min(trend.error / scale, STEEPEST)
+
+    def _data_have_changed(self) -> bool:
+        blocks = min(self.history.last(LONG_SHARE * self._age), len(self.history.means) - 2)
+        if blocks < FEWEST or self.rate >= AT_PEAK * self.peak:
+            return False
+        before = self.history.trend(blocks, before=2)
+        limit = before.level + JUMP * max(before.scatter, self.noise / math.sqrt(self.history.block))
+        if min(self.history.means[-2:]) <= limit:
+            return False
+        self._say(
+            f"come back: the loss has jumped from {before.level:.4g} to {self.history.mean(2):.4g}, "
+            f"rate ×{self.rate:.3g} → ×{self.peak:.3g}"
+        )
+        self.rate, self.flat, self.done, self.beginning.known = self.peak, False, False, False
+        self.origin = self.mark = self._now
+        self.drifted = 0.0
+        self.history.forget()
+        return True
+
+    def hear_evaluation(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            return
+        self.evaluations += 1
+        if self.evaluations == 1 or loss < self.best_evaluation:
+            self.best_evaluation, self.misses, self.best_at = loss, 0, self.observations
+            return
+        if self.observations - self.best_at < 0.1 * (self.observations - self.origin):
+            return
+        self.misses += 1
+        if self.ease:
+            if self.starting:
+                self._end_start("the evaluation is no better")
+            self.rate = max(MISS * self.rate, EASED * self.peak)
+            self._say(f"eased: an evaluation of {loss:.4g}, {self.best_evaluation:.4g} before, rate ×{self.rate:.3g}")
+        if self.stop and self.misses >= MISSES and not self.done:
+            self._finish("evaluations are no better")
+
+    def view(self) -> EmotionView:
+        return replace(super().view(), quiet=self.flat)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **saved_state(self)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state.get("law") == self.label:
+            put = read_state(state, DECISIONS)
+        super().load_state_dict(state)
+        put(self)
+        self._decision = replace(self._decision, decay_factor=self._decision.coefficient)
