@@ -1,4 +1,4 @@
-"""`emo-hf`: train, run, plot, doctor."""
+"""`emo-hf`: train, run, compare, plot, doctor."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 COMMANDS = {
     "train": ("emo_hf.recipes.train", "fine-tune a model (LoRA or full) from a YAML file and --options"),
     "run": ("emo_hf.run", "run any training script with the emo optimizers known to the Trainer"),
+    "compare": ("emo_hf.compare.main", "compare optimizers, laws, schedules: a study, from a YAML file to a report"),
     "plot": ("emo_hf.recipes.plot", "draw a run: loss, effective learning rate, scalar, stop signal"),
     "doctor": (
         "emo_hf.doctor",

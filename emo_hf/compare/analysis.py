@@ -1,0 +1,251 @@
+"""From the lines of a study's runs to what is said about them: numbers that tests can check, no text, no pictures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from emo_hf.compare.plan import REPORT, TUNE, Line, best_rates, end_of, report_runs, tune_runs
+from emo_hf.compare.statistics import (
+    Interval,
+    Width,
+    good_range,
+    holm,
+    mean_interval,
+    mean_of_means_interval,
+    paired_p,
+    profile,
+    steps_to,
+)
+from emo_hf.compare.stopping import RULES, Verdict, ended_by_itself, verdict
+from emo_hf.compare.study import Study
+
+SIGNIFICANT = 0.05
+WITHIN = (0.01, 0.05)
+TARGET = 0.01
+"""An arm has got there when its loss is within this share of where the reference ends."""
+TAUS = tuple(1.0 + 0.02 * i for i in range(151))  # to 4
+
+BETTER, WORSE, NO_DIFFERENCE, UNKNOWN = "better", "worse", "no difference shown", "too few seeds to say"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """An arm against the reference on one task, paired by seed, as shares of the reference's mean loss.
+
+    Attributes:
+        seeds: how many pairs.
+        diverged, reference_diverged: in how many of them one of the two ended without a usable loss.
+        interval: mean and 95 % bootstrap interval of (arm − reference) / mean of the reference.
+        p, adjusted: of the paired t-test, and after Holm over the arms of the task.
+        verdict: better or worse only where the interval leaves out 0 and the adjusted p is below 0.05.
+    """
+
+    seeds: int
+    diverged: int
+    reference_diverged: int
+    interval: Interval | None
+    p: float | None
+    adjusted: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Medians over the runs of an arm on a task."""
+
+    step_seconds: float
+    optimizer_seconds: float | None
+    state_bytes_per_parameter: float
+    peak_memory_bytes: float | None
+
+
+class Analysis:
+    """Everything that can be said of a study's runs.
+
+    Args:
+        study: the study.
+        lines: id → line; those of other studies, and of runs planned otherwise, are left out.
+    """
+
+    def __init__(self, study: Study, lines: Mapping[str, Line]) -> None:
+        self.study = study
+        self.best = best_rates(study, lines)
+        planned = [*tune_runs(study)]
+        for following in (False, True):
+            planned += report_runs(study, self.best, following=following)
+        self.lines: list[Line] = [lines[run.id] for run in planned if run.is_done_by(lines.get(run.id))]
+        self.failed: list[Line] = [lines[run.id] for run in planned if "error" in lines.get(run.id, {})]
+        self.missing = [run.id for run in planned if run.id not in lines or not run.is_done_by(lines[run.id])]
+        self.pairing = self._pairing_problems()
+
+    def rate(self, task: str, arm: str) -> float | None:
+        """The tuned learning rate, an ablation's being that of the arm whose factors it takes."""
+        return self.best.get((task, self.study.source_of(self.study.arms[arm]) or arm))
+
+    def of(self, task: str, arm: str, phase: str, rate: float | None = None) -> list[Line]:
+        """The runs of an arm on a task, by seed."""
+        found = [x for x in self.lines if x["task"] == task and x["arm"] == arm and x["phase"] == phase]
+        return sorted((x for x in found if rate is None or x["rate"] == rate), key=lambda x: x["seed"])
+
+    def reported(self, task: str, arm: str) -> list[Line]:
+        """The runs on fresh seeds at the tuned rate."""
+        rate = self.rate(task, arm)
+        return [] if rate is None else self.of(task, arm, REPORT, rate)
+
+    def by_rate(self, task: str, arm: str) -> dict[float, float]:
+        """Rate → mean loss at the end: of the fresh seeds where the study runs them at every rate, else of tuning."""
+        lines = self.of(task, arm, REPORT)
+        if len({line["rate"] for line in lines}) < 2:
+            lines = self.of(task, arm, TUNE) or lines
+        rates = sorted({line["rate"] for line in lines})
+        return {rate: statistics.fmean(end_of(x) for x in lines if x["rate"] == rate) for rate in rates}
+
+    def ends(self, task: str, arm: str) -> list[float]:
+        return [end_of(line) for line in self.reported(task, arm)]
+
+    def differences(self, task: str) -> dict[str, Difference]:
+        """Every arm but the reference, with Holm over them."""
+        pairs = {arm: self._pairs(task, arm) for arm in self.study.arms if arm != self.study.reference}
+        p_values = {arm: paired_p(relative(of_arm)) for arm, of_arm in pairs.items()}
+        adjusted = holm({arm: p for arm, p in p_values.items() if p is not None})
+        return {arm: _difference(pairs[arm], p_values[arm], adjusted.get(arm)) for arm in pairs if pairs[arm]}
+
+    def _pairs(self, task: str, arm: str) -> list[tuple[float, float]]:
+        reference = {line["seed"]: end_of(line) for line in self.reported(task, self.study.reference)}
+        return [
+            (end_of(line), reference[line["seed"]]) for line in self.reported(task, arm) if line["seed"] in reference
+        ]
+
+    def over_all_tasks(self, arm: str) -> Interval | None:
+        """The mean over tasks of the paired differences, as shares; None where a task is missing or diverged."""
+        samples = [relative(self._pairs(task, arm)) for task in self.study.tasks]
+        if not all(samples) or not all(math.isfinite(value) for sample in samples for value in sample):
+            return None
+        return mean_of_means_interval(samples)
+
+    def widths(self, task: str) -> dict[str, dict[str, Width | None]]:
+        """Arm → what it is measured against → the range of good rates."""
+        every = {
+            arm: self.by_rate(task, arm)
+            for arm in self.study.arms
+            if self.study.source_of(self.study.arms[arm]) is None
+        }
+        every = {arm: losses for arm, losses in every.items() if losses}
+        lowest = min((loss for losses in every.values() for loss in losses.values()), default=math.inf)
+        return {
+            arm: {
+                **{f"within {100 * share:g} % of its own best": good_range(losses, share) for share in WITHIN},
+                f"within {100 * WITHIN[-1]:g} % of the best of all": good_range(losses, WITHIN[-1], lowest),
+            }
+            for arm, losses in every.items()
+        }
+
+    def steps_to_target(self) -> dict[str, list[float]]:
+        """Arm → steps until it is where the reference ends, as a share of the budget, one value a task and seed."""
+        times: dict[str, list[float]] = {arm: [] for arm in self.study.arms}
+        for task in self.study.tasks:
+            ends = [end for end in self.ends(task, self.study.reference) if math.isfinite(end)]
+            if not ends:
+                continue
+            mean = statistics.fmean(ends)
+            for seed in self.study.seeds.to_report:
+                for arm, found in times.items():
+                    line = next((line for line in self.reported(task, arm) if line["seed"] == seed), None)
+                    steps = math.inf
+                    if line is not None:
+                        steps = steps_to(line["curve"]["evaluations"], mean + TARGET * abs(mean))
+                        steps /= line["planned_steps"]
+                    found.append(steps if steps > 0 else 1e-9)
+        return times
+
+    def profiles(self) -> dict[str, list[float]]:
+        """Arm → share of tasks and seeds within τ times the steps of the fastest arm, for each of `TAUS`."""
+        times = self.steps_to_target()
+        return profile(times, TAUS) if any(times.values()) else {}
+
+    def stopping(self, task: str) -> dict[str, dict[str, Verdict]]:
+        """Arm → rule of stopping → what it would have done; only rules that the arm has."""
+        full = {line["seed"]: line for line in self.reported(task, self.study.reference)}
+        found: dict[str, dict[str, Verdict]] = {}
+        for arm in self.study.arms:
+            lines = [line for line in self.reported(task, arm) if not line["diverged"]]
+            if not lines:
+                continue
+            rules = {}
+            went_on = [line for line in lines if line["stops"]["ended"] is None]
+            for name, rule in RULES.items():
+                if went_on and (name.startswith("early") or all(line["emotion"] for line in went_on)):
+                    rules[name] = verdict([rule(line) for line in went_on])
+            if len(went_on) < len(lines):
+                rules["own end"] = verdict([ended_by_itself(line, full.get(line["seed"])) for line in lines])
+            found[arm] = rules
+        return found
+
+    def cost(self, task: str, arm: str) -> Cost | None:
+        """What a step costs; None where there are no runs."""
+        lines = self.reported(task, arm) or self.of(task, arm, TUNE)
+        if not lines:
+            return None
+        optimizer = [line["optimizer_seconds"] for line in lines if line["optimizer_seconds"] is not None]
+        peaks = [line["peak_memory_bytes"] for line in lines if line["peak_memory_bytes"] is not None]
+        return Cost(
+            step_seconds=statistics.median(line["step_seconds"] for line in lines),
+            optimizer_seconds=statistics.median(optimizer) if optimizer else None,
+            state_bytes_per_parameter=lines[0]["optimizer_state_bytes"] / max(lines[0]["trainable_parameters"], 1),
+            peak_memory_bytes=statistics.median(peaks) if peaks else None,
+        )
+
+    def _pairing_problems(self) -> list[str]:
+        """What should have been the same for all arms of a task and a seed, and was not."""
+        problems = []
+        seen: dict[tuple[str, int], Line] = {}
+        for line in self.lines:
+            first = seen.setdefault((line["task"], line["seed"]), line)
+            ours, theirs = line["fingerprint"], first["fingerprint"]
+            length = min(len(ours["batches"]), len(theirs["batches"]))
+            if ours["weights"] != theirs["weights"]:
+                problems.append(f"{line['id']} and {first['id']} had different initial weights")
+            if ours["batches"][:length] != theirs["batches"][:length]:
+                problems.append(f"{line['id']} and {first['id']} had different data, or another order")
+            if line["planned_steps"] != first["planned_steps"]:
+                problems.append(f"{line['id']} and {first['id']} had different budgets")
+        return problems
+
+
+def relative(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    """(arm − reference) / mean of the reference, for each pair."""
+    if not pairs:
+        return []
+    mean = statistics.fmean(reference for _, reference in pairs)
+    if not math.isfinite(mean) or mean == 0.0:
+        return [math.nan for _ in pairs]
+    return [(ours - reference) / abs(mean) for ours, reference in pairs]
+
+
+def _difference(pairs: Sequence[tuple[float, float]], p: float | None, adjusted: float | None) -> Difference:
+    diverged = sum(not math.isfinite(ours) for ours, _ in pairs)
+    reference_diverged = sum(not math.isfinite(reference) for _, reference in pairs)
+    if diverged or reference_diverged:
+        more = diverged - reference_diverged
+        said = WORSE if more > 0 else BETTER if more < 0 else NO_DIFFERENCE
+        interval = None
+    else:
+        interval = mean_interval(relative(pairs))
+        if len(pairs) < 2 or adjusted is None:
+            said = UNKNOWN
+        elif interval.covers_zero or adjusted >= SIGNIFICANT:
+            said = NO_DIFFERENCE
+        else:
+            said = BETTER if interval.mean < 0 else WORSE
+    return Difference(
+        seeds=len(pairs),
+        diverged=diverged,
+        reference_diverged=reference_diverged,
+        interval=interval,
+        p=p,
+        adjusted=adjusted,
+        verdict=said,
+    )

@@ -1,0 +1,342 @@
+"""What a study is: tasks, arms, learning rates and seeds, read from YAML and checked."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emo_hf.compare.errors import StudyError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+CONFIG, FUNCTION = "config", "function"
+BEST, ALL = "best", "all"
+
+EMOTION_KEYS = ("emotion", "emo_law")
+OF_ARM = "an optimizer and its law belong to an arm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """What is trained.
+
+    Attributes:
+        name: what the study calls it.
+        config: an `emo-hf train` file; or
+        function: `module:name` or `path.py:name`, which returns a `Task`.
+        steps: optimizer steps of every run; None for what the config says.
+        options: for a config, options of `emo-hf train` that win over the file; for a function, its keywords.
+    """
+
+    name: str
+    config: str | None = None
+    function: str | None = None
+    steps: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSpec:
+    """What it is trained with.
+
+    Attributes:
+        name: what the study calls it.
+        optim: a name that the Trainer's `optim` takes, or `module:Class` of any torch optimizer.
+        optim_args: its arguments. They take the place of a config's.
+        emotion: the law of the emotion that is attached to an optimizer without one.
+        emotion_args: options of that law, and `sync`.
+        self_stop: what an attached emotion's stop signal does: off, log or stop.
+        lr_scheduler_type: the Trainer's name for the schedule.
+        learning_rates: rates of this arm's own, such as scales around 1; None for the study's.
+        options: any further arguments of the Trainer.
+    """
+
+    name: str
+    optim: str
+    optim_args: Mapping[str, Any] = field(default_factory=dict)
+    emotion: str | None = None
+    emotion_args: Mapping[str, Any] = field(default_factory=dict)
+    self_stop: str = "off"
+    lr_scheduler_type: str = "linear"
+    learning_rates: tuple[float, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def law(self) -> str | None:
+        """The law or ablation that is asked for, None for the optimizer's own."""
+        law = self.emotion if self.emotion is not None else self.optim_args.get("emo_law")
+        return None if law is None else str(law)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds:
+    """How many seeds tune the learning rate, and how many fresh ones are reported.
+
+    Attributes:
+        tune, report: their numbers.
+    """
+
+    tune: int = 1
+    report: int = 5
+
+    @property
+    def to_tune(self) -> list[int]:
+        return list(range(1, self.tune + 1))
+
+    @property
+    def to_report(self) -> list[int]:
+        return list(range(1001, 1001 + self.report))  # never one that has tuned, however many those become
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study.
+
+    Attributes:
+        name: of its file.
+        tasks, arms: by name, in the order of the file.
+        learning_rates: what every arm is tuned over that has none of its own.
+        seeds: how many.
+        reference: the arm that all others are compared with.
+        steps: optimizer steps of tasks that say nothing; None for what a config says.
+        evaluations: how often a run evaluates, beside once before its first step.
+        report_rates: `best`, fresh seeds at each arm's tuned rate; `all`, at every rate, for the range with seeds.
+    """
+
+    name: str
+    tasks: Mapping[str, TaskSpec]
+    arms: Mapping[str, ArmSpec]
+    learning_rates: tuple[float, ...]
+    seeds: Seeds
+    reference: str
+    steps: int | None = None
+    evaluations: int = 10
+    report_rates: str = BEST
+
+    def rates_of(self, arm: ArmSpec) -> tuple[float, ...]:
+        """The learning rates that an arm is tuned over."""
+        return arm.learning_rates or self.learning_rates
+
+    def source_of(self, arm: ArmSpec) -> str | None:
+        """The arm whose factors this one takes, with `replay:ARM` or `constant:ARM`; None for all others."""
+        kind, colon, name = (arm.law or "").partition(":")
+        return name if colon and kind in ("replay", "constant") and name in self.arms else None
+
+
+def read_study(path: Path) -> Study:
+    """Read and check a study.
+
+    Raises:
+        StudyError: naming the key, what was given and what is accepted.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise StudyError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    try:
+        return parse_study(content, path.stem)
+    except StudyError as error:
+        raise StudyError(f"{path}: {error}") from None
+
+
+def parse_study(content: Any, name: str) -> Study:
+    """The study that a YAML document holds; raises as `read_study` does."""
+    given = _mapping("the study", content)
+    known = ("tasks", "arms", "learning_rates", "seeds", "reference", "steps", "evaluations", "report_rates")
+    _only(known, given, "")
+    for key in ("tasks", "arms", "learning_rates", "reference"):
+        if key not in given:
+            raise StudyError(f"{key} is missing")
+    steps = _count("steps", given["steps"], 1) if given.get("steps") is not None else None
+    tasks = {key: _task(key, value) for key, value in _named("tasks", given["tasks"]).items()}
+    arms = {key: _arm(key, value) for key, value in _named("arms", given["arms"]).items()}
+    if given["reference"] not in arms:
+        raise StudyError(f"reference must be one of the arms {', '.join(arms)}, got {given['reference']!r}")
+    for task in tasks.values():
+        if task.function is not None and task.steps is None and steps is None:
+            raise StudyError(f"tasks.{task.name}.steps is missing: give steps there, or for the whole study")
+    report_rates = given.get("report_rates", BEST)
+    if report_rates not in (BEST, ALL):
+        raise StudyError(f"report_rates must be {BEST} or {ALL}, got {report_rates!r}")
+    study = Study(
+        name=name,
+        tasks=tasks,
+        arms=arms,
+        learning_rates=_rates("learning_rates", given["learning_rates"]),
+        seeds=_seeds(given.get("seeds", {})),
+        reference=given["reference"],
+        steps=steps,
+        evaluations=_count("evaluations", given.get("evaluations", 10), 1),
+        report_rates=report_rates,
+    )
+    _check_sources(study)
+    return study
+
+
+def _task(name: str, value: Any) -> TaskSpec:
+    where = f"tasks.{name}"
+    given = dict(_mapping(where, value))
+    sources = [key for key in (CONFIG, FUNCTION) if key in given]
+    if len(sources) != 1:
+        both = "both" if sources else "neither"
+        raise StudyError(
+            f"{where} must have either {CONFIG} (an emo-hf train file) or {FUNCTION} (module:name), got {both}"
+        )
+    source = sources[0]
+    text = given.pop(source)
+    if not isinstance(text, str) or not text:
+        raise StudyError(f"{where}.{source} must be a text, got {text!r}")
+    if source == FUNCTION and not all(text.rpartition(":")[::2]):
+        raise StudyError(f"{where}.{FUNCTION} must be module:name or path.py:name, got {text!r}")
+    if source == CONFIG and "max_steps" in given:
+        if "steps" in given:
+            raise StudyError(f"{where}: steps and max_steps are the same, give one of them")
+        given["steps"] = given.pop("max_steps")
+    steps = given.pop("steps", None)
+    if steps is not None:
+        steps = _count(f"{where}.steps", steps, 1)
+    if source == CONFIG:
+        for key in ("optim", "optim_args", *EMOTION_KEYS, "learning_rate", "lr_scheduler_type", "seed", "data_seed"):
+            if key in given:
+                belongs = "the study gives it to each run" if key.endswith(("seed", "_rate")) else OF_ARM
+                raise StudyError(f"{where}.{key} cannot be given here: {belongs}")
+    return TaskSpec(name=name, steps=steps, options=given, **{source: text})
+
+
+def _arm(name: str, value: Any) -> ArmSpec:
+    where = f"arms.{name}"
+    given = dict(_mapping(where, value))
+    if not isinstance(given.get("optim"), str):
+        raise StudyError(
+            f"{where}.optim must be a name such as adamw_torch or module:Class, got {given.get('optim')!r}"
+        )
+    if "learning_rate" in given or "seed" in given:
+        key = "learning_rate" if "learning_rate" in given else "seed"
+        hint = ": give learning_rates, a list" if key == "learning_rate" else ": the study gives it to each run"
+        raise StudyError(f"{where}.{key} cannot be given here{hint}")
+    optim_args = _optim_args(f"{where}.optim_args", given.pop("optim_args", None))
+    if "emo_law" in given:
+        optim_args["emo_law"] = given.pop("emo_law")
+    emotion = given.pop("emotion", None)
+    if emotion is not None and not isinstance(emotion, str):
+        raise StudyError(f"{where}.emotion must be the name of a law, got {emotion!r}")
+    emotion_args = dict(_mapping(f"{where}.emotion_args", given.pop("emotion_args", {})))
+    self_stop = _word(given.pop("self_stop", "off"))
+    if self_stop not in ("off", "log", "stop"):
+        raise StudyError(f"{where}.self_stop must be one of off, log, stop, got {self_stop!r}")
+    if emotion is None and (emotion_args or self_stop != "off"):
+        key = "emotion_args" if emotion_args else "self_stop"
+        raise StudyError(
+            f"{where}.{key} is for an attached emotion: name its law in {where}.emotion, or use optim_args"
+        )
+    if emotion is not None and "emo_law" in optim_args:
+        raise StudyError(f"{where} must have emotion (attached) or emo_law (an emo optimizer's own), got both")
+    rates = given.pop("learning_rates", None)
+    schedule = given.pop("lr_scheduler_type", "linear")
+    if not isinstance(schedule, str):
+        raise StudyError(f"{where}.lr_scheduler_type must be a schedule's name, got {schedule!r}")
+    return ArmSpec(
+        name=name,
+        optim=given.pop("optim"),
+        optim_args=optim_args,
+        emotion=emotion,
+        emotion_args=emotion_args,
+        self_stop=self_stop,
+        lr_scheduler_type=schedule,
+        learning_rates=None if rates is None else _rates(f"{where}.learning_rates", rates),
+        options=given,
+    )
+
+
+def _optim_args(where: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.replace(" ", "").split(",") if part]
+        if not all(key and equals and text for key, equals, text in parts):
+            raise StudyError(f"{where} must be a mapping, or a text key=value,key=value, got {value!r}")
+        return {key: text for key, _, text in parts}
+    return dict(_mapping(where, value))
+
+
+def _check_sources(study: Study) -> None:
+    for arm in study.arms.values():
+        source = study.source_of(arm)
+        if source is None:
+            continue
+        where = f"arms.{arm.name}"
+        if source == arm.name or study.source_of(study.arms[source]) is not None:
+            raise StudyError(f"{where}: {arm.law!r} must name an arm whose factors are its own, got {source!r}")
+        if arm.learning_rates is not None:
+            raise StudyError(f"{where}.learning_rates cannot be given: its rate is the tuned one of {source}")
+        if arm.name == study.reference:
+            raise StudyError(f"reference must be an arm that can be tuned, got {arm.name!r}, which follows {source}")
+        if (arm.law or "").startswith("replay:") and study.seeds.report < 2:
+            raise StudyError(f"{where}: {arm.law!r} replays another seed: seeds.report must be at least 2")
+
+
+def _seeds(value: Any) -> Seeds:
+    given = _mapping("seeds", value)
+    _only(("tune", "report"), given, "seeds.")
+    read = {key: _count(f"seeds.{key}", given.get(key, default), 1) for key, default in (("tune", 1), ("report", 5))}
+    return Seeds(**read)
+
+
+def _rates(where: str, value: Any) -> tuple[float, ...]:
+    values: Sequence[Any] = value if isinstance(value, list) else [value]
+    rates = [_number(item) for item in values]  # YAML reads 1e-5 as a text
+    if not rates or not all(0.0 < rate < math.inf for rate in rates):
+        raise StudyError(f"{where} must be a list of numbers above 0, got {value!r}")
+    if len(set(rates)) < len(rates):
+        raise StudyError(f"{where} must be different from each other, got {value!r}")
+    return tuple(sorted(rates))
+
+
+def _number(value: Any) -> float:
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _count(where: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise StudyError(f"{where} must be a whole number of at least {low}, got {value!r}")
+    return value
+
+
+def _word(value: Any) -> Any:
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # YAML 1.1: off is false
+
+
+def _mapping(where: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise StudyError(f"{where} must be a mapping, one `key: value` a line, got {value!r}")
+    return value
+
+
+def _named(where: str, value: Any) -> Mapping[str, Any]:
+    given = _mapping(where, value)
+    if not given:
+        raise StudyError(f"{where} must hold at least one, got {{}}")
+    for name in given:
+        if not NAME.fullmatch(name):
+            raise StudyError(f"{where}: a name must be of letters, digits and . _ + -, got {name!r}")
+    return given
+
+
+def _only(known: Sequence[str], given: Mapping[str, Any], where: str) -> None:
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {where}{close[0]}?" if close else f"known: {', '.join(known)}"
+            raise StudyError(f"unknown key {where}{key} ({hint})")
