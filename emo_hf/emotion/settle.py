@@ -42,7 +42,7 @@ class Settle(Law):
     been gained since the beginning D, and the age t of the run in log-time. With a line through the last half of the
     run, of log-length λ, that falls by F ± e, the exponent of the loss is
 
-        p = F / (λ·S)        S = max( min(|L|, D), D/20, s )        ε = e / (λ·S)        L ~ t⁻ᵖ where L is far above 0
+        p = F / (λ·S)        S = max( min(|L|, D), D/10, s )        ε = e / (λ·S)        L ~ t⁻ᵖ where L is far above 0
 
         ease:   c ← c·(t′/t)^q  at each block, from age t′ to t
                 flat,   p ≤ max(ε, 0.02) and max(p, 0) + 2ε ≤ 0.14     q = 6
@@ -52,7 +52,7 @@ class Settle(Law):
                         else (nobody can tell)                 q = 0.45
                 two blocks 4 scatters above the line: other data; c ← its peak, and everything begins anew
         start:  before the loss moves (D > 3 errors): c ← 3c after 64 steps, 128 more, 256 … ; once it moves, c ← 2c
-                as long as the curve is straight, each raise pays and D < 10·s
+                as long as the curve is straight, each raise pays and D < min(10·s, |L|/20)
                 risen above the beginning by 4 errors: c ← c/3, and no raise after that
         stop:   flat at c ≤ 0.03·peak, or flat while the age has grown by 35 %; not while evaluations improve
         guard:  `Guard` calls the loss a spike, or it is not finite: the step is skipped
@@ -263,7 +263,7 @@ class Settle(Law):
         gained = self.beginning.level - trend.level
         self.gained = max(self.gained, gained)
         self.beginning.moves |= gained > SURE * self.beginning.error(self.noise, trend.steps)
-        scale = length * max(min(abs(trend.level), self.gained), self.gained / 20.0, self.noise) or 1.0
+        scale = length * max(min(abs(trend.level), self.gained), self.gained / 10.0, self.noise) or 1.0
         self.exponent = min(max(trend.fall / scale, -STEEPEST), STEEPEST)
         return min(trend.error / scale, STEEPEST)
 

@@ -16,7 +16,7 @@ LONGEST_TRY = 512
 RAISE_BLIND, RAISE_SEEING, LOWER = 3.0, 2.0, 1.0 / 3.0
 STRAIGHT = 0.7  # of the fall of the first quarter of a window, in the last
 PAYS = 1.2  # times the pace before the raise
-VISIBLE = 10.0  # s: progress that single losses show
+VISIBLE, SHARE = 10.0, 0.05  # of s, and of |L|: progress that shows
 HIGHEST, LOWEST = 1e3, 1e-3  # rates
 
 
@@ -96,7 +96,7 @@ class Start:
             error = history.noise * math.sqrt(2.0 / steps)
             falls = first - fourth > SURE * error
             straight = falls and third - fourth >= STRAIGHT * (first - second) - error
-            if not self.may_raise or not straight or progress > VISIBLE * self.noise:
+            if not self.may_raise or not straight or progress > min(VISIBLE * self.noise, SHARE * abs(self.level)):
                 return 1.0, "the loss falls", True
             if self.pace > 0.0 and pace < PAYS * self.pace:
                 return (1.0 / self.factor if pace < self.pace else 1.0), "the last raise did not pay", True

