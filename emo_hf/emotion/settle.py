@@ -10,19 +10,16 @@ from typing import Any, ClassVar
 
 from emo_hf.emotion.decision import Decision, EmotionView
 from emo_hf.emotion.law import Law, Zone
+from emo_hf.emotion.settle_exponent import ANNEAL, FLAT, MIDDLE, Exponent
 from emo_hf.emotion.settle_guard import Guard
 from emo_hf.emotion.settle_history import HUGE, History, Trend
-from emo_hf.emotion.settle_start import FIRST_TRY, LOWER, LOWEST, SURE, Start
+from emo_hf.emotion.settle_start import FIRST_LOOK, LOWER, LOWEST, SURE, Start
 from emo_hf.emotion.settle_state import read_state, saved_state
 from emo_hf.reading import Option, boolean
 
-LONG_SHARE, SHORT_SHARE = 0.5, 0.3  # of the age
 FEWEST, SHORTEST = 8, 0.16  # blocks, and log-time: 15 % of the age
-FLAT, LONG_BOUND, SHORT_BOUND = 0.02, 0.14, 0.07  # exponents
-LEAVE = 2.0  # times what makes it flat
-STEEPEST = 100.0  # what is steeper says no more
-CLEAR, STEEP = 0.2, 0.8
-MIDDLE, PATIENCE, ANNEAL = 0.45, 0.35, 6.0
+LONG_SHARE = 0.5
+WINDOWS = ((0.3, 0.07), (LONG_SHARE, 0.14))  # shares of the age, and what exponent they must be able to rule out
 AT_PEAK = 0.9
 JUMP = 4.0  # standard deviations, of two blocks in a row
 
@@ -50,10 +47,10 @@ class Settle(Law):
                 steady, p − 2ε > 0.02                          q = 0.35
                 steep,  p − ε > 0.8 and D ≥ |L|                q = 0.45 (what falls so late so fast is learnt by heart)
                         else (nobody can tell)                 q = 0.45
-                two blocks 4 scatters above the line: other data; c ← its peak, and everything begins anew
-        start:  before the loss moves (D > 3 errors): c ← 3c after 64 steps, 128 more, 256 … ; once it moves, c ← 2c
-                as long as the curve is straight, each raise pays and D < min(10·s, |L|/20)
-                risen above the beginning by 4 errors: c ← c/3, and no raise after that
+                two blocks 4 scatters, and D/20, above the line: other data; c ← its peak, and everything begins anew
+        start:  nothing moves (D and the fall of the line within 1.5 errors): c ← 3c after 128 steps, 256 more, 512 …
+                moves (either beyond 3 errors, from step 64 on): the start is over, and nothing is raised any more
+                risen above the beginning by 4 errors: c ← c/3, again where nothing moves then; no raise after that
         stop:   flat at c ≤ 0.03·peak, or flat while the age has grown by 35 %; not while evaluations improve
         guard:  `Guard` calls the loss a spike, or it is not finite: the step is skipped
 
@@ -194,8 +191,8 @@ class Settle(Law):
         power = self._power()
         if self._may_anneal:
             age = float(self._age)
-            if self.ease and age > FIRST_TRY:
-                self.rate = max(self.rate * (max(self.drifted, FIRST_TRY) / age) ** power, EASED * self.peak)
+            if self.ease and age > FIRST_LOOK:
+                self.rate = max(self.rate * (max(self.drifted, FIRST_LOOK) / age) ** power, EASED * self.peak)
             self.drifted = age
             self._look_for_end(age)
 
@@ -225,54 +222,39 @@ class Settle(Law):
 
     def _power(self) -> float:
         """q, and whether the loss is flat."""
-        power, flat, words = MIDDLE, False, ""
-        for share, bound in ((SHORT_SHARE, SHORT_BOUND), (LONG_SHARE, LONG_BOUND)):
+        power, flat, seen = MIDDLE, False, None
+        for share, bound in WINDOWS:
             steps = min(share * self._age, self._now - self.mark)
             length, blocks = -math.log1p(-steps / self._age), self.history.last(steps)
             if blocks < FEWEST or length < SHORTEST:
                 continue
-            trend = self.history.trend(blocks)
-            error = self._exponent_of(trend, length)
-            limit = max(error, FLAT) * (LEAVE if self.flat else 1.0)
-            if (
-                not flat
-                and self.exponent <= limit
-                and max(self.exponent, 0.0) + 2.0 * error <= bound
-                and self._may_anneal
-            ):
+            seen = self._exponent_of(self.history.trend(blocks), length)
+            power = seen.power()
+            if not flat and self._may_anneal and seen.is_flat(bound, self.flat):
                 flat = True
                 if not self.flat:
                     self.flat, self.flat_from = True, float(self._age)
-                    self._say(f"easing: {self._words(trend, error)}")
-            sure = self.exponent - 2.0 * error
-            if self.exponent - error > STEEP and self.gained >= abs(trend.level):
-                power = MIDDLE
-            else:
-                power = 0.0 if sure > CLEAR else PATIENCE if sure > FLAT else MIDDLE
-            words = self._words(trend, error)
+                    self._say(f"easing: {seen}, rate ×{self.rate:.3g}")
         if self.flat and not flat:
             self.flat = False
-            self._say(f"easing no more: {words or 'the window is new'}")
+            self._say(f"easing no more: {seen or 'a new beginning'}, rate ×{self.rate:.3g}")
         return ANNEAL if flat else power
 
-    def _words(self, trend: Trend, error: float) -> str:
-        return f"exponent {self.exponent:.2f} ± {error:.2f} in the last {trend.steps} steps, rate ×{self.rate:.3g}"
-
-    def _exponent_of(self, trend: Trend, length: float) -> float:
-        """Sets p, and returns ε."""
+    def _exponent_of(self, trend: Trend, length: float) -> Exponent:
         gained = self.beginning.level - trend.level
         self.gained = max(self.gained, gained)
         self.beginning.moves |= gained > SURE * self.beginning.error(self.noise, trend.steps)
-        scale = length * max(min(abs(trend.level), self.gained), self.gained / 10.0, self.noise) or 1.0
-        self.exponent = min(max(trend.fall / scale, -STEEPEST), STEEPEST)
-        return min(trend.error / scale, STEEPEST)
+        seen = Exponent.of(trend, length, self.gained, self.noise)
+        self.exponent = seen.p
+        return seen
 
     def _data_have_changed(self) -> bool:
         blocks = min(self.history.last(LONG_SHARE * self._age), len(self.history.means) - 2)
         if blocks < FEWEST or self.rate >= AT_PEAK * self.peak:
             return False
         before = self.history.trend(blocks, before=2)
-        limit = before.level + JUMP * max(before.scatter, self.noise / math.sqrt(self.history.block))
+        # Not by the noise s, which the jump itself has raised.
+        limit = before.level + max(JUMP * before.scatter, self.gained / 20.0)
         if min(self.history.means[-2:]) <= limit:
             return False
         self._say(

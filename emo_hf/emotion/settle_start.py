@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from emo_hf.emotion.settle_history import FIRST_BLOCK, History
 
 BEGINNING = 4  # blocks that the first level is the mean of
-SURE, VERY_SURE = 3.0, 4.0  # standard errors
+PERHAPS, SURE, VERY_SURE = 1.5, 3.0, 4.0  # standard errors
 
-FIRST_TRY = 64  # steps at the first rate; doubled while nothing moves
-NEXT_TRY = 32  # steps at each rate once something moves
-LONGEST_TRY = 512
-RAISE_BLIND, RAISE_SEEING, LOWER = 3.0, 2.0, 1.0 / 3.0
-STRAIGHT = 0.7  # of the fall of the first quarter of a window, in the last
-PAYS = 1.2  # times the pace before the raise
-VISIBLE, SHARE = 10.0, 0.05  # of s, and of |L|: progress that shows
+FIRST_LOOK = 64  # steps at a rate before anything is said of it
+FIRST_TRY, LONGEST_TRY = 128, 512  # steps at a rate before it is raised; doubled each time
+RAISE, LOWER = 3.0, 1.0 / 3.0
 HIGHEST, LOWEST = 1e3, 1e-3  # rates
 
 
@@ -30,11 +26,7 @@ class Start:
         mark: losses heard when the present rate was set.
         moves: whether the loss has moved, by 3 standard errors.
         may_raise: whether the loss has never risen above its beginning.
-        raises: how often the rate was raised.
         wait: steps until the next look.
-        before: level before the last raise.
-        pace: fall per step before the last raise, 0 if nothing moved.
-        factor: of the last raise.
     """
 
     level: float = 0.0
@@ -43,11 +35,7 @@ class Start:
     known: bool = False
     moves: bool = False
     may_raise: bool = True
-    raises: int = 0
     wait: int = FIRST_TRY
-    before: float = 0.0
-    pace: float = 0.0
-    factor: float = 1.0
 
     def know(self, history: History) -> bool:
         """Whether the first level is known, if only now."""
@@ -84,30 +72,24 @@ class Start:
             return LOWER, "the loss has risen above its beginning", lowest
         tried = now - self.mark
         quarter = history.last(tried) // 4
-        if tried < self.wait or quarter < 1:
+        if tried < FIRST_LOOK or quarter < 1:
             return 1.0, "", False
-        first, second, third, fourth = (history.mean(quarter, before=quarter * n) for n in (3, 2, 1, 0))
-        steps = quarter * history.block
-        progress, pace = self.level - fourth, ((self.before if self.raises else self.level) - fourth) / tried
+        steps, level = quarter * history.block, history.mean(quarter)
         trend = history.trend(len(history.means))
         error = max(trend.error, history.noise * math.sqrt(12.0 / trend.steps))
-        self.moves = self.moves or progress > SURE * self.error(history.noise, steps) or trend.fall > SURE * error
-        if self.moves:
-            error = history.noise * math.sqrt(2.0 / steps)
-            falls = first - fourth > SURE * error
-            straight = falls and third - fourth >= STRAIGHT * (first - second) - error
-            if not self.may_raise or not straight or progress > min(VISIBLE * self.noise, SHARE * abs(self.level)):
-                return 1.0, "the loss falls", True
-            if self.pace > 0.0 and pace < PAYS * self.pace:
-                return (1.0 / self.factor if pace < self.pace else 1.0), "the last raise did not pay", True
+        # In standard errors: the last quarter below the beginning, the end of the line below its start.
+        fallen = max((self.level - level) / (self.error(history.noise, steps) or 1.0), trend.fall / (error or 1.0))
+        if fallen > SURE:
+            self.moves = True
+            return 1.0, "the loss falls", True
+        if tried < self.wait:
+            return 1.0, "", False
+        self.wait = min(2 * self.wait, LONGEST_TRY)
+        if fallen > PERHAPS:
+            return 1.0, "", False
+        self.mark = now
         if not self.may_raise:
-            self.mark = now
             return LOWER, f"nothing moves in {tried} steps, below a rate that was too large", rate * LOWER <= LOWEST
         if rate >= HIGHEST:
             return 1.0, "nothing moves at the highest rate", True
-        self.factor = min(RAISE_SEEING if self.moves else RAISE_BLIND, HIGHEST / rate)
-        self.pace = pace if self.moves else 0.0
-        self.wait = NEXT_TRY if self.moves else min(2 * self.wait, LONGEST_TRY)
-        self.raises, self.mark, self.before = self.raises + 1, now, fourth
-        what = "the loss falls along a straight line" if self.moves else "nothing moves"
-        return self.factor, f"{what} in {tried} steps", False
+        return min(RAISE, HIGHEST / rate), f"nothing moves in {tried} steps", False
