@@ -104,7 +104,7 @@ class Recorder(TrainerCallback):
         if emo is None:
             return
         view, step = emo.emotion, state.global_step
-        decision = emo._engine.law.decision
+        decision = emo.decision
         self.law = view.law
         self.scalars.append(view.scalar)
         self.factors.append(decision.coefficient)

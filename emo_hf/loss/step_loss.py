@@ -86,7 +86,7 @@ class StepLoss:
         return {**self.__dict__, "_shown_at": None}  # a copy has other gradients
 
     @property
-    def pending(self) -> AccumulatedLoss:
+    def of_next_step(self) -> AccumulatedLoss:
         """The loss of the step as far as it has come in."""
         return self._shown or self._tapped
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.decision import Decision, EmotionView
+from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
-from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
 from emo_hf.optim.overlay import lay_over
 
 ATTRIBUTE = "_emo_attachment"
@@ -29,7 +29,7 @@ def attached_to(optimizer: Any) -> Attachment | None:
     return found
 
 
-class Attachment:
+class Attachment(HasEmotion):
     """An emotion at work on another optimizer; `attach` makes it."""
 
     def __init__(self, optimizer: Optimizer, engine: EmotionEngine) -> None:
@@ -93,29 +93,9 @@ class Attachment:
         self._settle()
         self._engine.tap(loss, weight, self.optimizer, last=last, together=together, in_parts=in_parts)
 
-    @property
-    def emotion(self) -> EmotionView:
-        """A read-only snapshot of the emotion."""
+    def _present_engine(self) -> EmotionEngine:
         self._pick_up()
-        return self._engine.law.view()
-
-    @property
-    def emo_sync(self) -> str:
-        """`global`, one emotion for all ranks, or `local`, each rank its own."""
-        return self._engine.rank_mean.mode
-
-    @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last things that the law has decided, in words: (step, what and why)."""
-        return self._engine.law.decisions
-
-    def hear_evaluation(self, loss: float) -> None:
-        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
-        self._engine.law.hear_evaluation(loss)
-
-    def know_horizon(self, steps: int | None) -> None:
-        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
-        self._engine.law.know_horizon(steps)
+        return self._engine
 
     @property
     def effective_lr(self) -> dict[str, float]:
@@ -123,13 +103,11 @@ class Attachment:
 
         Groups without a learning rate are left out.
         """
-        self._pick_up()
-        return self._engine.effective_lr(self._rated_groups())
+        return self._present_engine().effective_lr(self._rated_groups())
 
     def metrics(self) -> dict[str, float]:
         """What to log now: plain numbers under `emo/…`; see `EmoOptimizer.metrics`."""
-        self._pick_up()
-        return self._engine.metrics(self._rated_groups())
+        return self._present_engine().metrics(self._rated_groups())
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

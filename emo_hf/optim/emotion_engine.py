@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdRef
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.emotion.decision import Decision, EmotionView
 from emo_hf.emotion.law import Law
 from emo_hf.emotion.metrics import CoefficientWindow, metrics
 from emo_hf.loss.accumulation import Loss
@@ -67,7 +67,7 @@ class EmotionEngine:
         if self.losses.tap(loss, weight, last, lambda: gradient_mark(optimizer)):
             self.law.skip()
         if last and together and not self.losses.shown:
-            self.rank_mean.start(self.losses.pending, device_of(optimizer))
+            self.rank_mean.start(self.losses.of_next_step, device_of(optimizer))
 
     def gradients_go(self, optimizer: Optimizer) -> None:
         """The gradients are about to be reset: a loss that came with them and saw no step goes with them."""
@@ -77,15 +77,15 @@ class EmotionEngine:
 
     def creates_state_only(self, optimizer: Optimizer) -> bool:
         """Whether the step that is being taken is there for the state alone; see `creates_state`."""
-        return not self.losses.pending and creates_state(optimizer)
+        return not self.losses.of_next_step and creates_state(optimizer)
 
     def decide(self, optimizer: Optimizer) -> Decision:
         """The decision of the step that is being taken."""
-        self.is_new_step = self._decision_for_parts is None or bool(self.losses.pending)
+        self.is_new_step = self._decision_for_parts is None or bool(self.losses.of_next_step)
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
         only_creates_state = self.creates_state_only(optimizer)
-        loss = self.rank_mean.take(self.losses.pending, device_of(optimizer), alone=only_creates_state)
+        loss = self.rank_mean.take(self.losses.of_next_step, device_of(optimizer), alone=only_creates_state)
         self.losses.clear()
         if loss is None:
             # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
@@ -157,6 +157,44 @@ class EmotionEngine:
         self.coefficients = coefficients
         self.applied_lr = []
         self._decision_for_parts = None
+
+
+class HasEmotion:
+    """What an emo optimizer and an emotion that was attached to another one show of what is inside them."""
+
+    _engine: EmotionEngine
+
+    def _present_engine(self) -> EmotionEngine:
+        """The engine, with whatever has been loaded."""
+        return self._engine
+
+    @property
+    def emotion(self) -> EmotionView:
+        """A read-only snapshot of the emotion."""
+        return self._present_engine().law.view()
+
+    @property
+    def emo_sync(self) -> str:
+        """`global`, one emotion for all ranks, or `local`, each rank its own."""
+        return self._engine.rank_mean.mode
+
+    @property
+    def decision(self) -> Decision:
+        """What the last step was told."""
+        return self._present_engine().law.decision
+
+    @property
+    def decisions(self) -> list[tuple[int, str]]:
+        """The last things that the law has decided, in words: (step, what and why)."""
+        return self._present_engine().law.decisions
+
+    def hear_evaluation(self, loss: float) -> None:
+        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
+        self._present_engine().law.hear_evaluation(loss)
+
+    def know_horizon(self, steps: int | None) -> None:
+        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
+        self._present_engine().law.know_horizon(steps)
 
 
 def gradient_mark(optimizer: Optimizer) -> Mark:

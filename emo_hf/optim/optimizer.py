@@ -10,12 +10,11 @@ import torch
 from torch.optim.optimizer import ParamsT
 
 from emo_hf.emotion.ablation import read_ablation
-from emo_hf.emotion.decision import EmotionView
 from emo_hf.emotion.laws import make_law
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import GLOBAL
 from emo_hf.optim.checkpoint import EMOTION_KEY
-from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saving import SavingOptimizer
@@ -24,7 +23,7 @@ from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
 
 
-class EmoOptimizer(SavingOptimizer):
+class EmoOptimizer(HasEmotion, SavingOptimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
@@ -234,29 +233,6 @@ class EmoOptimizer(SavingOptimizer):
     def version(self) -> str:
         """The generation of this optimizer."""
         return self._version.name
-
-    @property
-    def emo_sync(self) -> str:
-        """`global`, one emotion for all ranks, or `local`, each rank its own."""
-        return self._engine.rank_mean.mode
-
-    @property
-    def emotion(self) -> EmotionView:
-        """A read-only snapshot of the emotion."""
-        return self._engine.law.view()
-
-    @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last things that the law has decided, in words: (step, what and why)."""
-        return self._engine.law.decisions
-
-    def hear_evaluation(self, loss: float) -> None:
-        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
-        self._engine.law.hear_evaluation(loss)
-
-    def know_horizon(self, steps: int | None) -> None:
-        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
-        self._engine.law.know_horizon(steps)
 
     @property
     def effective_lr(self) -> dict[str, float]:
