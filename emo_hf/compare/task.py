@@ -21,7 +21,7 @@ class Task:
     Attributes:
         model: what is trained.
         train_batches: seed → one pass over the training batches, in the order of that seed. It is called again, with
-            another seed, when a pass is over. Batches are tensors, or dicts, lists and tuples of them.
+            another seed, when a pass is over. Batches are dicts, lists or tuples of tensors.
         loss: (model, batch) → the loss to go backward from, a tensor of one element.
         evaluate: model → numbers on data that is held out; "loss" must be among them. The model is in evaluation mode
             and gradients are off.
