@@ -60,6 +60,7 @@ class EmotionView:
         flat_steps: for how many observed steps on end it has been quiet without the slow average falling by 0.5 %.
             Of no published law, whose quiet also covers a slow start, with a loss that falls gently for long.
         should_stop: the law's own stop signal.
+        has_decided_to_stop: whether that signal stands and is a decision, to be acted upon at once.
         observations: losses taken in so far.
         skipped: losses left out so far: NaN or infinite, or of a step that was thrown away.
         details: further numbers that this law keeps, by name.
@@ -76,3 +77,4 @@ class EmotionView:
     observations: int
     skipped: int
     details: Mapping[str, float] = field(default_factory=dict)
+    has_decided_to_stop: bool = False

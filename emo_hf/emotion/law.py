@@ -47,6 +47,7 @@ class Law(ABC):
         numbers: name → first value of the numbers it keeps beside the two averages; they become attributes.
         options: name → what its constructor takes beside.
         zones: the ranges of σ that it tells apart, for pictures.
+        decides_to_stop: whether its stop signal is a decision, to be acted upon at once, and not a raw signal.
 
     Args:
         options: values for `options`.
@@ -60,6 +61,7 @@ class Law(ABC):
     numbers: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
     zones: ClassVar[tuple[Zone, ...]] = ()
+    decides_to_stop: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         unknown = sorted(options.keys() - self.options.keys())
@@ -156,6 +158,16 @@ class Law(ABC):
         self._decision = decision if self._ablation is None else self._ablation.apply(decision)
         return self._decision
 
+    @property
+    def guards_gradients(self) -> bool:
+        """Whether a step is to be left out whose gradients are not finite; most laws leave that to others."""
+        return False
+
+    def refuse_gradients(self) -> Decision:
+        """The decision of the step that has just been felt, now that its gradients turn out not to be finite."""
+        self._decision = replace(self._decision, skip=True)
+        return self._decision
+
     def skip(self) -> None:
         """Count a loss that was not usable, or was observed for a step which was then thrown away."""
         self.skipped += 1
@@ -203,6 +215,8 @@ class Law(ABC):
 
     def view(self) -> EmotionView:
         """A frozen snapshot for logs."""
+        # Not `should_stop` alone, which is that of the last step: an evaluation may have been heard since.
+        decided = self.decides_to_stop and self.signals_stop()
         return EmotionView(
             law=self.label,
             short=self.short,
@@ -211,10 +225,11 @@ class Law(ABC):
             coefficient=self._decision.coefficient,
             quiet=self._quiet,
             flat_steps=self._flat_steps,
-            should_stop=self.should_stop,
+            should_stop=self.should_stop or decided,
             observations=self.observations,
             skipped=self.skipped,
             details={number: getattr(self, number) for number in self.numbers},
+            has_decided_to_stop=decided,
         )
 
     def state_dict(self) -> dict[str, Any]:

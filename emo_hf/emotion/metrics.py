@@ -12,6 +12,9 @@ PREFIX = "emo/"
 NOTES = "emo_hf"
 """Under which name a run's state says, for pictures of it, which law it has followed."""
 
+SKIPPED = "skipped"
+"""How a law's decision to leave out a step begins."""
+
 AVERAGES = {"medium": "loss_medium"}
 """Numbers of laws that have another name in the logs, beside `loss_short` and `loss_long`."""
 

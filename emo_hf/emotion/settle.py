@@ -52,7 +52,7 @@ class Settle(Law):
                 moves (either beyond 3 errors, from step 64 on): the start is over, and nothing is raised any more
                 risen above the beginning by 4 errors: c ← c/3, again where nothing moves then; no raise after that
         stop:   flat at c ≤ 0.03·peak, or flat while the age has grown by 35 %; not while evaluations improve
-        guard:  `Guard` calls the loss a spike, or it is not finite: the step is skipped
+        guard:  `Guard` calls the loss a spike, or it or a gradient is not finite: the step is skipped
 
     An evaluation that is no better than the best makes c ← 0.4·c, the third in a row means done. With a known horizon
     N the coefficient is c·min(1, (N − t)/(0.4·N)). It lies in [0, 1000]; the weight decay is scaled alike.
@@ -62,12 +62,15 @@ class Settle(Law):
     """
 
     name = "settle"
+    decides_to_stop = True
     numbers: ClassVar[Mapping[str, float]] = {"peak": 1.0, "exponent": 0.0, "noise": 0.0}
     options: ClassVar[Mapping[str, Option]] = {
         "start": Option(True, boolean, "find a rate that moves the loss"),
         "ease": Option(True, boolean, "anneal when the loss has stopped falling"),
         "stop": Option(True, boolean, "say when easing buys nothing any more"),
-        "guard": Option(True, boolean, "leave out the step of a spike"),
+        "guard": Option(True, boolean, "leave out the step of a spike, or with gradients that are not finite"),
+        "evaluations": Option(True, boolean, "ease where an evaluation is no better, stop at the third"),
+        "horizon": Option(True, boolean, "anneal by the end of the run, where its length is known"),
     }
     zones = (
         Zone(FLAT, 1.0, "falling: go on", "boost"),
@@ -81,11 +84,13 @@ class Settle(Law):
     ease: bool
     stop: bool
     guard: bool
+    evaluations: bool
+    horizon: bool
 
     def __init__(self, **options: Any) -> None:
         self.rate = 1.0  # c, but for a known horizon
         self.spikes = 0
-        self.horizon = 0  # 0: nobody knows
+        self.length = 0  # of the run; 0: nobody knows
         self.history = History()
         self.watch = Guard()
         self.beginning = Start()
@@ -95,7 +100,7 @@ class Settle(Law):
         self.origin = self.mark = 0  # losses heard when the age and the window began
         self.drifted = self.flat_from = 0.0  # ages
         self.best_evaluation = 0.0
-        self.evaluations = self.misses = self.best_at = 0
+        self.evaluated = self.misses = self.best_at = 0
         self._log: deque[tuple[int, str]] = deque(maxlen=DECISIONS)
         super().__init__(**options)
         self.starting = self.start
@@ -115,13 +120,13 @@ class Settle(Law):
         self._log = deque(log, maxlen=DECISIONS)
 
     def know_horizon(self, steps: int | None) -> None:
-        self.horizon = steps or 0
+        self.length = steps or 0
 
     def neutral(self) -> Decision:
         c = self.rate
-        if self.horizon and self.ease:
-            left = max(self.horizon - self.steps, 0)
-            c *= min(1.0, left / (COOLDOWN * self.horizon))
+        if self.length and self.horizon and self.ease:
+            left = max(self.length - self.steps, 0)
+            c *= min(1.0, left / (COOLDOWN * self.length))
         return Decision(0.0, c, c)
 
     def feel(self, loss: float) -> Decision:
@@ -134,6 +139,14 @@ class Settle(Law):
             self.spikes += 1
             return self._decided(replace(self.neutral(), skip=True))
         return super().feel(loss)
+
+    @property
+    def guards_gradients(self) -> bool:
+        return self.guard
+
+    def refuse_gradients(self) -> Decision:
+        self._log.append((self.steps, "skipped: gradients that are not finite"))  # the loss counts as heard by now
+        return super().refuse_gradients()
 
     def decide(self, loss: float) -> Decision:
         if self.history.add(loss) and self.beginning.know(self.history):
@@ -198,7 +211,7 @@ class Settle(Law):
 
     def _look_for_end(self, age: float) -> None:
         has_eased = self.rate <= EASED * self.peak or age >= FLAT_AGE * self.flat_from
-        improving = self.evaluations > 1 and self.misses == 0
+        improving = self.evaluated > 1 and self.misses == 0
         if self.stop and self.flat and has_eased and not improving and not self.done:
             self._finish("the loss is flat, and easing buys nothing any more")
 
@@ -268,10 +281,10 @@ class Settle(Law):
         return True
 
     def hear_evaluation(self, loss: float) -> None:
-        if not math.isfinite(loss):
+        if not (self.evaluations and math.isfinite(loss)):
             return
-        self.evaluations += 1
-        if self.evaluations == 1 or loss < self.best_evaluation:
+        self.evaluated += 1
+        if self.evaluated == 1 or loss < self.best_evaluation:
             self.best_evaluation, self.misses, self.best_at = loss, 0, self.observations
             return
         if self.observations - self.best_at < 0.1 * (self.observations - self.origin):

@@ -94,6 +94,19 @@ class RankMean:
         loss.clear()
         return exchange.mean()
 
+    def on_any(self, flag: bool, device: torch.device | None) -> bool:
+        """Whether a flag is up on any rank that the loss is shared with; every one of them must ask.
+
+        Args:
+            flag: this rank's.
+            device: as for `start`.
+        """
+        if not self.applies:
+            return flag
+        up = torch.tensor(float(flag), device=_meeting_place(device))
+        dist.all_reduce(up, op=dist.ReduceOp.MAX)
+        return bool(up)
+
 
 class _Exchange:
     """One sum of (loss, 1) over all ranks, under way from its making."""

@@ -17,6 +17,7 @@ from emo_hf.emotion.metrics import CoefficientWindow, metrics
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import RankMean
 from emo_hf.loss.step_loss import Mark, StepLoss
+from emo_hf.optim.finite import gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 from emo_hf.optim.tensors.dtensor import own_elements
 
@@ -94,6 +95,10 @@ class EmotionEngine:
                 warn_at_the_caller(missing_loss(self.owner))
             return self.law.neutral() if only_creates_state else self.law.neutral_step()
         decision = self.law.feel(loss)
+        if self.law.guards_gradients and not decision.skip:  # the same on all ranks, as the loss is
+            spoilt = not gradients_are_finite(optimizer)
+            if self.rank_mean.on_any(spoilt, device_of(optimizer)):
+                decision = self.law.refuse_gradients()
         self._pass_on_complaint()
         self.coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self.in_parts else None

@@ -951,3 +951,11 @@ def test_a_sharded_run_goes_on_from_its_state_to_the_last_bit(ranks: Results, wa
             torch.testing.assert_close(resumed["weights"], went_on["weights"], rtol=1e-4, atol=1e-5)
         else:
             assert_identical(resumed, went_on)
+
+
+@pytest.mark.long
+def test_a_spoilt_gradient_on_one_rank_has_all_of_them_leave_out_the_step(ranks: Results) -> None:
+    for rank in ranks:
+        assert rank["spoilt"]["moved"] == [True, True, False, True, True]
+        assert rank["spoilt"]["decisions"] == [(3, "skipped: gradients that are not finite")]
+        assert rank["spoilt"]["finite"]

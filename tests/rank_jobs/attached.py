@@ -164,4 +164,25 @@ def state_dicts(folder: Path) -> dict[str, Any]:
     return results
 
 
-JOBS = {"trainer": trainer, "strategies": strategies, "state dicts": state_dicts}
+def spoilt(folder: Path) -> dict[str, Any]:
+    """One rank's shard of a gradient has a NaN in the third step: all of them have to leave it out."""
+    net = model("fsdp2")
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.05)
+    handle = emo_hf.attach(optimizer, "settle")
+    moved = []
+    for step in range(5):
+        before = [_whole(param.detach()) for param in net.parameters()]
+        loss = net(torch.full((2, 4), 1.0 + step)).square().mean()
+        handle.observe(loss)
+        loss.backward()
+        shards = [param.grad.to_local() for param in net.parameters()]
+        if step == 2 and RANK == 1:
+            next(shard for shard in shards if shard.numel()).view(-1)[0] = torch.nan
+        optimizer.step()
+        optimizer.zero_grad()
+        after = [_whole(param.detach()) for param in net.parameters()]
+        moved.append(not all(map(torch.equal, before, after)))
+    return {"moved": moved, "decisions": handle.decisions, "finite": all(bool(w.isfinite().all()) for w in after)}
+
+
+JOBS = {"trainer": trainer, "strategies": strategies, "state dicts": state_dicts, "spoilt": spoilt}
