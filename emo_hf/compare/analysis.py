@@ -82,8 +82,9 @@ class Analysis:
         self.pairing = self._pairing_problems()
 
     def rate(self, task: str, arm: str) -> float | None:
-        """The tuned learning rate, an ablation's being that of the arm whose factors it takes."""
-        return self.best.get((task, self.study.source_of(self.study.arms[arm]) or arm))
+        """The tuned learning rate: an ablation's is that of the arm whose factors it takes, a task's with faults that
+        of its clean twin."""
+        return self.best.get((self.study.tasks[task].tuned_as, self.study.source_of(self.study.arms[arm]) or arm))
 
     def of(self, task: str, arm: str, phase: str, rate: float | None = None) -> list[Line]:
         """The runs of an arm on a task, by seed."""
@@ -103,6 +104,11 @@ class Analysis:
         rates = sorted({line["rate"] for line in lines})
         return {rate: statistics.fmean(end_of(x) for x in lines if x["rate"] == rate) for rate in rates}
 
+    def rated_tasks(self) -> list[str]:
+        """The tasks on which an arm has been run at more than one rate: those with faults mostly are not."""
+        free = [arm.name for arm in self.study.arms.values() if self.study.source_of(arm) is None]
+        return [task for task in self.study.tasks if any(len(self.by_rate(task, arm)) > 1 for arm in free)]
+
     def ends(self, task: str, arm: str) -> list[float]:
         return [end_of(line) for line in self.reported(task, arm)]
 
@@ -120,8 +126,9 @@ class Analysis:
         ]
 
     def over_all_tasks(self, arm: str) -> Interval | None:
-        """The mean over tasks of the paired differences, as shares; None where a task is missing or diverged."""
-        samples = [relative(self._pairs(task, arm)) for task in self.study.tasks]
+        """The mean over the tasks without faults of the paired differences, as shares; None where a task is missing or
+        diverged."""
+        samples = [relative(self._pairs(task, arm)) for task in self.study.clean_tasks]
         if not all(samples) or not all(math.isfinite(value) for sample in samples for value in sample):
             return None
         return mean_of_means_interval(samples)
@@ -144,9 +151,9 @@ class Analysis:
         }
 
     def steps_to_target(self) -> dict[str, list[float]]:
-        """Arm → steps until it is where the reference ends, as a share of the budget, one value a task and seed."""
+        """Arm → steps until it is where the reference ends, as a share of the budget, for each clean task, seed."""
         times: dict[str, list[float]] = {arm: [] for arm in self.study.arms}
-        for task in self.study.tasks:
+        for task in self.study.clean_tasks:
             ends = [end for end in self.ends(task, self.study.reference) if math.isfinite(end)]
             if not ends:
                 continue
@@ -199,17 +206,22 @@ class Analysis:
         )
 
     def _pairing_problems(self) -> list[str]:
-        """What should have been the same for all arms of a task and a seed, and was not."""
+        """What should have been the same for all arms of a task, its twins with faults and a seed, and was not."""
         problems = []
         seen: dict[tuple[str, int], Line] = {}
+        at: dict[tuple[str, int], list[int] | None] = {}
         for line in self.lines:
-            first = seen.setdefault((line["task"], line["seed"]), line)
+            first = seen.setdefault((self.study.tasks[line["task"]].tuned_as, line["seed"]), line)
             ours, theirs = line["fingerprint"], first["fingerprint"]
             length = min(len(ours["batches"]), len(theirs["batches"]))
             if ours["weights"] != theirs["weights"]:
                 problems.append(f"{line['id']} and {first['id']} had different initial weights")
             if ours["batches"][:length] != theirs["batches"][:length]:
                 problems.append(f"{line['id']} and {first['id']} had different data, or another order")
+            faults = (line.get("faults") or {}).get("steps")
+            others = at.setdefault((line["task"], line["seed"]), faults)
+            if faults is not None and any(a != b for a, b in zip(faults, others or (), strict=False)):
+                problems.append(f"{line['id']} had faults at other steps than the arms before")
             if line["planned_steps"] != first["planned_steps"]:
                 problems.append(f"{line['id']} and {first['id']} had different budgets")
         return problems

@@ -14,14 +14,16 @@ PROBE = "probe"
 
 
 def probe_runs(study: Study, tasks: Iterable[str]) -> list[Run]:
-    """A very short run of each task, with the reference arm."""
+    """A very short run of each task, with the reference arm and without faults."""
     from emo_hf.compare.plan import tune_runs
 
     every = tune_runs(study)
     probes = []
-    for task in tasks:
-        run = next(run for run in every if run.task.name == task and run.arm.name == study.reference)
-        probes.append(dataclasses.replace(run, steps=PROBE_STEPS, evaluations=1, seed=0, phase=PROBE))
+    for name in tasks:
+        task = study.tasks[name]
+        run = next(run for run in every if run.task.name == task.tuned_as and run.arm.name == study.reference)
+        clean = dataclasses.replace(task, faults=None)
+        probes.append(dataclasses.replace(run, task=clean, steps=PROBE_STEPS, evaluations=1, seed=0, phase=PROBE))
     return probes
 
 

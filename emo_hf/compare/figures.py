@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from emo_hf.compare.analysis import BETTER, TAUS, WITHIN, WORSE, Analysis, Difference
+from emo_hf.compare.figure_marks import mark_decisions
 from emo_hf.compare.plan import Line
 from emo_hf.compare.statistics import Interval
 
@@ -60,8 +61,8 @@ class Figures:
 
     def learning_rates(self, file: str) -> bool:
         """Loss at the end against the learning rate, a panel a task. False if there is nothing to draw."""
-        tasks = {task: self._curves_by_rate(task) for task in self.analysis.study.tasks}
-        if not any(len(losses) > 1 for curves in tasks.values() for losses in curves.values()):
+        tasks = {task: self._curves_by_rate(task) for task in self.analysis.rated_tasks()}
+        if not tasks:
             return False
         figure, panels = self._panels(len(tasks))
         for panel, (task, curves) in zip(panels, tasks.items(), strict=False):
@@ -94,30 +95,32 @@ class Figures:
         return {arm: losses for arm, losses in curves.items() if losses}
 
     def steps(self, file: str) -> bool:
-        """Evaluation loss against steps at the tuned rates, mean and range over seeds."""
+        """Evaluation loss against steps at the tuned rates, mean and range over seeds, with what laws decided."""
         tasks = self.analysis.study.tasks
         found = {task: {arm: self.analysis.reported(task, arm) for arm in self._style} for task in tasks}
         if not any(lines for arms in found.values() for lines in arms.values()):
             return False
         figure, panels = self._panels(len(tasks))
+        marks: dict[str, Any] = {}
         for panel, (task, arms) in zip(panels, found.items(), strict=False):
-            drawn: list[float] = []
-            for arm, lines in arms.items():
-                steps, mean, low, high = _mean_curve(lines)
-                if not steps:
-                    continue
+            curves = {arm: curve for arm, lines in arms.items() if (curve := _mean_curve(lines))[0]}
+            for arm, (steps, mean, low, high) in curves.items():
                 style = self._line(arm)
                 panel.plot(steps, mean, label=arm, **style)
                 panel.fill_between(steps, low, high, color=style["color"], alpha=0.12, linewidth=0)
-                drawn += mean[len(mean) // 3 :]
             panel.set_title(task, loc="left", fontsize=10)
+            drawn = [
+                loss for _, mean, _, _ in curves.values() for loss in mean[len(mean) // 3 :] if math.isfinite(loss)
+            ]
             if drawn:
                 bottom, top = min(drawn), _top(drawn)
                 panel.set_ylim(bottom - 0.08 * (top - bottom), top)
+                for arm, (steps, mean, _, _) in curves.items():
+                    marks |= mark_decisions(panel, arms[arm], steps, mean, self._style[arm]["color"], top)
             panel.set_xlabel("optimizer step")
             panel.set_ylabel("evaluation loss")
             panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        self._finish(figure, panels, file)
+        self._finish(figure, panels, file, marks)
         return True
 
     def differences(self, file: str) -> bool:
@@ -225,15 +228,19 @@ class Figures:
             panel.remove()
         return figure, panels[:count]
 
-    def _finish(self, figure: Figure, panels: Sequence[Axes], file: str) -> None:
+    def _finish(
+        self, figure: Figure, panels: Sequence[Axes], file: str, marks: Mapping[str, Any] | None = None
+    ) -> None:
         known: dict[str, Any] = {}
         for panel in panels:
             panel.grid(axis="y", alpha=0.25)
             for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
                 known.setdefault(label, handle)
         ordered = [arm for arm in self.analysis.study.arms if arm in known]
+        known |= marks or {}
+        ordered += marks or {}
         figure.legend(
-            [known[arm] for arm in ordered], ordered, loc="outside lower center", ncols=min(len(ordered), 5),
+            [known[name] for name in ordered], ordered, loc="outside lower center", ncols=min(len(ordered), 5),
             frameon=False, fontsize=8.5,
         )  # fmt: skip
         self._save(figure, panels, file)

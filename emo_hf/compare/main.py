@@ -111,7 +111,8 @@ def _check(study: Study) -> None:
         check_law(arm, study.arms)
     first: dict[tuple[str, str], Run] = {}
     everywhere = {(task, arm): 1.0 for task in study.tasks for arm in study.arms}
-    for run in [*tune_runs(study), *report_runs(study, everywhere, following=True)]:
+    report = [run for following in (False, True) for run in report_runs(study, everywhere, following=following)]
+    for run in [*tune_runs(study), *report]:
         first.setdefault((run.task.name, run.arm.name), run)
     with tempfile.TemporaryDirectory(prefix="emo-hf-compare-") as folder:
         for run in first.values():

@@ -52,6 +52,9 @@ class Run:
         """All that decides what comes out, as plain values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         del plain["phase"]
+        for part, key in (("task", "faults"), ("arm", "guard")):  # runs from before there were any are still done
+            if plain[part][key] is None:
+                del plain[part][key]
         return plain
 
     def is_done_by(self, line: Line | None) -> bool:
@@ -64,10 +67,13 @@ def run_id(task: str, arm: str, rate: float, seed: int) -> str:
 
 
 def tune_runs(study: Study) -> list[Run]:
-    """The runs that tune: every rate of every arm that has rates of its own, for each tuning seed."""
+    """The runs that tune: every rate of every arm that has rates of its own, for each tuning seed.
+
+    A task with faults has none: its arms take the rates that they were tuned to without.
+    """
     return [
-        _run(study, task, arm, rate, seed, TUNE)
-        for task in study.tasks.values()
+        _run(study, study.tasks[task], arm, rate, seed, TUNE)
+        for task in study.clean_tasks
         for arm in study.arms.values()
         if study.source_of(arm) is None
         for rate in study.rates_of(arm)
@@ -80,17 +86,19 @@ def report_runs(study: Study, best: Mapping[tuple[str, str], float], *, followin
 
     Args:
         study: the study.
-        best: (task, arm) → the tuned rate; arms that are missing could not be tuned, and have no runs.
+        best: (task, arm) → the tuned rate; arms that are missing could not be tuned, and have no runs. A task with
+            faults takes those of its clean twin.
         following: the arms that take the factors of others, which must have run before; else all others.
     """
     runs = []
     for task in study.tasks.values():
         for arm in study.arms.values():
             source = study.source_of(arm)
-            if (source is not None) != following or (task.name, source or arm.name) not in best:
+            tuned = task.tuned_as, source or arm.name
+            if (source is not None) != following or tuned not in best:
                 continue
             rates = study.rates_of(study.arms[source or arm.name])
-            chosen = rates if study.report_rates == ALL else (best[task.name, source or arm.name],)
+            chosen = rates if study.report_rates == ALL else (best[tuned],)
             runs += [_report_run(study, task, arm, rate, seed) for rate in chosen for seed in study.seeds.to_report]
     return runs
 

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.optimization import GreedyLR
 
 from emo_hf.compare.greedy import GreedyOnTrainingLoss
+from emo_hf.compare.guards import GuardCallback
 from emo_hf.emotion.ablation import read_ablation
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.trainer.self_stop import SelfStop
@@ -26,14 +27,17 @@ class Recorder(TrainerCallback):
 
     Args:
         trainer: the Trainer, before it trains. Its training step and its making of the schedule are looked at.
+        guard: what may skip steps, added to the Trainer before this.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, guard: GuardCallback | None = None) -> None:
         self.losses: list[float] = []
         self.evaluations: list[dict[str, float]] = []
         self.scalars: list[float] = []
         self.factors: list[float] = []
         self.decay_factors: list[float] = []
+        self.decisions: list[tuple[int, str]] = []
+        self.skipped: list[int] = []
         self.floor = 0.0
         self.raw_stop: int | None = None
         self.believed_stop: int | None = None
@@ -45,6 +49,7 @@ class Recorder(TrainerCallback):
         self.state_bytes = 0
         self._pending: list[torch.Tensor] = []
         self._believes = SelfStop()
+        self._guard = guard
         self._step_began = 0.0
         self._look_at(trainer)
 
@@ -100,11 +105,13 @@ class Recorder(TrainerCallback):
     ) -> None:
         self.losses.append(self._loss_of_step())
         self._pending.clear()
-        emo = unwrap(optimizer)
+        emo, step = unwrap(optimizer), state.global_step
+        if (self._guard is not None and self._guard.skips) or (emo is not None and emo.decision.skip):
+            self.skipped.append(step)
         if emo is None:
             return
-        view, step = emo.emotion, state.global_step
-        decision = emo.decision
+        view, decision = emo.emotion, emo.decision
+        self._note(emo.decisions)
         self.law = view.law
         self.scalars.append(view.scalar)
         self.factors.append(decision.coefficient)
@@ -116,14 +123,26 @@ class Recorder(TrainerCallback):
         if self.believed_stop is None and self._believes.flat_long_enough(view.flat_steps, step, warmup):
             self.believed_stop = step
 
+    def _note(self, decisions: list[tuple[int, str]]) -> None:
+        """Keep what a law has decided since it was last asked: it keeps the last ones only itself."""
+        known = self.decisions[-1:]
+        if decisions[-1:] == known:
+            return
+        new = decisions.index(known[0]) + 1 if known and known[0] in decisions else 0
+        self.decisions += decisions[new:]
+
     def on_evaluate(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
         metrics: Mapping[str, float] | None = None,
+        optimizer: Any = None,
         **_: Any,
     ) -> None:
+        emo = unwrap(optimizer)
+        if emo is not None:  # it may have heard the evaluation
+            self._note(emo.decisions)
         numbers = {
             k.removeprefix("eval_"): float(v) for k, v in (metrics or {}).items() if isinstance(v, (int, float))
         }

@@ -14,6 +14,8 @@ from emo_hf.compare.html import page
 from emo_hf.compare.markdown import markdown
 from emo_hf.compare.plan import Line, end_of
 from emo_hf.compare.report_behaviour import cost_section, emotion_section, stopping_section
+from emo_hf.compare.report_decisions import decisions_section
+from emo_hf.compare.report_faults import faults_section
 from emo_hf.compare.report_losses import against_rates, against_steps, profile_section, what_was_found
 from emo_hf.compare.study import ALL, Study
 from emo_hf.compare.wording import NOTHING, amount
@@ -46,8 +48,10 @@ def report(analysis: Analysis, figures: Figures) -> list[Block]:
         against_rates,
         against_steps,
         profile_section,
+        faults_section,
         stopping_section,
         emotion_section,
+        decisions_section,
         cost_section,
     )
     blocks: list[Block] = [Heading(f"Study {analysis.study.name}", 1), *_head(analysis)]

@@ -89,15 +89,13 @@ def against_rates(analysis: Analysis, figures: Figures) -> list[Block]:
             "rate: in decades, with ≥ where it goes on beyond the rates that were tried."
         ),
     ]
-    for task in study.tasks:
+    for task in analysis.rated_tasks():
         widths = analysis.widths(task)
-        if not widths:
-            continue
         kinds = list(next(iter(widths.values())))
         rows = [
             [
                 arm,
-                rate_text(analysis.best[task, arm]) if (task, arm) in analysis.best else NOTHING,
+                NOTHING if (rate := analysis.rate(task, arm)) is None else rate_text(rate),
                 *(width_text(of_arm[kind]) for kind in kinds),
             ]
             for arm, of_arm in widths.items()

@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
-import math
 import os
 import platform
 import statistics
@@ -15,18 +14,20 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from emo_hf.compare.faults import Faults
+from emo_hf.compare.guards import GUARDS, GuardCallback
+from emo_hf.compare.outcome import outcome
 from emo_hf.compare.plan import Run
-from emo_hf.compare.recorder import AblationCallback, Recorder, finite
+from emo_hf.compare.recorder import AblationCallback, Recorder
 from emo_hf.compare.trainers import make_trainer
 from emo_hf.trainer.registry import register
 
-CURVE_POINTS = 200
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "numpy")
 
 
@@ -50,8 +51,12 @@ def perform(run: Run, runs_file: Path) -> dict[str, Any]:
         ablation = _ablation(run, runs_file)
         if ablation is not None:
             trainer.add_callback(AblationCallback(ablation))
-        recorder = Recorder(trainer)
-        trainer.add_callback(recorder)
+        faults = None if run.task.faults is None else Faults(run.task.faults, run.seed, trainer)
+        guard = None if run.arm.guard is None else GuardCallback(GUARDS[run.arm.guard]())
+        recorder = Recorder(trainer, guard)
+        for callback in (faults, guard, recorder):  # the recorder looks at what the others have done
+            if callback is not None:
+                trainer.add_callback(callback)
         setup = time.perf_counter() - began
         trainer.train()
         stepping = time.perf_counter() - began - setup - recorder.evaluation_seconds
@@ -68,7 +73,7 @@ def perform(run: Run, runs_file: Path) -> dict[str, Any]:
             "config": run.config(),
             "versions": versions(),
             "machine": machine(),
-            **_outcome(recorder, trainer.state.global_step, trainer.state.max_steps),
+            **outcome(recorder, faults, trainer.state.global_step, trainer.state.max_steps),
             "seconds": round(seconds, 3),
             "setup_seconds": round(setup, 3),
             "evaluation_seconds": round(recorder.evaluation_seconds, 3),
@@ -94,74 +99,6 @@ def _ablation(run: Run, runs_file: Path) -> str | None:
     if not source.get("emotion"):
         raise ValueError(f"arms.{run.arm.name}: {law!r} needs an arm with an emotion")
     return f"constant:{source['emotion']['coefficient']['mean']:.6g}"
-
-
-def _outcome(recorder: Recorder, steps: int, planned: int) -> dict[str, Any]:
-    evaluations = recorder.evaluations
-    ends = [line["loss"] for line in evaluations]
-    usable = [line for line in evaluations if math.isfinite(line["loss"])]
-    best = min(usable, key=lambda line: line["loss"]) if usable else None
-    return {
-        "steps": steps,
-        "planned_steps": planned,
-        "curve": {
-            "train": thinned(recorder.losses, CURVE_POINTS),
-            "evaluations": [[int(line["step"]), finite(line["loss"])] for line in evaluations],
-        },
-        "start": finite(ends[0]),
-        "end": finite(ends[-1]),
-        "best": None if best is None else best["loss"],
-        "best_step": None if best is None else int(best["step"]),
-        "diverged": not math.isfinite(ends[-1]),
-        "metrics": {key: finite(value) for key, value in evaluations[-1].items() if key != "step"},
-        "emotion": _emotion(recorder),
-        "stops": {
-            "raw": recorder.raw_stop,
-            "believed": recorder.believed_stop,
-            "ended": steps if steps < planned else None,
-        },
-        "fingerprint": {"weights": recorder.weights, "first_batch": recorder.batches[0], "batches": recorder.batches},
-    }
-
-
-def _emotion(recorder: Recorder) -> dict[str, Any] | None:
-    if not recorder.factors:
-        return None
-    decays = any(factor != 1.0 for factor in recorder.decay_factors)
-    return {
-        "law": recorder.law,
-        "sigma": spread(recorder.scalars),
-        "coefficient": spread(recorder.factors),
-        "sigma_curve": thinned(recorder.scalars, CURVE_POINTS),
-        "factors": recorder.factors,
-        "decay_factors": recorder.decay_factors if decays else [],
-        "floor": recorder.floor,
-    }
-
-
-def thinned(values: Sequence[float], points: int) -> list[list[float | None]]:
-    """[step, mean of the steps up to it] for at most so many stretches of equal length; steps count from 1."""
-    size = max(1, math.ceil(len(values) / points))
-    curve: list[list[float | None]] = []
-    for start in range(0, len(values), size):
-        stretch = values[start : start + size]
-        curve.append([start + len(stretch), finite(sum(stretch) / len(stretch))])
-    return curve
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, standard deviation, range and two quantiles."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return {
-        "mean": statistics.fmean(ordered),
-        "sd": statistics.pstdev(ordered),
-        "min": ordered[0],
-        "p05": ordered[round(0.05 * last)],
-        "median": ordered[round(0.5 * last)],
-        "p95": ordered[round(0.95 * last)],
-        "max": ordered[-1],
-    }
 
 
 def versions() -> dict[str, str]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from emo_hf.compare import values
 from emo_hf.compare.errors import StudyError
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+from emo_hf.compare.fault_spec import FaultSpec, check_faults, read_faults
 
 CONFIG, FUNCTION = "config", "function"
 BEST, ALL = "best", "all"
+GUARDS = ("zclip", "skip")
+"""What looks at the norm of the gradients before a step; guards.py has them."""
 
 EMOTION_KEYS = ("emotion", "emo_law")
 OF_ARM = "an optimizer and its law belong to an arm"
@@ -33,6 +32,7 @@ class TaskSpec:
         function: `module:name` or `path.py:name`, which returns a `Task`.
         steps: optimizer steps of every run; None for what the config says.
         options: for a config, options of `emo-hf train` that win over the file; for a function, its keywords.
+        faults: what goes wrong in its runs; None for nothing.
     """
 
     name: str
@@ -40,6 +40,12 @@ class TaskSpec:
     function: str | None = None
     steps: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    faults: FaultSpec | None = None
+
+    @property
+    def tuned_as(self) -> str:
+        """The task whose tuned rates this one takes: its own, or its clean twin's."""
+        return self.name if self.faults is None else self.faults.clean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,7 @@ class ArmSpec:
         lr_scheduler_type: the Trainer's name for the schedule.
         learning_rates: rates of this arm's own, such as scales around 1; None for the study's.
         options: any further arguments of the Trainer.
+        guard: what looks at the norm of the gradients, `zclip` or `skip`; None for nothing but the Trainer's clipping.
     """
 
     name: str
@@ -67,6 +74,7 @@ class ArmSpec:
     lr_scheduler_type: str = "linear"
     learning_rates: tuple[float, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    guard: str | None = None
 
     @property
     def law(self) -> str | None:
@@ -124,6 +132,11 @@ class Study:
         """The learning rates that an arm is tuned over."""
         return arm.learning_rates or self.learning_rates
 
+    @property
+    def clean_tasks(self) -> list[str]:
+        """The tasks without faults."""
+        return [name for name, task in self.tasks.items() if task.faults is None]
+
     def source_of(self, arm: ArmSpec) -> str | None:
         """The arm whose factors this one takes, with `replay:ARM` or `constant:ARM`; None for all others."""
         kind, colon, name = (arm.law or "").partition(":")
@@ -150,15 +163,15 @@ def read_study(path: Path) -> Study:
 
 def parse_study(content: Any, name: str) -> Study:
     """The study that a YAML document holds; raises as `read_study` does."""
-    given = _mapping("the study", content)
+    given = values.mapping("the study", content)
     known = ("tasks", "arms", "learning_rates", "seeds", "reference", "steps", "evaluations", "report_rates")
-    _only(known, given, "")
+    values.only(known, given, "")
     for key in ("tasks", "arms", "learning_rates", "reference"):
         if key not in given:
             raise StudyError(f"{key} is missing")
-    steps = _count("steps", given["steps"], 1) if given.get("steps") is not None else None
-    tasks = {key: _task(key, value) for key, value in _named("tasks", given["tasks"]).items()}
-    arms = {key: _arm(key, value) for key, value in _named("arms", given["arms"]).items()}
+    steps = values.count("steps", given["steps"], 1) if given.get("steps") is not None else None
+    tasks = {key: _task(key, value) for key, value in values.named("tasks", given["tasks"]).items()}
+    arms = {key: _arm(key, value) for key, value in values.named("arms", given["arms"]).items()}
     if given["reference"] not in arms:
         raise StudyError(f"reference must be one of the arms {', '.join(arms)}, got {given['reference']!r}")
     for task in tasks.values():
@@ -171,20 +184,21 @@ def parse_study(content: Any, name: str) -> Study:
         name=name,
         tasks=tasks,
         arms=arms,
-        learning_rates=_rates("learning_rates", given["learning_rates"]),
+        learning_rates=values.rates("learning_rates", given["learning_rates"]),
         seeds=_seeds(given.get("seeds", {})),
         reference=given["reference"],
         steps=steps,
-        evaluations=_count("evaluations", given.get("evaluations", 10), 1),
+        evaluations=values.count("evaluations", given.get("evaluations", 10), 1),
         report_rates=report_rates,
     )
     _check_sources(study)
+    check_faults(study.tasks, study.steps)
     return study
 
 
 def _task(name: str, value: Any) -> TaskSpec:
     where = f"tasks.{name}"
-    given = dict(_mapping(where, value))
+    given = dict(values.mapping(where, value))
     sources = [key for key in (CONFIG, FUNCTION) if key in given]
     if len(sources) != 1:
         both = "both" if sources else "neither"
@@ -203,18 +217,19 @@ def _task(name: str, value: Any) -> TaskSpec:
         given["steps"] = given.pop("max_steps")
     steps = given.pop("steps", None)
     if steps is not None:
-        steps = _count(f"{where}.steps", steps, 1)
+        steps = values.count(f"{where}.steps", steps, 1)
     if source == CONFIG:
         for key in ("optim", "optim_args", *EMOTION_KEYS, "learning_rate", "lr_scheduler_type", "seed", "data_seed"):
             if key in given:
                 belongs = "the study gives it to each run" if key.endswith(("seed", "_rate")) else OF_ARM
                 raise StudyError(f"{where}.{key} cannot be given here: {belongs}")
-    return TaskSpec(name=name, steps=steps, options=given, **{source: text})
+    faults = read_faults(f"{where}.faults", given.pop("faults")) if "faults" in given else None
+    return TaskSpec(name=name, steps=steps, options=given, faults=faults, **{source: text})
 
 
 def _arm(name: str, value: Any) -> ArmSpec:
     where = f"arms.{name}"
-    given = dict(_mapping(where, value))
+    given = dict(values.mapping(where, value))
     if not isinstance(given.get("optim"), str):
         raise StudyError(
             f"{where}.optim must be a name such as adamw_torch or module:Class, got {given.get('optim')!r}"
@@ -229,10 +244,8 @@ def _arm(name: str, value: Any) -> ArmSpec:
     emotion = given.pop("emotion", None)
     if emotion is not None and not isinstance(emotion, str):
         raise StudyError(f"{where}.emotion must be the name of a law, got {emotion!r}")
-    emotion_args = dict(_mapping(f"{where}.emotion_args", given.pop("emotion_args", {})))
-    self_stop = _word(given.pop("self_stop", "off"))
-    if self_stop not in ("off", "log", "stop"):
-        raise StudyError(f"{where}.self_stop must be one of off, log, stop, got {self_stop!r}")
+    emotion_args = dict(values.mapping(f"{where}.emotion_args", given.pop("emotion_args", {})))
+    self_stop = values.one_of(f"{where}.self_stop", values.word(given.pop("self_stop", "off")), ("off", "log", "stop"))
     if emotion is None and (emotion_args or self_stop != "off"):
         key = "emotion_args" if emotion_args else "self_stop"
         raise StudyError(
@@ -240,6 +253,9 @@ def _arm(name: str, value: Any) -> ArmSpec:
         )
     if emotion is not None and "emo_law" in optim_args:
         raise StudyError(f"{where} must have emotion (attached) or emo_law (an emo optimizer's own), got both")
+    guard = given.pop("guard", None)
+    if guard is not None:
+        guard = values.one_of(f"{where}.guard", guard, GUARDS)
     rates = given.pop("learning_rates", None)
     schedule = given.pop("lr_scheduler_type", "linear")
     if not isinstance(schedule, str):
@@ -252,8 +268,9 @@ def _arm(name: str, value: Any) -> ArmSpec:
         emotion_args=emotion_args,
         self_stop=self_stop,
         lr_scheduler_type=schedule,
-        learning_rates=None if rates is None else _rates(f"{where}.learning_rates", rates),
+        learning_rates=None if rates is None else values.rates(f"{where}.learning_rates", rates),
         options=given,
+        guard=guard,
     )
 
 
@@ -265,7 +282,7 @@ def _optim_args(where: str, value: Any) -> dict[str, Any]:
         if not all(key and equals and text for key, equals, text in parts):
             raise StudyError(f"{where} must be a mapping, or a text key=value,key=value, got {value!r}")
         return {key: text for key, _, text in parts}
-    return dict(_mapping(where, value))
+    return dict(values.mapping(where, value))
 
 
 def _check_sources(study: Study) -> None:
@@ -285,58 +302,9 @@ def _check_sources(study: Study) -> None:
 
 
 def _seeds(value: Any) -> Seeds:
-    given = _mapping("seeds", value)
-    _only(("tune", "report"), given, "seeds.")
-    read = {key: _count(f"seeds.{key}", given.get(key, default), 1) for key, default in (("tune", 1), ("report", 5))}
+    given = values.mapping("seeds", value)
+    values.only(("tune", "report"), given, "seeds.")
+    read = {
+        key: values.count(f"seeds.{key}", given.get(key, default), 1) for key, default in (("tune", 1), ("report", 5))
+    }
     return Seeds(**read)
-
-
-def _rates(where: str, value: Any) -> tuple[float, ...]:
-    values: Sequence[Any] = value if isinstance(value, list) else [value]
-    rates = [_number(item) for item in values]  # YAML reads 1e-5 as a text
-    if not rates or not all(0.0 < rate < math.inf for rate in rates):
-        raise StudyError(f"{where} must be a list of numbers above 0, got {value!r}")
-    if len(set(rates)) < len(rates):
-        raise StudyError(f"{where} must be different from each other, got {value!r}")
-    return tuple(sorted(rates))
-
-
-def _number(value: Any) -> float:
-    try:
-        return math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _count(where: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise StudyError(f"{where} must be a whole number of at least {low}, got {value!r}")
-    return value
-
-
-def _word(value: Any) -> Any:
-    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value  # YAML 1.1: off is false
-
-
-def _mapping(where: str, value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise StudyError(f"{where} must be a mapping, one `key: value` a line, got {value!r}")
-    return value
-
-
-def _named(where: str, value: Any) -> Mapping[str, Any]:
-    given = _mapping(where, value)
-    if not given:
-        raise StudyError(f"{where} must hold at least one, got {{}}")
-    for name in given:
-        if not NAME.fullmatch(name):
-            raise StudyError(f"{where}: a name must be of letters, digits and . _ + -, got {name!r}")
-    return given
-
-
-def _only(known: Sequence[str], given: Mapping[str, Any], where: str) -> None:
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {where}{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise StudyError(f"unknown key {where}{key} ({hint})")

@@ -147,6 +147,7 @@ def _settings(run: Run, folder: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
+        **({} if arm.guard is None else {"max_grad_norm": 0.0}),  # a guard takes the place of clipping
         **arm.options,
     }
 

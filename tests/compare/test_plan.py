@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from emo_hf.compare.errors import StudyError
+from emo_hf.compare.estimate import probe_runs
 from emo_hf.compare.plan import best_rates, matching, planned_counts, report_runs, tune_runs
 from emo_hf.compare.results import OneAtATime, Results
-from tests.compare.studies import ARMS, line, study
+from emo_hf.compare.study import Study
+from tests.compare.studies import ARMS, FUNCTION, line, study
 
 FOLLOWERS = {
     **ARMS,
@@ -54,6 +57,54 @@ def test_followers_run_at_the_rate_of_their_source_one_with_its_own_seed_and_one
         ("replay", 1002, "toy/navi/0.01/seed1003"),
         ("replay", 1003, "toy/navi/0.01/seed1001"),
     ]
+
+
+def test_a_run_without_faults_and_guards_says_of_itself_what_it_always_did() -> None:
+    run = tune_runs(study())[0]
+    assert run.id == "toy/adamw/0.001/seed1"
+    assert run.config() == {
+        "task": {"name": "toy", "config": None, "function": FUNCTION, "steps": 8, "options": {}},
+        "arm": {
+            "name": "adamw", "optim": "adamw_torch", "optim_args": {}, "emotion": None, "emotion_args": {},
+            "self_stop": "off", "lr_scheduler_type": "linear", "learning_rates": None, "options": {},
+        },
+        "rate": 0.001, "seed": 1, "steps": 8, "evaluations": 4, "source": None,
+    }  # fmt: skip
+
+
+def faulty(**changes: Any) -> Study:
+    """A study with a task and its twin, every second step of which is poisoned."""
+    toy = {"function": FUNCTION, "steps": 40}
+    tasks = {"toy": toy, "ill": {**toy, "faults": {"kind": "poisoned", "clean": "toy", "count": 18}}}
+    return study(tasks=tasks, arms=FOLLOWERS, **changes)
+
+
+def test_a_run_with_faults_or_a_guard_says_so() -> None:
+    small = study(arms={**ARMS, "skip": {"optim": "adamw_torch", "guard": "skip"}})
+    assert tune_runs(small)[-1].config()["arm"]["guard"] == "skip"
+    run = report_runs(faulty(), {("toy", "adamw"): 1e-2}, following=False)[-1]
+    assert run.config()["task"]["faults"] == {
+        "kind": "poisoned", "clean": "toy", "count": 18, "factor": 50.0, "length": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("report_rates", ["best", "all"])
+def test_a_task_with_faults_is_not_tuned_and_runs_at_the_rates_of_its_clean_twin(report_rates: str) -> None:
+    small = faulty(report_rates=report_rates)
+    assert {run.task.name for run in tune_runs(small)} == {"toy"}
+    lines = {run.id: line(run, 1.0 if run.rate == 1e-3 else 0.5) for run in tune_runs(small)}
+    best = best_rates(small, lines)
+    assert best == {("toy", "adamw"): 1e-2, ("toy", "navi"): 1e-2}
+    ill = [run for run in report_runs(small, best, following=False) if run.task.name == "ill"]
+    assert {run.rate for run in ill} == ({1e-2} if report_rates == "best" else {1e-2, 1e-3})
+    followers = [run for run in report_runs(small, best, following=True) if run.task.name == "ill"]
+    assert followers[0].source == f"ill/navi/{followers[0].rate:g}/seed1001"  # the factors that it had with faults
+    assert len(report_runs(small, {("ill", "adamw"): 1e-2}, following=False)) == 0
+
+
+def test_the_time_of_a_task_with_faults_is_found_out_without_them() -> None:
+    (probe,) = probe_runs(faulty(), ["ill"])
+    assert (probe.task.name, probe.task.faults, probe.arm.name) == ("ill", None, "adamw")
 
 
 def test_runs_are_counted_before_anything_is_known() -> None:

@@ -157,6 +157,15 @@ def test_the_page_needs_nothing_beside_it(written: Path) -> None:
     assert '<td class="none">no difference shown</td>' in text
 
 
+def test_a_reference_that_diverged_everywhere_has_a_report_too(tmp_path: Path) -> None:
+    small = study()
+    lines = lines_of(small, {"adamw": [None] * 3, "navi": [1.0] * 3})
+    lost = {"train": [], "evaluations": [[0, 2.0], [20, None], [40, None]]}
+    lines = {key: {**line, "curve": lost} if line["diverged"] else line for key, line in lines.items()}
+    write_report(small, lines, tmp_path)
+    assert "better: diverged in 0 of 3 (reference 3)" in (tmp_path / "report.md").read_text()
+
+
 def test_a_study_of_which_little_is_known_has_a_report_too(tmp_path: Path) -> None:
     small = study()
     first = tune_runs(small)[0]

@@ -22,6 +22,11 @@ def arms(**changes: Any) -> dict[str, Any]:
     return {"arms": {**ARMS, **changes}}
 
 
+def faults(twin: dict[str, Any] = TOY, **changes: Any) -> dict[str, Any]:
+    given = {"kind": "nan", "clean": "toy", "count": 2, **changes}
+    return {"tasks": {"toy": twin, "ill": {**TOY, "faults": {key: v for key, v in given.items() if v is not None}}}}
+
+
 WRONG = [
     pytest.param({"rates": [1]}, r"unknown key rates \(did you mean|unknown key rates \(known: tasks", id="unknown"),
     pytest.param({"evaluation": 3}, r"unknown key evaluation \(did you mean evaluations\?\)", id="misspelt"),
@@ -44,6 +49,21 @@ WRONG = [
     pytest.param(arms(x={"optim": "emonavi", "emo_law": "replay:x"}), "arms.x: 'replay:x' must name an arm whose factors are its own, got 'x'", id="self"),
     pytest.param(arms(x={"optim": "emonavi", "emo_law": "replay:y"}), "arms.x: .*FILE#RUN.*or the name of an arm: adamw, navi, x", id="replay"),
     pytest.param(arms(x={"optim": "emonavi", "emo_law": "constant:-1"}), "arms.x: constant:X takes a factor.*'constant:-1'", id="factor"),
+    pytest.param(arms(x={"optim": "sgd", "guard": "clip"}), "arms.x.guard must be one of zclip, skip, got 'clip'", id="guard"),
+    pytest.param({"tasks": {"ill": {**TOY, "faults": "nan"}}}, "tasks.ill.faults must be a mapping, .*got 'nan'", id="faults"),
+    pytest.param(faults(kind=None), "tasks.ill.faults.kind is missing: give one of poisoned, nan, inf, rate", id="no kind"),
+    pytest.param(faults(kind="bad"), "tasks.ill.faults.kind must be one of poisoned, nan, inf, rate, got 'bad'", id="kind"),
+    pytest.param(faults(clean=None), "tasks.ill.faults.clean must name the task .*got None", id="no twin"),
+    pytest.param(faults(clean="toys"), r"tasks.ill.faults.clean must be a task without faults \(toy\), got 'toys'", id="unknown twin"),
+    pytest.param(faults(clean="ill"), r"tasks.ill.faults.clean must be a task without faults \(toy\), got 'ill'", id="ill twin"),
+    pytest.param(faults(twin={**TOY, "steps": 9}), "tasks.ill must be the same as its clean twin toy but for faults, got steps 8 and 9", id="other steps"),
+    pytest.param(faults(twin={**TOY, "noise": 0}), "tasks.ill must be the same as .*, got options {} and {'noise': 0}", id="other options"),
+    pytest.param(faults(count=0), "tasks.ill.faults.count must be a whole number of at least 1, got 0", id="no faults"),
+    pytest.param(faults(count=9), "tasks.ill.faults.count: 9 faults of 1 step do not fit into the last 8 of 8 steps: give at most 8", id="too many"),
+    pytest.param(faults(kind="rate"), "tasks.ill.faults.count: 2 faults of 20 steps do not fit", id="too long"),
+    pytest.param(faults(kind="rate", length=0), "tasks.ill.faults.length must be a whole number of at least 1, got 0", id="length"),
+    pytest.param(faults(kind="poisoned", factor=-1), "tasks.ill.faults.factor must be a number above 0, got -1", id="factor of faults"),
+    pytest.param(faults(factor=2), r"unknown key tasks.ill.faults.factor \(known: kind, clean, count\)", id="factor of nan"),
     pytest.param({"learning_rates": []}, r"learning_rates must be a list of numbers above 0, got \[\]", id="no rates"),
     pytest.param({"learning_rates": [0.1, -1]}, r"learning_rates must be .* above 0, got \[0.1, -1\]", id="rate below 0"),
     pytest.param({"learning_rates": [0.1, "1e-1"]}, "learning_rates must be different", id="same rates"),
