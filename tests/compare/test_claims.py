@@ -32,7 +32,7 @@ from tests.compare import tiny_task
 
 RATES = {"EmoNavi": 1e-2, "EmoLynx": 1e-2, "EmoFact": 1e-2, "AdamW": 1e-2}
 ARMS = [*(Arm(name, law) for name in ("EmoNavi", "EmoLynx", "EmoFact") for law in ("v3.1", "none")), Arm("AdamW")]
-TINY = Setting(tiny_task.make, 100, RATES)
+TINY = Setting(tiny_task.make, 100, RATES, frozenset())
 
 
 def with_adapter(seed: int) -> Task:
@@ -44,8 +44,11 @@ def with_adapter(seed: int) -> Task:
 
 
 def test_every_claim_gets_a_verdict_and_a_table() -> None:
-    settings = {"tiny": Setting(tiny_task.make, 48, RATES), "adapted": Setting(with_adapter, 32, RATES)}
-    claims = examine(measure_all(settings, 2, ["tiny"]), ["tiny"])
+    settings = {
+        "tiny": Setting(tiny_task.make, 48, RATES, frozenset({"8", "11", "12"})),
+        "adapted": Setting(with_adapter, 32, RATES, frozenset({"9"})),
+    }
+    claims = examine(measure_all(settings, 2), settings)
     assert {claim["verdict"] for claim in claims.values()} <= {"confirmed", "refuted", "not shown"}
     assert claims["12"]["verdict"] == "confirmed"
     assert all(f"Claim {number}" in tables(claims) for number in ("8", "9", "11", "12"))
@@ -122,7 +125,7 @@ def test_recovery_is_the_first_step_whose_window_is_back_within_5_percent() -> N
 
 def moments_rows(rho: float) -> list[dict[str, Any]]:
     of = {"rho": rho, "significant": 9, "runs": 9}
-    return [{"moment": "skewness", "raw": of, "detrended": of} for _ in range(3)]
+    return [{"moment": "skewness", "raw": of, "detrended": of, "detrended σ": of} for _ in range(3)]
 
 
 def test_verdicts_follow_their_rules() -> None:
@@ -137,6 +140,7 @@ def test_verdicts_follow_their_rules() -> None:
     assert repair_verdict(compare({"weights: x": near, "state: x": less}), damages) == "not shown"
     assert repair_verdict(compare({"weights: x": near, "state: x": far}), damages) == "refuted"
     ends = compare({"none": far, "mean": far})
-    assert adapter_verdict(ends["none"], ends["mean"], [1.0]) == "confirmed"
-    assert adapter_verdict(ends["none"], compare({"mean": near})["mean"], [0.01, -0.02]) == "refuted"
-    assert adapter_verdict(ends["none"], compare({"mean": near})["mean"], [0.1]) == "not shown"
+    assert adapter_verdict(ends["none"], ends["mean"], [1.0], 0.9) == "confirmed"
+    assert adapter_verdict(ends["none"], compare({"mean": near})["mean"], [0.01, -0.02], 0.9) == "refuted"
+    assert adapter_verdict(ends["none"], compare({"mean": near})["mean"], [0.1], 0.9) == "not shown"
+    assert adapter_verdict(ends["none"], compare({"mean": near})["mean"], [0.01], 0.1) == "not shown"  # c hardly acted
