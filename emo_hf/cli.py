@@ -9,7 +9,7 @@ COMMANDS = {
     "train": ("emo_hf.recipes.train", "fine-tune a model (LoRA or full) from a YAML file and --options"),
     "run": ("emo_hf.run", "run any training script with the emo optimizers known to the Trainer"),
     "compare": ("emo_hf.compare.main", "compare optimizers, laws, schedules: a study, from a YAML file to a report"),
-    "plot": ("emo_hf.recipes.plot", "draw a run: loss, effective learning rate, scalar, stop signal"),
+    "plot": ("emo_hf.recipes.plot", "draw a run: loss, effective learning rate, scalar, decisions, stop signal"),
     "doctor": (
         "emo_hf.doctor",
         "check this installation: versions, registration, whether the loss arrives",

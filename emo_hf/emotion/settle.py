@@ -145,7 +145,7 @@ class Settle(Law):
         return self.guard
 
     def refuse_gradients(self) -> Decision:
-        self._log.append((self.steps, "skipped: gradients that are not finite"))  # the loss counts as heard by now
+        self._say("skipped: gradients that are not finite", after=True)  # the loss counts as heard by now
         return super().refuse_gradients()
 
     def decide(self, loss: float) -> Decision:
@@ -178,8 +178,9 @@ class Settle(Law):
     def _age(self) -> int:
         return self._now - self.origin
 
-    def _say(self, text: str) -> None:
-        self._log.append((self.steps + 1, text))
+    def _say(self, text: str, *, after: bool = False) -> None:
+        """Note what is decided in the step that is being felt, or after the last one."""
+        self._log.append((self.steps + (not after), text))
 
     def _find_rate(self) -> None:
         factor, why, over = self.beginning.look(self.history, self._now, self.rate)
@@ -193,10 +194,10 @@ class Settle(Law):
         self.rate = self.peak = self.rate * factor
         self._say(f"{'raised' if factor > 1.0 else 'lowered'}: {why}, ×{factor:.3g} → {self.rate:.3g}")
 
-    def _end_start(self, why: str) -> None:
+    def _end_start(self, why: str, *, after: bool = False) -> None:
         self.starting = False
         self.mark, self.drifted = self._now, float(self._age)
-        self._say(f"started: {why}, rate ×{self.rate:.3g}")
+        self._say(f"started: {why}, rate ×{self.rate:.3g}", after=after)
 
     def _settle(self) -> None:
         if (self.ease and self._data_have_changed()) or (self.start and self._is_too_large()):
@@ -229,9 +230,9 @@ class Settle(Law):
         """Only what has begun can be over; or has been tried at all rates."""
         return self.beginning.moves or self.exhausted
 
-    def _finish(self, why: str) -> None:
+    def _finish(self, why: str, *, after: bool = False) -> None:
         self.done = True
-        self._say(f"done: {why}, rate ×{self.rate:.3g}")
+        self._say(f"done: {why}, rate ×{self.rate:.3g}", after=after)
 
     def _power(self) -> float:
         """q, and whether the loss is flat."""
@@ -292,11 +293,14 @@ class Settle(Law):
         self.misses += 1
         if self.ease:
             if self.starting:
-                self._end_start("the evaluation is no better")
+                self._end_start("the evaluation is no better", after=True)
             self.rate = max(MISS * self.rate, EASED * self.peak)
-            self._say(f"eased: an evaluation of {loss:.4g}, {self.best_evaluation:.4g} before, rate ×{self.rate:.3g}")
+            self._say(
+                f"eased: an evaluation of {loss:.4g}, {self.best_evaluation:.4g} before, rate ×{self.rate:.3g}",
+                after=True,
+            )
         if self.stop and self.misses >= MISSES and not self.done:
-            self._finish("evaluations are no better")
+            self._finish("evaluations are no better", after=True)
 
     def view(self) -> EmotionView:
         return replace(super().view(), quiet=self.flat)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from transformers.training_args import OptimizerNames
 
 from emo_hf.recipes.tasks import TASKS
 
 TRAINER_DEFAULTS = {"optim": "emonavi", "learning_rate": 1e-3, "report_to": "tensorboard", "logging_steps": 10}
 """Where the recipe's defaults differ from those of the Trainer."""
+
+SHORT_NAMES = {"adamw": "adamw_torch_fused"}
+"""What `compare` takes beside the names that `optim` takes."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -88,6 +94,46 @@ class LoraArguments:
     def __post_init__(self) -> None:
         _check_positive(self, ("lora_r", "lora_alpha"))
         _check(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
+
+
+@dataclass
+class EmotionArguments:
+    """An emotion for an optimizer that has none; those of the family have one (`optim_args: emo_law`)."""
+
+    _argument_group_name = "emotion"
+
+    emotion: str | None = _option(None, "law that scales the learning rate of another optimizer, such as settle")
+    emotion_args: str | None = _option(None, "options of the law, and self_stop, as a mapping or key=value,key=value")
+
+    def __post_init__(self) -> None:
+        self.emotion = self.emotion or None  # `--emotion=` takes back what the file says
+
+
+@dataclass
+class CompareArguments:
+    """A second run that is made the usual way, to see the first beside it."""
+
+    _argument_group_name = "comparison"
+
+    compare: str | None = _option(
+        None,
+        "afterwards train the same job for as many steps with this optimizer (adamw, or as optim) and a linear "
+        "schedule, and show both side by side",
+    )
+    compare_learning_rate: float | None = _option(None, "learning rate of that run (default: learning_rate)")
+
+    def __post_init__(self) -> None:
+        self.compare = SHORT_NAMES.get(self.compare or "", self.compare) or None  # `--compare=` takes it back
+        known = [member.value for member in OptimizerNames]
+        if self.compare is not None and self.compare not in known:
+            close = difflib.get_close_matches(self.compare, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(
+                f"compare must be adamw or what optim takes ({', '.join(known)}), got {self.compare!r}{hint}"
+            )
+        if self.compare_learning_rate is not None and self.compare is None:
+            raise ValueError("compare_learning_rate needs compare beside it: the optimizer, such as --compare adamw")
+        _check_positive(self, ("compare_learning_rate",))
 
 
 @dataclass

@@ -7,8 +7,8 @@ import difflib
 import json
 import logging
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,27 +17,44 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from emo_hf.optim.family import FAMILY
-from emo_hf.recipes.arguments import TRAINER_DEFAULTS, DataArguments, LoraArguments, ModelArguments
+from emo_hf.recipes.arguments import (
+    TRAINER_DEFAULTS,
+    CompareArguments,
+    DataArguments,
+    EmotionArguments,
+    LoraArguments,
+    ModelArguments,
+)
+from emo_hf.recipes.emotion import emotion_callback
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.tasks import TASKS, get_task
 from emo_hf.trainer.factory import refuse_early, version_of
 from emo_hf.trainer.options import parse_optim_args, read_options
+from emo_hf.trainer.param_groups import GroupOptions
 from emo_hf.trainer.self_stop import SelfStop
 
 logger = logging.getLogger(__name__)
 
 USAGE = "emo-hf train [CONFIG.yaml] [--key value ...]"
-_MAPPINGS = ("task_args", "model_config")
+_MAPPINGS = ("task_args", "model_config", "emotion_args")
 
 
 @dataclass(frozen=True)
 class Job:
-    """All options of one training job."""
+    """All options of one training job.
+
+    Attributes:
+        model, lora, data, emotion, comparison, training: as they were given.
+        roles: learning rates and weight decays of roles for an optimizer that is not of the family.
+    """
 
     model: ModelArguments
     lora: LoraArguments
     data: DataArguments
+    emotion: EmotionArguments
+    comparison: CompareArguments
     training: TrainingArguments
+    roles: Mapping[str, GroupOptions] = field(default_factory=dict)
 
 
 class _Default(float):
@@ -92,6 +109,7 @@ def read_job(argv: Sequence[str]) -> Job:
     if options.output_dir is None:
         raise RecipeError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
     _check_optimizer(job.training, rate_left=isinstance(options.learning_rate, _Default))
+    emotion_callback(job)  # refuses what is wrong
     return job
 
 
@@ -116,7 +134,7 @@ def _check_optimizer(training: TrainingArguments, *, rate_left: bool) -> None:
 
 def _make_parser() -> _Parser:
     parser = _Parser(
-        [ModelArguments, LoraArguments, DataArguments, TrainingArguments],
+        [ModelArguments, LoraArguments, DataArguments, EmotionArguments, CompareArguments, TrainingArguments],
         prog="emo-hf train",
         usage=USAGE,
         description="Fine-tune a model with an emo optimizer. Every option may stand in the YAML file (key: value) "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emo_hf.emotion.metrics import PREFIX
+from emo_hf.recipes.decisions import DONE, in_words, moments
 from emo_hf.recipes.measures import Measure
 
 
@@ -24,6 +25,7 @@ class Summary:
         history: the Trainer's log history.
         measures: what the task is judged by beside the loss.
         law: the law that the emotion followed, if there was one.
+        decisions: what the law has decided, as [step, text].
         majority_baseline: accuracy of always answering the most frequent label.
         seconds: wall time of this process's part of the run.
         saved: what was saved, as name → path.
@@ -48,6 +50,7 @@ class Summary:
     seconds: float
     saved: Mapping[str, str]
     run_folder: str | None
+    decisions: Sequence[Sequence[Any]] = ()
 
     @property
     def train_loss(self) -> float | None:
@@ -55,14 +58,23 @@ class Summary:
         return next((line["loss"] for line in reversed(self.history) if "loss" in line), None)
 
     @property
+    def optimizer_and_law(self) -> str:
+        return self.optimizer if self.law is None else f"{self.optimizer} (law {self.law})"
+
+    @property
     def evaluations(self) -> list[Mapping[str, Any]]:
         return [line for line in self.history if "eval_loss" in line]
 
     @property
     def should_stop_step(self) -> int | None:
-        """First logged step at which the raw self-stop signal stood."""
+        """First logged step at which the raw self-stop signal stood, or that of the decision."""
         signal = PREFIX + "should_stop"
-        return next((line["step"] for line in self.history if line.get(signal) == 1), None)
+        logged = next((line["step"] for line in self.history if line.get(signal) == 1), None)
+        return self._done_step if logged is None else logged
+
+    @property
+    def _done_step(self) -> int | None:
+        return next((moment.step for moment in moments(self.decisions, self.steps) if moment.kind == DONE), None)
 
     @property
     def stopped_early(self) -> bool:
@@ -86,6 +98,7 @@ class Summary:
             "interrupted": self.interrupted,
             "train_loss": self.train_loss,
             "eval_loss": last.get("eval_loss"),
+            "decisions": [list(decision) for decision in self.decisions],
             "should_stop_step": self.should_stop_step,
             "stopped_by_self_stop": self.stopped_early,
             "seconds": round(self.seconds, 1),
@@ -105,19 +118,21 @@ class Summary:
         rows = [
             ("task", self.task),
             ("model", self.model),
-            ("optimizer", self.optimizer),
+            ("optimizer", self.optimizer_and_law),
             ("trainable parameters", f"{self.trainable:,} of {self.parameters:,} ({share:.2f} %)"),
             ("examples", f"{self.train_examples:,} training, {self.validation_examples:,} validation"),
             ("steps", self._steps()),
-            ("train loss", _number(self.train_loss)),
+            ("train loss", number(self.train_loss)),
         ]
         if self.evaluations:
             last = self.evaluations[-1]
-            rows.append(("eval loss", _number(last["eval_loss"])))
+            rows.append(("eval loss", number(last["eval_loss"])))
             rows += [(measure.title, self._measured(measure)) for measure in self.measures]
+        went = in_words(moments(self.decisions, self.steps))
         rows += [
+            *([("decisions", went)] if went else []),
             ("self-stop signal", self._self_stop()),
-            ("wall time", f"{int(self.seconds) // 60} min {int(self.seconds) % 60:02d} s"),
+            ("wall time", self.wall_time()),
             *((f"saved {name}" if name != "picture" else name, path) for name, path in self.saved.items()),
         ]
         if self.run_folder is not None:
@@ -132,6 +147,10 @@ class Summary:
             steps += ", interrupted: go on with --resume_from_checkpoint true"
         return steps
 
+    def wall_time(self) -> str:
+        """As it is written."""
+        return f"{int(self.seconds) // 60} min {int(self.seconds) % 60:02d} s"
+
     def _measured(self, measure: Measure) -> str:
         first, last = measure.of(self.evaluations[0]), measure.of(self.evaluations[-1])
         if last is None:
@@ -144,6 +163,8 @@ class Summary:
         return text
 
     def _self_stop(self) -> str:
+        if self._done_step is not None and self.stopped_early:
+            return f"stopped by itself at step {self.steps:,} of at most {self.planned_steps:,}"
         if not any(PREFIX + "should_stop" in line for line in self.history):
             return "none (the optimizer has no emotion)"
         step = self.should_stop_step
@@ -157,5 +178,6 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A loss as it is written."""
     return "not logged" if value is None else f"{value:.4f}"

@@ -17,16 +17,21 @@ from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
+from emo_hf.emotion.metrics import NOTES
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.recipes.comparison import show_both
 from emo_hf.recipes.config import Job, read_job
 from emo_hf.recipes.data import Examples
+from emo_hf.recipes.emotion import emotion_callback
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.model import add_adapter, save_merged
 from emo_hf.recipes.output import checkpoint_to_resume, remove_previous_run
 from emo_hf.recipes.plot import PICTURE, draw
 from emo_hf.recipes.progress import FinishOnInterrupt, ShortProgressCallback
+from emo_hf.recipes.second_job import give_roles, second_job
 from emo_hf.recipes.summary import Summary, table
 from emo_hf.recipes.tasks import get_task
+from emo_hf.trainer.callbacks import EmoCallback
 from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
@@ -35,7 +40,7 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `[CONFIG.yaml] [--key value …]`.
+    """Run `[CONFIG.yaml] [--key value …]`, and with `--compare` once more the usual way.
 
     Args:
         argv: the arguments after `emo-hf train`; the process's own if None.
@@ -46,8 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     register()
     try:
-        job = read_job(sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else list(argv)
+        job = read_job(arguments)
+        if job.comparison.compare is not None:
+            second_job(arguments, job, 1)  # refuses what is wrong before anything is trained
         summary = run(job)
+        if job.comparison.compare is not None and not summary.interrupted:
+            second = second_job(arguments, job, summary.steps)
+            others = run(second)
+            if not others.interrupted and second.training.process_index == 0:
+                show_both((job, second), (summary, others))
+            return INTERRUPTED if others.interrupted else 0
     except RecipeError as error:
         rank = os.environ.get("RANK", "0")
         print(f"emo-hf train: {error}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr)
@@ -110,6 +124,7 @@ def run(job: Job) -> Summary:
         history=trainer.state.log_history,
         measures=get_task(job.model.task).measures,
         law=None if emo is None else emo.emotion.law,
+        decisions=(trainer.state.stateful_callbacks.get(NOTES) or {}).get("decisions", ()),
         majority_baseline=examples.majority_baseline,
         seconds=time.monotonic() - started,
         saved=saved,
@@ -151,6 +166,12 @@ def prepare(job: Job) -> tuple[Trainer, Examples]:
         trainer = task.make_trainer(job, model, processor, examples, train, validation)
     except (ValueError, ImportError) as error:
         raise RecipeError(one_line(error)) from error
+    emotion = emotion_callback(job)
+    if emotion is not None:
+        trainer.remove_callback(EmoCallback)
+        trainer.add_callback(emotion)
+    if job.roles:
+        give_roles(trainer, job.roles)
     if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ShortProgressCallback(task.measures))
@@ -210,7 +231,8 @@ def _report(summary: Summary, folder: str, saved: dict[str, str]) -> None:
     Path(folder, "summary.json").write_text(json.dumps(summary.facts(), indent=2) + "\n", encoding="utf-8")
     picture = os.path.join(folder, PICTURE)
     try:
-        draw(summary.history, picture, title=os.path.basename(os.path.abspath(folder)), law=summary.law)
+        title = os.path.basename(os.path.abspath(folder))
+        draw(summary.history, picture, title=title, law=summary.law, decisions=summary.decisions)
         saved["picture"] = picture
     except (RecipeError, OSError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,10 +16,11 @@ from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_too_large, what_is_missing
+from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
+from emo_hf.trainer.decision_notes import begin_notes, say_decisions
 from emo_hf.trainer.factory import refuse_early
 from emo_hf.trainer.options import parse_optim_args, read_options
-from emo_hf.trainer.self_stop import SelfStop
+from emo_hf.trainer.self_stop import SelfStop, SelfStopWatch
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +61,8 @@ class EmoCallback(TrainerCallback):
                 f"EmoCallback was given {', '.join(given)} but no emotion that this is for: name a law, emotion='v3.1'"
             )
         self._self_stop: SelfStop | None = None
+        self._watch: SelfStopWatch | None = None
+        self._in_training = False
         self._ready_to_save: int | None = None  # the step of the newest checkpoint whose place was looked at
         self._attachment: Attachment | None = None
 
@@ -77,7 +79,7 @@ class EmoCallback(TrainerCallback):
             refuse_early(name, options)
             if isinstance(args.optim_args, Mapping):  # the Trainer goes on to split it as a text
                 args.optim_args = as_text(given)
-            _warn_about_torn_checkpoint(args)
+            warn_if_cut_short(args.resume_from_checkpoint, args.output_dir)
 
     def on_train_begin(
         self,
@@ -87,7 +89,7 @@ class EmoCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._ready_to_save, self._attachment = None, None
+        self._ready_to_save, self._attachment, self._in_training = None, None, True
         emo = unwrap(optimizer)
         if self._emotion is not None and emo is None:
             emo = attach(optimizer, self._emotion, **self._law_options)
@@ -98,10 +100,20 @@ class EmoCallback(TrainerCallback):
             self._attachment = emo
             self._self_stop = self._self_stop_if_attached or SelfStop()
         if emo is not None:
-            # Not as an ExportableState: the Trainer cannot save one when the run that it resumes had none, and makes
-            # those that it restores anew, without their `on_init_end`.
-            state.stateful_callbacks[NOTES] = {"law": emo.emotion.law, "decisions": as_lists(emo.decisions)}
+            begin_notes(emo, state)
             emo.know_horizon(state.max_steps)
+        self._watch = None if self._self_stop is None else SelfStopWatch(self._self_stop)
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._watch is not None:
+            self._watch.before_step(optimizer)
 
     def _resume(self, attachment: Attachment, state: TrainerState) -> None:
         """Where an optimizer that had no emotion yet could not load it (FSDP), it is read from the notes."""
@@ -121,12 +133,12 @@ class EmoCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._say_decisions(unwrap(optimizer), state)
+        say_decisions(unwrap(optimizer), state)
         if self._attachment is not None:
             notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
             state.stateful_callbacks[NOTES].update(notes)
-        if self._self_stop is not None:
-            self._self_stop.act(optimizer, args, state, control)
+        if self._watch is not None:
+            self._watch.look(optimizer, args, state, control)
         self._before_save(args, state, control, optimizer)
 
     def on_epoch_end(
@@ -148,6 +160,8 @@ class EmoCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        if not self._in_training:  # what is measured afterwards decides nothing
+            return
         emo, loss = unwrap(optimizer), (metrics or {}).get("eval_loss")
         notes = state.stateful_callbacks.get(NOTES)
         if emo is not None and loss is not None and notes is not None:
@@ -155,18 +169,15 @@ class EmoCallback(TrainerCallback):
             if notes.get("evaluation") != evaluation:  # another of these callbacks may have passed it on
                 notes["evaluation"] = evaluation
                 emo.hear_evaluation(float(loss))
-        self._say_decisions(emo, state)
+        say_decisions(emo, state)
+        if self._watch is not None:
+            self._watch.look(optimizer, args, state, control, has_evaluated=True)
         self._before_save(args, state, control, optimizer)
 
-    def _say_decisions(self, emo: Any, state: TrainerState) -> None:
-        """Log what the law has decided since it was last asked, in its own words."""
-        notes = state.stateful_callbacks.get(NOTES)
-        if emo is None or notes is None or notes["decisions"] == (decisions := as_lists(emo.decisions)):
-            return
-        for step, text in decisions:
-            if state.is_world_process_zero and [step, text] not in notes["decisions"]:
-                logger.warning("Step %d: %s", step, text)
-        notes["decisions"] = decisions
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._in_training = False
 
     def on_log(
         self,
@@ -224,12 +235,14 @@ class EmoEarlyStoppingCallback(TrainerCallback):
 
     def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
         self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
-        self._has_looked = False
+        self._watch = SelfStopWatch(self._self_stop)
+        self._has_looked = self._in_training = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._has_looked = False
+        self._watch = SelfStopWatch(self._self_stop)
+        self._has_looked, self._in_training = False, True
 
     def on_step_begin(
         self,
@@ -247,6 +260,7 @@ class EmoEarlyStoppingCallback(TrainerCallback):
                 type(getattr(optimizer, "optimizer", optimizer)).__name__,
             )
         self._has_looked = True
+        self._watch.before_step(optimizer)
 
     def on_step_end(
         self,
@@ -256,21 +270,23 @@ class EmoEarlyStoppingCallback(TrainerCallback):
         optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._self_stop.act(optimizer, args, state, control)
+        self._watch.look(optimizer, args, state, control)
 
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._in_training:
+            self._watch.look(optimizer, args, state, control, has_evaluated=True)
 
-def _warn_about_torn_checkpoint(args: TrainingArguments) -> None:
-    """Say what is wrong with the checkpoint that a script was told to resume from, before torch says it its way."""
-    named = args.resume_from_checkpoint
-    if not isinstance(named, str) or not os.path.isdir(named):
-        return
-    flaw = what_is_missing(named)
-    if flaw is not None:
-        logger.warning(
-            "resume_from_checkpoint=%s was not saved to its end: %s. emo_hf.last_whole_checkpoint(%r) gives the "
-            "newest checkpoint that was.",
-            named, flaw, args.output_dir,
-        )  # fmt: skip
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._in_training = False
 
 
 def as_text(optim_args: Mapping[str, Any]) -> str:
@@ -280,11 +296,6 @@ def as_text(optim_args: Mapping[str, Any]) -> str:
         return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
 
     return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
-
-
-def as_lists(decisions: list[tuple[int, str]]) -> list[list[Any]]:
-    """Decisions as JSON gives them back."""
-    return [list(decision) for decision in decisions]
 
 
 def _any_optimizer() -> torch.optim.Optimizer:

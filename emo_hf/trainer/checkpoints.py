@@ -67,6 +67,19 @@ def begin_overwriting(output_dir: str | PathLike[str], step: int) -> None:
     (Path(output_dir) / f"checkpoint-{step}" / STATE).unlink(missing_ok=True)
 
 
+def warn_if_cut_short(named: object, output_dir: str | None) -> None:
+    """Say what is wrong with the checkpoint that a script was told to resume from, before torch says it its way."""
+    if not isinstance(named, str) or not Path(named).is_dir():
+        return
+    flaw = what_is_missing(named)
+    if flaw is not None:
+        logger.warning(
+            "resume_from_checkpoint=%s was not saved to its end: %s. emo_hf.last_whole_checkpoint(%r) gives the "
+            "newest checkpoint that was.",
+            named, flaw, output_dir,
+        )  # fmt: skip
+
+
 def warn_if_too_large(output_dir: str | PathLike[str], step: int, size: int) -> None:
     """Say in words that the disk is too full for a checkpoint; torch says it as "basic_ios::clear".
 

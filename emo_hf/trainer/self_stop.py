@@ -15,14 +15,18 @@ from emo_hf.trainer.options import SELF_STOP_ACTIONS
 
 logger = logging.getLogger(__name__)
 
+_NOT_NOW = ("no", "epoch")
+_WHAT_IS_DONE = {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelfStop:
     """When the self-stop signal is believed, and what is done then.
 
-    v3.1's raw signal fires as soon as 32 scalars are quiet, which a slow start also is. It is believed once training
-    has been flat (quiet, and the slow average of the loss not falling by 0.5 %) for `patience` windows of 32 steps,
-    all of them after warm-up and after the first `min_steps` steps.
+    The signal of a law that decides (`Law.decides_to_stop`) is believed in the same step. v3.1's raw signal fires as
+    soon as 32 scalars are quiet, which a slow start also is. It is believed once training has been flat (quiet, and
+    the slow average of the loss not falling by 0.5 %) for `patience` windows of 32 steps, all of them after warm-up
+    and after the first `min_steps` steps.
 
     Attributes:
         action: `off`; `log` one line; `save` a checkpoint; `stop` training, with a last log, evaluation and
@@ -53,32 +57,76 @@ class SelfStop:
         """
         return min(flat_steps, step - warmup_steps - self.min_steps) >= self.patience * WINDOW
 
-    def act(self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
-        """Look at the emotion after a step and do what `action` says. The same on every rank, as the emotion is."""
+
+class SelfStopWatch:
+    """Watches the emotion of one run, and does what a `SelfStop` says. The same on every rank, as the emotion is."""
+
+    def __init__(self, self_stop: SelfStop) -> None:
+        self.self_stop = self_stop
+        self._decided: bool | None = None  # whether the law had decided to stop when it was last looked at
+
+    def before_step(self, optimizer: Any) -> None:
+        """Before a run's first step: what has been decided in a run that is resumed is not news."""
         emo = unwrap(optimizer)
-        if self.action == "off" or emo is None:
+        if self._decided is None and emo is not None:
+            self._decided = emo.emotion.has_decided_to_stop
+
+    def look(
+        self,
+        optimizer: Any,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        has_evaluated: bool = False,
+    ) -> None:
+        """Look at the emotion after a step, or after an evaluation that it has heard."""
+        emo = unwrap(optimizer)
+        if self.self_stop.action == "off" or emo is None:
             return
-        if self.action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
+        if self.self_stop.action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
             raise ValueError(
-                f"self_stop={self.action} needs one emotion for all ranks: with emo_sync=local each would decide for "
-                "itself, and leave the others waiting. Use self_stop=log"
+                f"self_stop={self.self_stop.action} needs one emotion for all ranks: with emo_sync=local each would "
+                "decide for itself, and leave the others waiting. Use self_stop=log"
             )
-        flat, step = emo.emotion.flat_steps, state.global_step
-        if flat < self.patience * WINDOW:  # what nearly every step is
-            return
-        warmup = args.get_warmup_steps(state.max_steps)
-        if not self.flat_long_enough(flat, step, warmup):
-            return
-        begins = not self.flat_long_enough(flat - 1, step - 1, warmup)
+        emotion = emo.emotion
+        if emotion.has_decided_to_stop:
+            said = emo.decisions[-1][1] if emo.decisions else "done"
+            self._act(said, args, state, control, begins=not self._decided, has_evaluated=has_evaluated)
+        elif emotion.flat_steps >= self.self_stop.patience * WINDOW and not has_evaluated:  # not in nearly every step
+            self._look_how_long_it_is_flat(emotion.flat_steps, emotion.long, args, state, control)
+        self._decided = emotion.has_decided_to_stop
+
+    def _look_how_long_it_is_flat(
+        self, flat: int, loss: float, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        step, warmup = state.global_step, args.get_warmup_steps(state.max_steps)
+        if self.self_stop.flat_long_enough(flat, step, warmup):
+            begins = not self.self_stop.flat_long_enough(flat - 1, step - 1, warmup)
+            said = f"Training has been flat for {flat} steps"
+            self._act(f"{said}, loss average {loss:.4g}", args, state, control, begins=begins)
+
+    def _act(
+        self,
+        said: str,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        begins: bool,
+        has_evaluated: bool = False,
+    ) -> None:
+        action = self.self_stop.action
         if begins and state.is_world_process_zero:
-            logger.warning(
-                "Training has been flat for %d steps (step %d, epoch %.2f, loss average %.4g): %s.",
-                flat, step, state.epoch or 0.0, emo.emotion.long,
-                {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}[self.action],
-            )  # fmt: skip
-        if self.action == "stop":
+            where = f"step {state.global_step}, epoch {state.epoch or 0.0:.2f}"
+            logger.warning("%s (%s): %s.", said, where, _WHAT_IS_DONE[action])
+        if action == "stop":
             control.should_training_stop = True
-            control.should_log = args.logging_strategy != "no"
-            control.should_evaluate = args.eval_strategy != "no"
-        if self.action == "stop" or (self.action == "save" and begins):
-            control.should_save = control.should_save or args.save_strategy != "no" or self.action == "save"
+            # What is due at the end of an epoch the Trainer does by itself now.
+            control.should_log = control.should_log or args.logging_strategy not in _NOT_NOW
+            control.should_evaluate = control.should_evaluate or (
+                args.eval_strategy not in _NOT_NOW and not has_evaluated
+            )
+            control.should_save = control.should_save or args.save_strategy not in _NOT_NOW
+        if action == "save" and begins:
+            control.should_save = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 
 import emo_hf
 from emo_hf.recipes.config import Job, read_job
+from emo_hf.recipes.errors import RecipeError
 from emo_hf.recipes.train import main
 
 ENOUGH = {"model_name_or_path": "some/model", "dataset": "some/dataset", "output_dir": "out", "use_cpu": True}
@@ -195,3 +197,29 @@ def test_help_lists_every_option_and_is_not_an_error(capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert all(word in said for word in ("--lora_r", "--dataset", "--learning_rate", "CONFIG.yaml", *emo_hf.FAMILY))
     assert "The initial learning rate for the optimizer. (default: 0.001)" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("emotion: settle", "emotion is for optimizers that have none; emonavi takes optim_args emo_law=settle"),
+        ("optim: adamw_torch\nemotion: setle", "emotion: there is no law 'setle' to attach: choose one of v3.0, "),
+        ("optim: adamw_torch\nemotion: settle\nemotion_args: {speed: 1}", "the law settle has no option speed"),
+        (
+            "optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: halt}",
+            "self_stop='halt' is not acceptable: it takes one of off, log, save, stop",
+        ),
+        ("optim: adamw_torch\nemotion_args: {self_stop: stop}", "emotion_args needs emotion beside it"),
+    ],
+)
+def test_an_emotion_that_cannot_be_attached_is_refused_before_anything_is_loaded(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        job_of(tmp_path, text)
+
+
+def test_an_emotion_that_the_file_names_can_be_taken_back(tmp_path: Path) -> None:
+    text = "optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: off, horizon: false}"
+    assert job_of(tmp_path, text).emotion.emotion == "settle"
+    assert job_of(tmp_path, text, "--emotion=", "--emotion_args=").emotion.emotion is None

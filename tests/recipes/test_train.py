@@ -318,3 +318,30 @@ def test_two_ranks_train_one_model_and_report_once(tmp_path: Path, bert: str, to
     assert summary["eval_loss"] == pytest.approx(math.log(3), abs=0.2)
     assert (out / "run.png").is_file()
     assert (out / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim_args": "emo_law=settle,self_stop=stop,horizon=false"},
+        {"optim": "adamw_torch", "emotion": "settle", "emotion_args": "self_stop=stop,horizon=false"},
+    ],
+)
+def test_a_run_that_settles_stops_by_itself_and_says_how_it_went(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    code = train(
+        model_name_or_path=bert, train_file=topics, output_dir=out, num_train_epochs=100, validation_fraction=0.25,
+        lr_scheduler_type="constant", learning_rate=1e-9, eval_strategy="steps", eval_steps=30, **options,
+    )  # fmt: skip
+    assert code == 0
+    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    summary = written(out, "summary.json")
+    assert summary["stopped_by_self_stop"]
+    assert summary["steps"] < summary["planned_steps"] == 500
+    assert said["self-stop signal"].strip() == f"stopped by itself at step {summary['steps']} of at most 500"
+    assert said["decisions"].strip().endswith(f"done at {summary['steps']}")
+    assert said["optimizer"].strip() == f"{options.get('optim', 'emonavi')} (law settle)"
+    notes = written(out, "trainer_state.json")["stateful_callbacks"]["emo_hf"]
+    assert summary["decisions"] == notes["decisions"]

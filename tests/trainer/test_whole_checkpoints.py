@@ -223,7 +223,7 @@ def test_a_script_that_names_a_torn_checkpoint_is_told_what_is_wrong_with_it(
     torn.write_bytes(torn.read_bytes()[:-100])
     tiny.trainer(copy, optim=optim, resume_from_checkpoint=str(copy / "checkpoint-6"))
     tiny.trainer(copy, optim=optim, resume_from_checkpoint=str(copy / "checkpoint-4"))
-    said = [record.getMessage() for record in caplog.records if record.name == "emo_hf.trainer.callbacks"]
+    said = [record.getMessage() for record in caplog.records if record.name == "emo_hf.trainer.checkpoints"]
     assert len(said) == (optim == "emonavi")
     assert all("optimizer.pt" in line and "last_whole_checkpoint" in line for line in said)
 

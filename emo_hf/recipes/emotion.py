@@ -1,0 +1,42 @@
+"""`emotion: LAW`: an emotion for an optimizer that has none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from emo_hf.optim.family import FAMILY
+from emo_hf.reading import read_value
+from emo_hf.recipes.errors import RecipeError, one_line
+from emo_hf.recipes.mapping import read_mapping
+from emo_hf.trainer.callbacks import EmoCallback
+from emo_hf.trainer.options import SELF_STOP_OPTIONS
+from emo_hf.trainer.self_stop import SelfStop
+
+if TYPE_CHECKING:
+    from emo_hf.recipes.config import Job
+
+
+def emotion_callback(job: Job) -> EmoCallback | None:
+    """The callback that attaches the emotion; None where none is wanted.
+
+    Raises:
+        RecipeError: for a law or an option that there is not, and where the optimizer has an emotion already.
+    """
+    law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
+    if law is None:
+        if given:
+            raise RecipeError("emotion_args needs emotion beside it: the law that these are options of")
+        return None
+    optim = job.training.optim.value
+    if optim in FAMILY:
+        raise RecipeError(f"emotion is for optimizers that have none; {optim} takes optim_args emo_law={law}")
+    if given.get("self_stop") is False:  # what YAML makes of `off`
+        given["self_stop"] = "off"
+    try:
+        stop = {key: read_value(key, given.pop(key), read) for key, read in SELF_STOP_OPTIONS.items() if key in given}
+        self_stop = SelfStop(
+            **{key.removeprefix("self_stop_").replace("self_stop", "action"): stop[key] for key in stop}
+        )
+        return EmoCallback(law, self_stop=self_stop, **given)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"emotion: {one_line(error)}") from error
