@@ -42,6 +42,13 @@ from measuring import write_report
 
 from emo_hf.compare.tasks import adapted, images, words
 
+HEAD = """# Claims that end losses cannot judge
+
+Written by `scripts/examine_claims.py`, which says what is measured; the same as figures in [claims.json](claims.json).
+Differences are means over pairs of a task and a seed with a 95 % bootstrap interval, and p of a paired t-test adjusted
+by Holm; * marks those that leave out 0 in both ways.
+"""
+
 SPIKE = 1000.0
 AFTER = 32  # steps that are looked at after a spike, and for what c did after a damage
 SETTINGS = {
@@ -142,7 +149,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
     parser.add_argument("--claims", nargs="+", choices=EXAMINERS, default=list(EXAMINERS), help="only these; the "
                         "others stay in the output as they are")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=Path("docs/evidence/claims.json"), help="path of .json")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("docs/evidence/claims.json"),
+        help="path of .json; .md is written beside it",
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     begin = time.perf_counter()
@@ -156,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                  SETTINGS.items()}  # fmt: skip
     whole = {number: (kept | said)[number] for number in EXAMINERS if number in kept | said}
     write_report(options.output, {"settings": described, "claims": whole})
+    text = f"{HEAD}\n{tables(whole)}\n"
+    options.output.with_suffix(".md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

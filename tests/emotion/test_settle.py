@@ -230,6 +230,7 @@ def test_evaluations_that_get_worse_ease_at_once_and_the_third_is_the_end() -> N
             break
     assert words(law).count("eased") == 3
     assert law.steps in range(700, 901)
+    assert all(step % 100 == 0 for step, text in law.decisions if text.startswith(("eased: an eval", "done: eval")))
 
 
 def test_a_loss_that_is_flat_is_not_done_while_evaluations_improve() -> None:
