@@ -28,7 +28,7 @@ def path(*parts: str) -> Path:
     found = Path(os.environ.get(PLACE, "data"), *parts)
     if not found.is_file():
         raise FileNotFoundError(
-            f"there is no {str(found)!r}: set {PLACE} to the folder of the studies' data (docs/evidence/README.md)"
+            f"there is no {str(found)!r}: python scripts/get_study_data.py fetches it; {PLACE} names another folder"
         )
     return found
 
