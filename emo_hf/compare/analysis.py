@@ -104,6 +104,12 @@ class Analysis:
         rates = sorted({line["rate"] for line in lines})
         return {rate: statistics.fmean(end_of(x) for x in lines if x["rate"] == rate) for rate in rates}
 
+    def is_tuned(self, task: str, arm: str) -> bool:
+        """Whether an arm has been run at all of its rates, or follows one that has."""
+        spec = self.study.arms[self.study.source_of(self.study.arms[arm]) or arm]
+        tried = {line["rate"] for line in self.of(self.study.tasks[task].tuned_as, spec.name, TUNE)}
+        return tried >= set(self.study.rates_of(spec))
+
     def rated_tasks(self) -> list[str]:
         """The tasks on which an arm has been run at more than one rate: those with faults mostly are not."""
         free = [arm.name for arm in self.study.arms.values() if self.study.source_of(arm) is None]
@@ -114,21 +120,24 @@ class Analysis:
 
     def differences(self, task: str) -> dict[str, Difference]:
         """Every arm but the reference, with Holm over them."""
-        pairs = {arm: self._pairs(task, arm) for arm in self.study.arms if arm != self.study.reference}
-        p_values = {arm: paired_p(relative(of_arm)) for arm, of_arm in pairs.items()}
-        adjusted = holm({arm: p for arm, p in p_values.items() if p is not None})
-        return {arm: _difference(pairs[arm], p_values[arm], adjusted.get(arm)) for arm in pairs if pairs[arm]}
+        others = [arm for arm in self.study.arms if arm != self.study.reference]
+        found = _differences({(arm, self.study.reference): self._pairs(task, arm) for arm in others})
+        return {arm: difference for (arm, _), difference in found.items()}
 
-    def _pairs(self, task: str, arm: str) -> list[tuple[float, float]]:
-        reference = {line["seed"]: end_of(line) for line in self.reported(task, self.study.reference)}
+    def pair_differences(self, task: str) -> dict[tuple[str, str], Difference]:
+        """The study's pairs of arms, with Holm over them."""
+        return _differences({(arm, against): self._pairs(task, arm, against) for arm, against in self.study.pairs})
+
+    def _pairs(self, task: str, arm: str, against: str | None = None) -> list[tuple[float, float]]:
+        reference = {line["seed"]: end_of(line) for line in self.reported(task, against or self.study.reference)}
         return [
             (end_of(line), reference[line["seed"]]) for line in self.reported(task, arm) if line["seed"] in reference
         ]
 
-    def over_all_tasks(self, arm: str) -> Interval | None:
+    def over_all_tasks(self, arm: str, against: str | None = None) -> Interval | None:
         """The mean over the tasks without faults of the paired differences, as shares; None where a task is missing or
         diverged."""
-        samples = [relative(self._pairs(task, arm)) for task in self.study.clean_tasks]
+        samples = [relative(self._pairs(task, arm, against)) for task in self.study.clean_tasks]
         if not all(samples) or not all(math.isfinite(value) for sample in samples for value in sample):
             return None
         return mean_of_means_interval(samples)
@@ -235,6 +244,12 @@ def relative(pairs: Sequence[tuple[float, float]]) -> list[float]:
     if not math.isfinite(mean) or mean == 0.0:
         return [math.nan for _ in pairs]
     return [(ours - reference) / abs(mean) for ours, reference in pairs]
+
+
+def _differences(pairs: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> dict[tuple[str, str], Difference]:
+    p_values = {key: paired_p(relative(of_arms)) for key, of_arms in pairs.items()}
+    adjusted = holm({key: p for key, p in p_values.items() if p is not None})
+    return {key: _difference(pairs[key], p_values[key], adjusted.get(key)) for key in pairs if pairs[key]}
 
 
 def _difference(pairs: Sequence[tuple[float, float]], p: float | None, adjusted: float | None) -> Difference:

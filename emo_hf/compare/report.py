@@ -16,7 +16,7 @@ from emo_hf.compare.plan import Line, end_of
 from emo_hf.compare.report_behaviour import cost_section, emotion_section, stopping_section
 from emo_hf.compare.report_decisions import decisions_section
 from emo_hf.compare.report_faults import faults_section
-from emo_hf.compare.report_losses import against_rates, against_steps, profile_section, what_was_found
+from emo_hf.compare.report_losses import against_rates, against_steps, pairs, profile_section, what_was_found
 from emo_hf.compare.study import ALL, Study
 from emo_hf.compare.wording import NOTHING, amount
 
@@ -45,6 +45,7 @@ def report(analysis: Analysis, figures: Figures) -> list[Block]:
     """All blocks; draws the pictures on the way."""
     sections = (
         what_was_found,
+        pairs,
         against_rates,
         against_steps,
         profile_section,

@@ -61,11 +61,44 @@ def _difference_table(analysis: Analysis, task: str, differences: Mapping[str, D
         if arm == analysis.study.reference:
             rows.append([*shown, "reference", "", ""])
         elif difference is None:
-            rows.append([*shown, NOTHING, NOTHING, "not run" if rate is not None else "diverged at every rate"])
+            rows.append([*shown, NOTHING, NOTHING, _without(analysis, task, arm)])
         else:
             p = NOTHING if difference.adjusted is None else p_text(difference.adjusted)
             rows.append([*shown, interval_text(difference.interval), p, _verdict(difference)])
     return Table(["arm", "tuned rate", "loss at the end", "difference, 95 % interval", "p, Holm", "verdict"], rows)
+
+
+def _without(analysis: Analysis, task: str, arm: str) -> str:
+    lost = analysis.rate(task, arm) is None and analysis.is_tuned(task, arm)
+    return "diverged at every rate" if lost else "not run"
+
+
+def pairs(analysis: Analysis, figures: Figures) -> list[Block]:
+    """Arms against each other, such as a law against its ablations."""
+    tasks = [task for task in analysis.study.clean_tasks if analysis.pair_differences(task)]
+    if not tasks:
+        return []
+    found = {task: analysis.pair_differences(task) for task in tasks}
+    rows = [
+        [
+            f"{pair[0]} − {pair[1]}",
+            *(_in_short(found[task].get(pair)) for task in tasks),
+            interval_text(analysis.over_all_tasks(*pair)),
+        ]
+        for pair in analysis.study.pairs
+    ]
+    text = (
+        "Differences of the loss at the end, as shares of the second arm's; below 0 the first is better. In **bold** "
+        "where a difference is shown, by interval and by p after Holm over the pairs of the task."
+    )
+    return [Heading("Pairs"), Text(text), Table(["", *tasks, "mean over tasks"], rows)]
+
+
+def _in_short(difference: Difference | None) -> str:
+    if difference is None:
+        return NOTHING
+    said = interval_text(difference.interval) if difference.interval is not None else _verdict(difference)
+    return f"**{said}**" if difference.verdict in (BETTER, WORSE) else said
 
 
 def _verdict(difference: Difference) -> str:

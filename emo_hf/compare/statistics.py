@@ -6,10 +6,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
+
+Name = TypeVar("Name")
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -76,9 +78,10 @@ def paired_p(differences: Sequence[float]) -> float | None:
         return float(stats.ttest_1samp(values, 0.0).pvalue)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     """Holm's adjusted p-values: the i-th smallest of m (i from 0) times m − i, not below the one before, at most 1."""
-    adjusted, above = {}, 0.0
+    adjusted: dict[Name, float] = {}
+    above = 0.0
     for i, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         above = max(above, min((len(p_values) - i) * p_values[name], 1.0))
         adjusted[name] = above

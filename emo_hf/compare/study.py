@@ -113,6 +113,7 @@ class Study:
         learning_rates: what every arm is tuned over that has none of its own.
         seeds: how many.
         reference: the arm that all others are compared with.
+        pairs: (arm, arm that it is also compared with), such as a law and its ablation.
         steps: optimizer steps of tasks that say nothing; None for what a config says.
         evaluations: how often a run evaluates, beside once before its first step.
         report_rates: `best`, fresh seeds at each arm's tuned rate; `all`, at every rate, for the range with seeds.
@@ -124,6 +125,7 @@ class Study:
     learning_rates: tuple[float, ...]
     seeds: Seeds
     reference: str
+    pairs: tuple[tuple[str, str], ...] = ()
     steps: int | None = None
     evaluations: int = 10
     report_rates: str = BEST
@@ -164,7 +166,7 @@ def read_study(path: Path) -> Study:
 def parse_study(content: Any, name: str) -> Study:
     """The study that a YAML document holds; raises as `read_study` does."""
     given = values.mapping("the study", content)
-    known = ("tasks", "arms", "learning_rates", "seeds", "reference", "steps", "evaluations", "report_rates")
+    known = ("tasks", "arms", "learning_rates", "seeds", "reference", "pairs", "steps", "evaluations", "report_rates")
     values.only(known, given, "")
     for key in ("tasks", "arms", "learning_rates", "reference"):
         if key not in given:
@@ -187,6 +189,7 @@ def parse_study(content: Any, name: str) -> Study:
         learning_rates=values.rates("learning_rates", given["learning_rates"]),
         seeds=_seeds(given.get("seeds", {})),
         reference=given["reference"],
+        pairs=_pairs(given.get("pairs", []), arms),
         steps=steps,
         evaluations=values.count("evaluations", given.get("evaluations", 10), 1),
         report_rates=report_rates,
@@ -194,6 +197,13 @@ def parse_study(content: Any, name: str) -> Study:
     _check_sources(study)
     check_faults(study.tasks, study.steps)
     return study
+
+
+def _pairs(value: Any, arms: Mapping[str, ArmSpec]) -> tuple[tuple[str, str], ...]:
+    for pair in value if isinstance(value, list) else [value]:
+        if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1] or not all(arm in arms for arm in pair):
+            raise StudyError(f"pairs must be a list of [arm, another arm] of {', '.join(arms)}, got {pair!r}")
+    return tuple((str(arm), str(against)) for arm, against in value)
 
 
 def _task(name: str, value: Any) -> TaskSpec:

@@ -50,6 +50,30 @@ def test_a_difference_is_claimed_only_where_it_is_shown(
     assert row.split("|")[-2].strip().startswith(verdict)
 
 
+def test_pairs_are_compared_with_each_other_and_pay_for_their_own_number_only(tmp_path: Path) -> None:
+    small = study(pairs=[["navi", "adamw"], ["adamw", "navi"]])
+    lines = lines_of(small, {"adamw": [1.0, 1.0, 1.0], "navi": [0.90, 0.91, 0.89]})
+    found = Analysis(small, lines).pair_differences("toy")
+    assert [found[pair].verdict for pair in small.pairs] == [BETTER, WORSE]
+    alone = Analysis(small, lines).differences("toy")["navi"]
+    assert found["navi", "adamw"].p == alone.p
+    assert found["navi", "adamw"].adjusted == pytest.approx(2 * (alone.p or 0.0))
+    write_report(small, lines, tmp_path)
+    rows = [row for row in (tmp_path / "report.md").read_text().splitlines() if row.startswith("| navi − adamw |")]
+    assert rows == ["| navi − adamw | **−10.00 % [−11.00, −9.00]** | −10.00 % [−11.00, −9.00] |"]
+
+
+def test_what_was_not_run_is_not_said_to_have_diverged(tmp_path: Path) -> None:
+    small = study(arms={**ARMS, "other": ARMS["navi"]})
+    lines = {run.id: line(run, None) for run in tune_runs(small) if run.arm.name == "navi"}
+    two = {**lines_of(small, dict.fromkeys(small.arms, [1.0, 1.0, 1.0])), **lines}
+    some = {key: value for key, value in two.items() if key != next(iter(lines))}
+    for given, said in ((two, "diverged at every rate"), (some, "not run")):
+        write_report(small, given, tmp_path)
+        row = next(row for row in (tmp_path / "report.md").read_text().splitlines() if row.startswith("| navi | – |"))
+        assert row.split("|")[-2].strip() == said
+
+
 def test_with_one_seed_nothing_is_claimed() -> None:
     small = study(seeds={"tune": 1, "report": 1})
     found = Analysis(small, lines_of(small, {"adamw": [1.0], "navi": [0.5]})).differences("toy")["navi"]
