@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from emo_hf.integrations.deepspeed_offload import keeping
 from emo_hf.optim.attachment import Attachment, attached_to
 from emo_hf.optim.emotion_engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
@@ -52,7 +53,7 @@ def install() -> None:
 
     global _tapping, _switched_off
     _tapping, _switched_off = True, False
-    for name, over in (("backward", _tapped), ("prepare_model", _noted)):
+    for name, over in (("backward", _tapped), ("prepare_model", _noted), ("_prepare_deepspeed", keeping)):
         present = getattr(Accelerator, name)
         if name not in _originals:
             _originals[name] = over(present), present

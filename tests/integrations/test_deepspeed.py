@@ -60,3 +60,14 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(zero: Results, stag
         resumed, whole = rank[f"resumed {stage}"], rank[f"emonavi {stage}"]
         assert resumed["emotion"] == whole["emotion"]
         assert_identical(resumed["weights"], whole["weights"])
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("optim", ["emonavi", "emolynx"])
+def test_offload_keeps_the_optimizer_and_takes_the_same_steps(zero: Results, optim: str, stage: int) -> None:
+    offloaded, here = (zero[0][f"{optim}{where} {stage}"] for where in (" offloaded", ""))
+    assert offloaded["optimizer"] == emo_hf.FAMILY[optim].__name__
+    assert offloaded["emotion"] == pytest.approx(here["emotion"], rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(offloaded["weights"], here["weights"], rtol=1e-3, atol=1e-4)
+    assert zero[0]["output"].count(f"in the place of {offloaded['optimizer']}") == 2
+    assert "in the place of" not in zero[1]["output"]

@@ -28,10 +28,16 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def train(
-    folder: Path, *, stage: int | None, optim: str, resume: Path | None = None, **changes: Any
+    folder: Path,
+    *,
+    stage: int | None,
+    optim: str,
+    resume: Path | None = None,
+    offload: dict[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
     config = {
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": {"stage": stage, **(offload or {})},
         "zero_allow_untested_optimizer": True,
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
@@ -49,6 +55,7 @@ def train(
     # The gradient of a key's bias is 0 but for rounding, and rounding is all that two runs differ in.
     params = [param for name, param in trainer.model.named_parameters() if not name.endswith("key.bias")]
     return {
+        "optimizer": type(optimizer).__name__,
         "weights": [(safe_get_full_fp32_param(p) if stage is not None else p).detach().clone() for p in params],
         "emotion": numbers(optimizer.emotion),
         "coefficients": [line["emo/coefficient"] for line in tiny.train_lines(trainer)],
@@ -74,4 +81,11 @@ SHARDED = {
     for optim in names
 }
 RESUMED = {f"resumed {stage}": functools.partial(train_in_two_parts, stage=stage) for stage in STAGES}
-JOBS = PLAIN | SHARDED | RESUMED
+OFFLOADED = {
+    f"{optim} offloaded {stage}": functools.partial(
+        train, stage=stage, optim=optim, offload={"offload_optimizer": {"device": "cpu"}}
+    )
+    for stage in (2, 3)
+    for optim in ("emonavi", "emolynx")
+}
+JOBS = PLAIN | SHARDED | RESUMED | OFFLOADED
