@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from emo_hf.compare.analysis import Analysis
 from emo_hf.compare.outcome import thinned
 from emo_hf.compare.plan import Line
 from emo_hf.compare.report import write_report
@@ -35,13 +36,14 @@ def main() -> None:
     study = read_study(options.study)
     lines = Results(options.results).lines
     write_report(study, lines, options.to)
+    kept = Analysis(study, lines).lines
     (options.to / "report.html").unlink()  # the same once more, with the pictures inside
     shutil.copyfile(options.study, options.to / "study.yaml")
     with gzip.GzipFile(options.to / RUNS, "wb", mtime=0) as file:
-        for line in lines.values():
+        for line in kept:
             file.write((json.dumps(small(line)) + "\n").encode())
     print(
-        f"{len(lines)} runs, {sum(path.stat().st_size for path in options.to.iterdir()) / 1e6:.1f} MB in {options.to}"
+        f"{len(kept)} runs, {sum(path.stat().st_size for path in options.to.iterdir()) / 1e6:.1f} MB in {options.to}"
     )
 
 

@@ -25,6 +25,7 @@ _COLORS = (
 )  # fmt: skip
 _REFERENCE = "#111111"
 _GREY = "#8a8f98"
+_BETTER, _WORSE = "#1c7a45", "#b3261e"
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX<>h"
 DPI = 130
@@ -144,6 +145,26 @@ class Figures:
             panel.set_title(task, loc="left", fontsize=10)
             panel.set_xlabel(f"loss at the end against {study.reference}, %")
         self._save(figure, panels, file)
+        return True
+
+    def means(self, file: str) -> bool:
+        """The mean difference over all tasks with its interval, the best arm on top."""
+        study = self.analysis.study
+        found = {arm: self.analysis.over_all_tasks(arm) for arm in study.arms if arm != study.reference}
+        means = {arm: interval for arm, interval in found.items() if interval is not None}
+        if not means or len(study.clean_tasks) < 2:
+            return False
+        arms = sorted(means, key=lambda arm: -means[arm].mean)
+        figure, (panel, *_) = self._panels(1, width=7.5, height=1.0 + 0.25 * len(arms))
+        for row, arm in enumerate(arms):
+            interval = means[arm]
+            color = _GREY if interval.covers_zero else _BETTER if interval.mean < 0 else _WORSE
+            panel.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=2)
+            panel.plot([100 * interval.mean], [row], "o", color=color)
+        panel.axvline(0, color=_REFERENCE, linewidth=1)
+        panel.set_yticks(range(len(arms)), arms)
+        panel.set_xlabel(f"loss at the end against {study.reference}, %, mean over {len(study.clean_tasks)} tasks")
+        self._save(figure, [panel], file)
         return True
 
     def profiles(self, file: str) -> bool:
@@ -267,7 +288,7 @@ def _draw_difference(panel: Axes, row: int, difference: Difference, limit: float
         100 * edge for edge in (difference.interval.mean, difference.interval.low, difference.interval.high)
     )
     shown = difference.verdict in (BETTER, WORSE)
-    color = {BETTER: "#1c7a45", WORSE: "#b3261e"}.get(difference.verdict, _GREY)
+    color = {BETTER: _BETTER, WORSE: _WORSE}.get(difference.verdict, _GREY)
     if math.isfinite(low):
         panel.plot([low, high], [row, row], color=color, linewidth=2, solid_capstyle="butt")
     if abs(mean) <= limit:

@@ -83,7 +83,10 @@ def emotion_section(analysis: Analysis, figures: Figures) -> list[Block]:
 
 
 def _short_law(law: str) -> str:
-    return f"replay of {law.partition('#')[2]}" if law.startswith("replay:") else law
+    kind, _, rest = law.partition(":")
+    if kind == "replay":
+        return f"replay of {rest.partition('#')[2].rpartition('/')[0]}"
+    return kind if kind == "constant" else law  # the factor's mean stands beside it
 
 
 def cost_section(analysis: Analysis, figures: Figures) -> list[Block]:

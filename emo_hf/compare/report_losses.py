@@ -29,6 +29,9 @@ def what_was_found(analysis: Analysis, figures: Figures) -> list[Block]:
         rows.append([arm, *counts, interval_text(analysis.over_all_tasks(arm))])
     header = ["arm", "tasks: better", "no difference shown", "worse", f"mean over tasks against {study.reference}"]
     blocks.append(Table(header, rows))
+    if figures.means("means.png"):
+        shows = f"Mean difference over the tasks from {study.reference}, with 95 % intervals; left is better"
+        blocks += [Picture("means.png", shows), Text("Grey: the interval holds 0.")]
     if figures.differences("differences.png"):
         shows = f"Differences of the loss at the end from {study.reference}, with 95 % intervals; left is better"
         blocks += [

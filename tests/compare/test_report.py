@@ -66,7 +66,7 @@ def test_pairs_are_compared_with_each_other_and_pay_for_their_own_number_only(tm
 def test_what_was_not_run_is_not_said_to_have_diverged(tmp_path: Path) -> None:
     small = study(arms={**ARMS, "other": ARMS["navi"]})
     lines = {run.id: line(run, None) for run in tune_runs(small) if run.arm.name == "navi"}
-    two = {**lines_of(small, dict.fromkeys(small.arms, [1.0, 1.0, 1.0])), **lines}
+    two = {**lines_of(small, {arm: [1.0] * 3 for arm in small.arms}), **lines}
     some = {key: value for key, value in two.items() if key != next(iter(lines))}
     for given, said in ((two, "diverged at every rate"), (some, "not run")):
         write_report(small, given, tmp_path)
