@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 PLACE = "EMO_HF_DATA"
 SPLIT = 0  # seed of everything that is the same in all runs
@@ -41,6 +42,12 @@ def beside(model: nn.Module, *tensors: torch.Tensor) -> list[torch.Tensor]:
     """Tensors on the device of a model."""
     device = next(model.parameters()).device
     return [tensor.to(device) for tensor in tensors]
+
+
+def judged(scores: torch.Tensor, right: torch.Tensor) -> dict[str, float]:
+    """Cross-entropy and accuracy of a classifier's scores, (examples, classes)."""
+    accuracy = (scores.argmax(1) == right).float().mean().item()
+    return {"loss": functional.cross_entropy(scores, right).item(), "accuracy": accuracy}
 
 
 def rows(*parts: str) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from emo_hf.compare.task import Task
-from emo_hf.compare.tasks.data import SPLIT, beside, epochs, generator, half_way, idx, with_noise
+from emo_hf.compare.tasks.data import SPLIT, beside, epochs, generator, half_way, idx, judged, with_noise
 
 TRAINING = 7000
 
@@ -46,19 +46,17 @@ def _task(net: nn.Module, noise: float, batch: int, shift_at: int = 0) -> Task:
     images, labels = images[order], labels[order]
     learned = with_noise(labels[:TRAINING], noise, 10)
     batches = epochs(lambda chosen: (images[chosen], learned[chosen]), TRAINING, batch)
-    judged = labels[TRAINING:]
+    meant = labels[TRAINING:]
     if shift_at:
         other = (learned + 1) % 10
         batches = half_way(batches, epochs(lambda chosen: (images[chosen], other[chosen]), TRAINING, batch), shift_at)
-        judged = (judged + 1) % 10
+        meant = (meant + 1) % 10
 
     def loss(model: nn.Module, pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return functional.cross_entropy(model(pair[0]), pair[1])
 
     def evaluate(model: nn.Module) -> dict[str, float]:
-        pixels, right = beside(model, images[TRAINING:], judged)
-        scores = model(pixels)
-        accuracy = (scores.argmax(1) == right).float().mean().item()
-        return {"loss": functional.cross_entropy(scores, right).item(), "accuracy": accuracy}
+        pixels, right = beside(model, images[TRAINING:], meant)
+        return judged(model(pixels), right)
 
     return Task(model=net, train_batches=batches, loss=loss, evaluate=evaluate)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from emo_hf.compare.task import Task
-from emo_hf.compare.tasks.data import beside, epochs, path, rows, with_noise, word_ids
+from emo_hf.compare.tasks.data import beside, epochs, judged, path, rows, with_noise, word_ids
 
 WORDS = 5000
 
@@ -68,9 +68,9 @@ def _texts(
     batch: int,
     length: int = 40,
 ) -> Task:
-    learned, judged = rows(*train), rows(*held_out)
-    ids = word_ids([line["sentence"].lower().split() for line in [*learned, *judged]], known=WORDS, length=length)
-    labels = torch.tensor([int(line["label"]) for line in [*learned, *judged]])
+    learned, unseen = rows(*train), rows(*held_out)
+    ids = word_ids([line["sentence"].lower().split() for line in [*learned, *unseen]], known=WORDS, length=length)
+    labels = torch.tensor([int(line["label"]) for line in [*learned, *unseen]])
     size = len(learned)
     seen = with_noise(labels[:size], noise, classes)
 
@@ -79,9 +79,7 @@ def _texts(
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         words, right = beside(model, ids[size:], labels[size:])
-        scores = model(words)
-        accuracy = (scores.argmax(1) == right).float().mean().item()
-        return {"loss": functional.cross_entropy(scores, right).item(), "accuracy": accuracy}
+        return judged(model(words), right)
 
     batches = epochs(lambda chosen: (ids[chosen], seen[chosen]), size, batch)
     return Task(model=net, train_batches=batches, loss=loss, evaluate=evaluate)
