@@ -7,22 +7,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from emo_hf.emotion.metrics import PREFIX
-from emo_hf.recipes import plot_panels
+from emo_hf.plot.errors import PlotError
+from emo_hf.plot.output import write
+from emo_hf.plot.run import Run
+from emo_hf.plot.several import figure_of_several
 from emo_hf.recipes.config import Job
-from emo_hf.recipes.errors import RecipeError
-from emo_hf.recipes.plot import new_figure
-from emo_hf.recipes.plot_panels import BLUE, ORANGE, Line
 from emo_hf.recipes.summary import Summary, number
 
 logger = logging.getLogger(__name__)
 
 PICTURE = "comparison.png"
-
-SMOOTHING = 0.7
-"""Weight of what was before, from log line to log line, in the curves of the training loss."""
-
-_COLORS = (BLUE, ORANGE)
 
 
 def show_both(jobs: tuple[Job, Job], summaries: tuple[Summary, Summary]) -> None:
@@ -36,7 +30,7 @@ def show_both(jobs: tuple[Job, Job], summaries: tuple[Summary, Summary]) -> None
     try:
         draw_comparison(summaries, picture, title=os.path.basename(os.path.abspath(folder)))
         print(picture)
-    except (RecipeError, OSError) as error:  # runs are worth more than their picture
+    except (PlotError, OSError) as error:  # runs are worth more than their picture
         logger.warning("No picture: %s", error)
 
 
@@ -71,47 +65,13 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def draw_comparison(summaries: Sequence[Summary], output: str | Path, *, title: str) -> None:
-    """Write a picture of both: smoothed training loss, evaluation loss, effective learning rate.
+    """Write a picture of both: smoothed training loss, evaluation loss, effective learning rate, emotions.
 
     Raises:
-        RecipeError: if matplotlib is not installed.
+        PlotError: if matplotlib is not installed.
     """
-    made = new_figure([3.0, 3.0, 2.2], title)
-    losses, evaluations, rates = made.axes
-    for summary, color in zip(summaries, _COLORS, strict=True):
-        name = summary.optimizer_and_law
-        lines = [line for line in summary.history if "loss" in line and "step" in line]
-        steps, values = plot_panels.series(lines, "loss")
-        losses.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
-        losses.plot(steps, smoothed(values), color=color, linewidth=1.8, label=name)
-        measured = [line for line in summary.evaluations if "step" in line]
-        at, found = plot_panels.series(measured, "eval_loss")
-        last = f"{name}: {found[-1]:.3f} at the end" if found else name
-        evaluations.plot(at, found, color=color, linewidth=1.5, marker="o", markersize=4, label=last)
-        rates.plot(*_rates(lines), color=color, linewidth=1.5, label=name)
-    losses.set_ylabel("training loss")
-    evaluations.set_ylabel("evaluation loss")
-    rates.set_ylabel("learning rate")
-    rates.set_ylim(bottom=0)
-    rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-    for panel in made.axes:
-        panel.grid(axis="y", alpha=0.25)
-        panel.legend(frameon=False, fontsize=9)
-    made.savefig(output, dpi=130)
-
-
-def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
-    """Exponential average without a bias towards its beginning."""
-    average, total, made = 0.0, 0.0, []
-    for value in values:
-        average, total = weight * average + (1 - weight) * value, weight * total + (1 - weight)
-        made.append(average / total)
-    return made
-
-
-def _rates(lines: Sequence[Line]) -> tuple[list[int], list[float]]:
-    """Effective rates of the adapter's or the first group where there is an emotion, else the schedule's."""
-    return plot_panels.series(
-        [line | {"rate": line["learning_rate"] * line.get(PREFIX + "coefficient", 1.0)} for line in map(dict, lines)],
-        "rate",
-    )
+    runs = [
+        Run(name=summary.optimizer_and_law, history=summary.history, law=summary.law, decisions=summary.decisions)
+        for summary in summaries
+    ]
+    write(figure_of_several(runs, title), output, title=title)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emo_hf.emotion.metrics import PREFIX
-from emo_hf.recipes.decisions import DONE, in_words, moments
+from emo_hf.plot.decisions import DONE, in_words, moments
 from emo_hf.recipes.measures import Measure
 
 

@@ -19,6 +19,9 @@ from transformers.trainer_callback import ProgressCallback
 
 from emo_hf.emotion.metrics import NOTES
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.plot.errors import PlotError
+from emo_hf.plot.output import PICTURE, draw
+from emo_hf.plot.run import Run
 from emo_hf.recipes.comparison import show_both
 from emo_hf.recipes.config import Job, read_job
 from emo_hf.recipes.data import Examples
@@ -26,7 +29,6 @@ from emo_hf.recipes.emotion import emotion_callback
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.model import add_adapter, save_merged
 from emo_hf.recipes.output import checkpoint_to_resume, remove_previous_run
-from emo_hf.recipes.plot import PICTURE, draw
 from emo_hf.recipes.progress import FinishOnInterrupt, ShortProgressCallback
 from emo_hf.recipes.second_job import give_roles, second_job
 from emo_hf.recipes.summary import Summary, table
@@ -231,10 +233,10 @@ def _report(summary: Summary, folder: str, saved: dict[str, str]) -> None:
     Path(folder, "summary.json").write_text(json.dumps(summary.facts(), indent=2) + "\n", encoding="utf-8")
     picture = os.path.join(folder, PICTURE)
     try:
-        title = os.path.basename(os.path.abspath(folder))
-        draw(summary.history, picture, title=title, law=summary.law, decisions=summary.decisions)
+        name = os.path.basename(os.path.abspath(folder))
+        draw(Run(name=name, history=summary.history, law=summary.law, decisions=summary.decisions), picture)
         saved["picture"] = picture
-    except (RecipeError, OSError) as error:  # a run is worth more than its picture
+    except (PlotError, OSError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)
     print("\n" + table(summary.rows()))
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import emo_hf
-from emo_hf.recipes.comparison import columns, smoothed
+from emo_hf.plot.several import smoothed
+from emo_hf.recipes.comparison import columns
 from emo_hf.recipes.config import read_job
 from emo_hf.recipes.second_job import second_job
 from emo_hf.recipes.train import prepare

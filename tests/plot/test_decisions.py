@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from matplotlib.text import Annotation, Text
 
-from emo_hf.recipes.decisions import in_words, moments
-from emo_hf.recipes.plot import figure
-from emo_hf.recipes.plot_moments import MOST_ROWS
+from emo_hf.plot.decisions import in_words, moments
+from emo_hf.plot.figure import figure
+from emo_hf.plot.moments import MOST_ROWS
+from emo_hf.plot.run import Run
 from emo_hf.recipes.summary import Summary
-from tests.recipes.test_plot import history
+from tests.plot.histories import history
 
 DECISIONS = [
     (10, "raised: nothing moves in 128 steps, ×3 → 3"),
@@ -69,20 +70,20 @@ def test_a_run_is_told_in_one_line() -> None:
 
 
 def test_each_moment_is_a_flag_whose_pole_stands_on_the_curve() -> None:
-    panel = figure(history(), title="run", law="settle", decisions=DECISIONS).axes[0]
+    panel = figure(Run(history=history(), law="settle", decisions=DECISIONS)).axes[0]
     assert [flag.get_text() for flag in flags(panel)] == [
         "raised ×3", "started at ×3", "easing", "come back to ×3", "eased to ×0.269", "eased to ×0.1, done",
     ]  # fmt: skip
     assert [flag.xy[0] for flag in flags(panel)] == [10, 14, 18, 20, 31, 40]
     assert [flag.xy[1] for flag in flags(panel)] == pytest.approx([0.2, 0.16, 0.12, 0.1, 0.065, 0.05])
-    assert "2 spikes left out" in panel.get_legend_handles_labels()[1]
-    assert not flags(figure(history(), title="run", law="settle").axes[0])
+    assert "2 spikes left out (braked)" in panel.get_legend_handles_labels()[1]
+    assert not flags(figure(Run(history=history(), law="settle")).axes[0])
 
 
 @pytest.mark.parametrize("apart", [1, 3, 7])
 def test_flags_cover_neither_each_other_nor_a_pole_nor_the_panel(apart: int) -> None:
     decisions = [(step, f"eased: no better, rate ×0.{step}") for step in range(10, 40, apart)]
-    made = figure(history(), title="run", law="settle", decisions=decisions)
+    made = figure(Run(history=history(), law="settle", decisions=decisions))
     made.canvas.draw()
     panel = made.axes[0]
     found = flags(panel)
@@ -98,7 +99,7 @@ def test_flags_cover_neither_each_other_nor_a_pole_nor_the_panel(apart: int) -> 
 
 def test_a_stop_that_came_after_the_last_log_line_is_drawn_where_it_came() -> None:
     calm = [line | {"emo/should_stop": 0} if "loss" in line else line for line in history()]
-    signals = figure(calm, title="run", law="settle", decisions=DECISIONS).axes[4]
+    signals = figure(Run(history=calm, law="settle", decisions=DECISIONS)).axes[4]
     assert "stop signal: from step 40" in [text.get_text() for text in signals.texts]
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emo_hf.recipes.decisions import Moment, spikes, turns
-from emo_hf.recipes.plot_panels import BLUE, DARK, GREEN, ORANGE, PURPLE, RED, legend
+from emo_hf.plot.colors import BLACK, BLUE, DARK, GREEN, ORANGE, PURPLE, VERMILLION
+from emo_hf.plot.decisions import DONE, Moment, spikes, turns
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,47 +18,67 @@ if TYPE_CHECKING:
 MOST_ROWS = 6
 """Rows of labels above the panel; what would need more is a dot without a label."""
 
-_COLORS = {
-    "started": GREEN,
-    "raised": ORANGE,
-    "lowered": ORANGE,
-    "easing": BLUE,
-    "eased": BLUE,
-    "come back": PURPLE,
-    "done": RED,
+MARKS = {
+    "started": (">", GREEN),
+    "raised": ("P", ORANGE),
+    "lowered": ("X", ORANGE),
+    "easing": ("v", BLUE),
+    "eased": ("v", BLUE),
+    "come back": ("^", PURPLE),
+    DONE: ("s", VERMILLION),
 }
+"""Kind of a decision → shape and colour of its mark; what is not in here is a dark dot."""
+OTHER = ("o", DARK)
+
 _SIZE = 8.5
 _FREE = 10  # pixels between two labels
 
 Curve = tuple[Sequence[float], Sequence[float]]
 
 
+def mark_spikes(panel: Axes, found: Sequence[Moment]) -> None:
+    """Ticks at the foot of a panel for the steps that were left out."""
+    left_out = spikes(found)
+    if left_out:
+        panel.plot(
+            left_out, [0.02] * len(left_out),
+            transform=panel.get_xaxis_transform(), linestyle="", marker="|", markersize=7, color=BLACK,
+            label=f"{len(left_out)} spike{'s' if len(left_out) > 1 else ''} left out (braked)",
+        )  # fmt: skip
+
+
 def mark_moments(panel: Axes, found: Sequence[Moment], curve: Curve) -> None:
-    """Flags above a panel whose poles stand on a curve, and ticks at its foot for the steps that were left out.
+    """Flags above a panel whose poles stand on a curve.
 
     Args:
         panel: the finished panel; flags need to know its limits.
         found: the moments.
         curve: steps and values.
     """
-    left_out = spikes(found)
-    if left_out:
-        panel.plot(
-            left_out, [0.02] * len(left_out),
-            transform=panel.get_xaxis_transform(), linestyle="", marker="|", markersize=7, color=RED,
-            label=f"{len(left_out)} spike{'s' if len(left_out) > 1 else ''} left out",
-        )  # fmt: skip
-        legend(panel)
     flags = []
     for step, same in itertools.groupby(turns(found), key=lambda moment: moment.step):
         at_once = list(same)
-        color = _COLORS.get(at_once[-1].kind, DARK)
-        height = _value_at(curve, step)
+        shape, color = MARKS.get(at_once[-1].kind, OTHER)
+        height = value_at(curve, step)
         if height is None:
             continue
-        panel.plot([step], [height], marker="o", markersize=5, color=color, markeredgecolor="white", zorder=5)
+        panel.plot([step], [height], marker=shape, markersize=6.5, color=color, markeredgecolor="white", zorder=5)
         flags.append(_flag(panel, ", ".join(moment.label for moment in at_once), step, height, color))
     _raise_flags(panel, flags)
+
+
+def mark_shapes(panel: Axes, found: Sequence[Moment], curve: Curve, color: Any) -> set[str]:
+    """Shapes on a curve among others, in its colour, without words; what kinds of decision there were."""
+    kinds = set()
+    for moment in turns(found):
+        height = value_at(curve, moment.step)
+        if height is not None and moment.kind in MARKS:
+            kinds.add(moment.kind)
+            panel.plot(
+                [moment.step], [height],
+                marker=MARKS[moment.kind][0], markersize=7, color=color, markerfacecolor="white", zorder=5,
+            )  # fmt: skip
+    return kinds
 
 
 def _flag(panel: Axes, text: str, step: int, height: float, color: str) -> Annotation:
@@ -69,10 +89,10 @@ def _flag(panel: Axes, text: str, step: int, height: float, color: str) -> Annot
         textcoords=panel.get_xaxis_transform(),
         annotation_clip=False,
         fontsize=_SIZE,
-        color=color,
+        color=DARK,
         ha="left",
         va="bottom",
-        arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.8, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3,
+        arrowprops={"arrowstyle": "-", "color": color, "linewidth": 1.0, "alpha": 0.8, "shrinkA": 0, "shrinkB": 3,
                     "relpos": (0.0, 0.0)},
     )  # fmt: skip
 
@@ -102,7 +122,7 @@ def _extent(flag: Annotation) -> Bbox:
     return Text.get_window_extent(flag)  # without its pole
 
 
-def _value_at(curve: Curve, step: float) -> float | None:
+def value_at(curve: Curve, step: float) -> float | None:
     """The curve's value at a step, on the line between its neighbours; None where there is no curve."""
     points = [(x, y) for x, y in zip(*curve, strict=True) if math.isfinite(y)]
     if not points:
