@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from emo_hf.compare.differences import Difference, differences_of, relative
+from emo_hf.compare.pairing import pairing_problems
 from emo_hf.compare.plan import REPORT, TUNE, Line, best_rates, end_of, report_runs, tune_runs
+from emo_hf.compare.specification import Study
 from emo_hf.compare.statistics import (
     Interval,
     Width,
     good_range,
-    holm,
-    mean_interval,
     mean_of_means_interval,
-    paired_p,
     profile,
     steps_to,
 )
 from emo_hf.compare.stopping import RULES, Verdict, ended_by_itself, verdict
-from emo_hf.compare.study import Study
 
-SIGNIFICANT = 0.05
 WITHIN = (0.01, 0.05)
 TARGET = 0.01
 """An arm has got there when its loss is within this share of where the reference ends."""
 TAUS = tuple(1.0 + 0.02 * i for i in range(151))  # to 4
-
-BETTER, WORSE, NO_DIFFERENCE, UNKNOWN = "better", "worse", "no difference shown", "too few seeds to say"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """An arm against the reference on one task, paired by seed, as shares of the reference's mean loss.
-
-    Attributes:
-        seeds: how many pairs.
-        diverged, reference_diverged: in how many of them one of the two ended without a usable loss.
-        interval: mean and 95 % bootstrap interval of (arm − reference) / mean of the reference.
-        p, adjusted: of the paired t-test, and after Holm over the arms of the task.
-        verdict: better or worse only where the interval leaves out 0 and the adjusted p is below 0.05.
-    """
-
-    seeds: int
-    diverged: int
-    reference_diverged: int
-    interval: Interval | None
-    p: float | None
-    adjusted: float | None
-    verdict: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +54,7 @@ class Analysis:
         self.lines: list[Line] = [lines[run.id] for run in planned if run.is_done_by(lines.get(run.id))]
         self.failed: list[Line] = [lines[run.id] for run in planned if "error" in lines.get(run.id, {})]
         self.missing = [run.id for run in planned if run.id not in lines or not run.is_done_by(lines[run.id])]
-        self.pairing = self._pairing_problems()
+        self.pairing = pairing_problems(study, self.lines)
 
     def rate(self, task: str, arm: str) -> float | None:
         """The tuned learning rate: an ablation's is that of the arm whose factors it takes, a task's with faults that
@@ -121,12 +96,12 @@ class Analysis:
     def differences(self, task: str) -> dict[str, Difference]:
         """Every arm but the reference, with Holm over them."""
         others = [arm for arm in self.study.arms if arm != self.study.reference]
-        found = _differences({(arm, self.study.reference): self._pairs(task, arm) for arm in others})
+        found = differences_of({(arm, self.study.reference): self._pairs(task, arm) for arm in others})
         return {arm: difference for (arm, _), difference in found.items()}
 
     def pair_differences(self, task: str) -> dict[tuple[str, str], Difference]:
         """The study's pairs of arms, with Holm over them."""
-        return _differences({(arm, against): self._pairs(task, arm, against) for arm, against in self.study.pairs})
+        return differences_of({(arm, against): self._pairs(task, arm, against) for arm, against in self.study.pairs})
 
     def _pairs(self, task: str, arm: str, against: str | None = None) -> list[tuple[float, float]]:
         reference = {line["seed"]: end_of(line) for line in self.reported(task, against or self.study.reference)}
@@ -213,66 +188,3 @@ class Analysis:
             state_bytes_per_parameter=lines[0]["optimizer_state_bytes"] / max(lines[0]["trainable_parameters"], 1),
             peak_memory_bytes=statistics.median(peaks) if peaks else None,
         )
-
-    def _pairing_problems(self) -> list[str]:
-        """What should have been the same for all arms of a task, its twins with faults and a seed, and was not."""
-        problems = []
-        seen: dict[tuple[str, int], Line] = {}
-        at: dict[tuple[str, int], list[int] | None] = {}
-        for line in self.lines:
-            first = seen.setdefault((self.study.tasks[line["task"]].tuned_as, line["seed"]), line)
-            ours, theirs = line["fingerprint"], first["fingerprint"]
-            length = min(len(ours["batches"]), len(theirs["batches"]))
-            if ours["weights"] != theirs["weights"]:
-                problems.append(f"{line['id']} and {first['id']} had different initial weights")
-            if ours["batches"][:length] != theirs["batches"][:length]:
-                problems.append(f"{line['id']} and {first['id']} had different data, or another order")
-            faults = (line.get("faults") or {}).get("steps")
-            others = at.setdefault((line["task"], line["seed"]), faults)
-            if faults is not None and any(a != b for a, b in zip(faults, others or (), strict=False)):
-                problems.append(f"{line['id']} had faults at other steps than the arms before")
-            if line["planned_steps"] != first["planned_steps"]:
-                problems.append(f"{line['id']} and {first['id']} had different budgets")
-        return problems
-
-
-def relative(pairs: Sequence[tuple[float, float]]) -> list[float]:
-    """(arm − reference) / mean of the reference, for each pair."""
-    if not pairs:
-        return []
-    mean = statistics.fmean(reference for _, reference in pairs)
-    if not math.isfinite(mean) or mean == 0.0:
-        return [math.nan for _ in pairs]
-    return [(ours - reference) / abs(mean) for ours, reference in pairs]
-
-
-def _differences(pairs: Mapping[tuple[str, str], Sequence[tuple[float, float]]]) -> dict[tuple[str, str], Difference]:
-    p_values = {key: paired_p(relative(of_arms)) for key, of_arms in pairs.items()}
-    adjusted = holm({key: p for key, p in p_values.items() if p is not None})
-    return {key: _difference(pairs[key], p_values[key], adjusted.get(key)) for key in pairs if pairs[key]}
-
-
-def _difference(pairs: Sequence[tuple[float, float]], p: float | None, adjusted: float | None) -> Difference:
-    diverged = sum(not math.isfinite(ours) for ours, _ in pairs)
-    reference_diverged = sum(not math.isfinite(reference) for _, reference in pairs)
-    if diverged or reference_diverged:
-        more = diverged - reference_diverged
-        said = WORSE if more > 0 else BETTER if more < 0 else NO_DIFFERENCE
-        interval = None
-    else:
-        interval = mean_interval(relative(pairs))
-        if len(pairs) < 2 or adjusted is None:
-            said = UNKNOWN
-        elif interval.covers_zero or adjusted >= SIGNIFICANT:
-            said = NO_DIFFERENCE
-        else:
-            said = BETTER if interval.mean < 0 else WORSE
-    return Difference(
-        seeds=len(pairs),
-        diverged=diverged,
-        reference_diverged=reference_diverged,
-        interval=interval,
-        p=p,
-        adjusted=adjusted,
-        verdict=said,
-    )

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from emo_hf.compare.plan import Line, Run, end_of
-from emo_hf.compare.study import Study
+from emo_hf.compare.specification import Study
 
 PROBE_STEPS = 12
 PROBE = "probe"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from emo_hf.compare.analysis import Analysis, relative
+from emo_hf.compare.analysis import Analysis
+from emo_hf.compare.differences import relative
 from emo_hf.compare.fault_spec import unclean
 from emo_hf.compare.plan import Line, end_of
 from emo_hf.compare.statistics import Interval, mean_interval

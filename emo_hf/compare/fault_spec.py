@@ -13,7 +13,7 @@ from emo_hf.compare.errors import StudyError
 from emo_hf.compare.values import above_zero, count, mapping, one_of, only
 
 if TYPE_CHECKING:
-    from emo_hf.compare.study import TaskSpec
+    from emo_hf.compare.specification import TaskSpec
 
 POISONED, NAN, INF, RATE = "poisoned", "nan", "inf", "rate"
 FACTORS: Mapping[str, float] = {POISONED: 50.0, RATE: 10.0}

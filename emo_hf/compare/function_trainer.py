@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerControl, TrainingArguments
 
 from emo_hf.compare.errors import StudyError
-from emo_hf.compare.study import TaskSpec
+from emo_hf.compare.specification import TaskSpec
 from emo_hf.compare.task import Task
 
 PASS_SEEDS = 1_000_003

@@ -14,7 +14,8 @@ from emo_hf.compare.execute import Workers, execute
 from emo_hf.compare.plan import REPORT, TUNE, Line, Run, best_rates, matching, planned_counts, report_runs, tune_runs
 from emo_hf.compare.progress import Progress
 from emo_hf.compare.results import OneAtATime, Results
-from emo_hf.compare.study import Study, read_study
+from emo_hf.compare.specification import Study
+from emo_hf.compare.study import read_study
 
 INTERRUPTED = 130
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what); 130 when it was interrupted, after which the same command goes on.
     """
     try:
-        options = _parser().parse_args(argv)
+        options = parser().parse_args(argv)
     except SystemExit as error:  # argparse has said why
         return int(error.code or 0)
     try:
@@ -43,29 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="emo-hf compare",
         description="Compare optimizers, laws and schedules on your tasks. Runs that are done are not repeated: the "
         "same command goes on where it was cut off.",
         allow_abbrev=False,
     )
-    parser.add_argument("study", type=Path, help="YAML file with tasks, arms, learning_rates, seeds and reference")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for runs.jsonl and the report")
-    parser.add_argument(
+    made.add_argument("study", type=Path, help="YAML file with tasks, arms, learning_rates, seeds and reference")
+    made.add_argument("--output_dir", type=Path, required=True, help="folder for runs.jsonl and the report")
+    made.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="TEXT",
         help="only runs whose id, task/arm/rate/seed, holds this",
     )
-    parser.add_argument(
+    made.add_argument(
         "--dry-run", action="store_true", help="say how many runs there are and about how long they take"
     )
-    parser.add_argument("--report", action="store_true", help="write the report from the runs that are there")
-    parser.add_argument("--processes", type=_at_least_one, help="runs at a time (default: one for each core)")
-    parser.add_argument("--threads", type=_at_least_one, help="threads of each run (default: cores by processes)")
-    return parser
+    made.add_argument("--report", action="store_true", help="write the report from the runs that are there")
+    made.add_argument("--processes", type=_at_least_one, help="runs at a time (default: one for each core)")
+    made.add_argument("--threads", type=_at_least_one, help="threads of each run (default: cores by processes)")
+    return made
 
 
 def _at_least_one(text: str) -> int:

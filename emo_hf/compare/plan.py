@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emo_hf.compare.study import ALL, ArmSpec, Study, TaskSpec
+from emo_hf.compare.specification import ALL, ArmSpec, Study, TaskSpec
 
 TUNE, REPORT = "tune", "report"
 

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from emo_hf.compare.analysis import NO_DIFFERENCE, SIGNIFICANT, Analysis
+from emo_hf.compare.analysis import Analysis
+from emo_hf.compare.differences import NO_DIFFERENCE, SIGNIFICANT
 from emo_hf.compare.document import Block, Heading, Table, Text
 from emo_hf.compare.estimate import in_words
 from emo_hf.compare.figures import Figures
@@ -17,7 +18,7 @@ from emo_hf.compare.report_behaviour import cost_section, emotion_section, stopp
 from emo_hf.compare.report_decisions import decisions_section
 from emo_hf.compare.report_faults import faults_section
 from emo_hf.compare.report_losses import against_rates, against_steps, pairs, profile_section, what_was_found
-from emo_hf.compare.study import ALL, Study
+from emo_hf.compare.specification import ALL, Study
 from emo_hf.compare.wording import NOTHING, amount
 
 MARKDOWN, PAGE = "report.md", "report.html"

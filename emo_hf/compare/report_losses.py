@@ -6,10 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from emo_hf.compare.analysis import BETTER, NO_DIFFERENCE, TARGET, TAUS, WORSE, Analysis, Difference
+from emo_hf.compare.analysis import TARGET, TAUS, Analysis
+from emo_hf.compare.differences import BETTER, NO_DIFFERENCE, WORSE, Difference
 from emo_hf.compare.document import Block, Heading, Picture, Table, Text
 from emo_hf.compare.figures import Figures
-from emo_hf.compare.study import ALL
+from emo_hf.compare.specification import ALL
 from emo_hf.compare.wording import NOTHING, amount, interval_text, mean_sd, p_text, rate_text, width_text
 
 SHOWN_TAUS = (1.0, 1.5, 2.0, 4.0)

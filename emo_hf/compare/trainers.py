@@ -16,10 +16,10 @@ from transformers.trainer_callback import PrinterCallback
 from emo_hf.compare.errors import StudyError
 from emo_hf.compare.function_trainer import FunctionTrainer, task_function
 from emo_hf.compare.plan import Run
-from emo_hf.compare.study import ArmSpec
+from emo_hf.compare.specification import ArmSpec
 from emo_hf.compare.task import Task
 from emo_hf.emotion.ablation import NONE, read_ablation
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import family_names
 from emo_hf.recipes.config import Job, read_job
 from emo_hf.recipes.errors import RecipeError
 from emo_hf.recipes.train import prepare
@@ -68,8 +68,8 @@ def check(run: Run, folder: Path) -> None:
         StudyError: as `make_trainer`.
     """
     emotion_callback(run.arm)
-    if "emo_law" in run.arm.optim_args and run.arm.optim not in FAMILY and ":" not in run.arm.optim:
-        known = ", ".join(FAMILY)
+    if "emo_law" in run.arm.optim_args and run.arm.optim not in family_names() and ":" not in run.arm.optim:
+        known = ", ".join(family_names())
         raise StudyError(f"arms.{run.arm.name}.emo_law is for {known}: attach an emotion to {run.arm.optim} instead")
     if ":" in run.arm.optim:
         cls, kwargs = _own_class(run.arm, run.rate)
@@ -88,7 +88,7 @@ def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
     """What attaches an arm's emotion to its optimizer; None for arms without one."""
     if arm.emotion is None:
         return None
-    if arm.optim in FAMILY:
+    if arm.optim in family_names():
         raise StudyError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
     law = NONE.name if _is_ablation(arm.emotion) else arm.emotion
     try:
@@ -199,7 +199,7 @@ def _job(run: Run, folder: Path) -> Job:
 def _with_rate(args: TrainingArguments, run: Run) -> TrainingArguments:
     """The study's rate, where a generation would take its own in place of the Trainer's default."""
     left = next(field.default for field in dataclasses.fields(args) if field.name == "learning_rate")
-    taken_for_left = run.arm.optim in FAMILY and run.rate == left
+    taken_for_left = run.arm.optim in family_names() and run.rate == left
     args.learning_rate = math.nextafter(run.rate, math.inf) if taken_for_left else run.rate
     return args
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from emo_hf.compare.plan import Run
-from emo_hf.compare.study import Study, parse_study
+from emo_hf.compare.specification import Study
+from emo_hf.compare.study import parse_study
 
 FUNCTION = "tests.compare.tiny_task:make"
 

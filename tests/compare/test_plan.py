@@ -12,7 +12,7 @@ from emo_hf.compare.errors import StudyError
 from emo_hf.compare.estimate import probe_runs
 from emo_hf.compare.plan import best_rates, matching, planned_counts, report_runs, tune_runs
 from emo_hf.compare.results import OneAtATime, Results
-from emo_hf.compare.study import Study
+from emo_hf.compare.specification import Study
 from tests.compare.studies import ARMS, FUNCTION, line, study
 
 FOLLOWERS = {

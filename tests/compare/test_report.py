@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from emo_hf.compare.analysis import BETTER, NO_DIFFERENCE, UNKNOWN, WORSE, Analysis
+from emo_hf.compare.analysis import Analysis
+from emo_hf.compare.differences import BETTER, NO_DIFFERENCE, UNKNOWN, WORSE
 from emo_hf.compare.html import page
 from emo_hf.compare.plan import report_runs, tune_runs
 from emo_hf.compare.report import write_report
-from emo_hf.compare.study import Study
+from emo_hf.compare.specification import Study
 from tests.compare.studies import ARMS, line, study
 
 BEST = {("toy", "adamw"): 1e-3, ("toy", "navi"): 1e-3}

@@ -16,7 +16,7 @@ from emo_hf.compare.fault_analysis import harm
 from emo_hf.compare.figure_marks import mark_decisions
 from emo_hf.compare.plan import Run, report_runs, tune_runs
 from emo_hf.compare.report import write_report
-from emo_hf.compare.study import Study
+from emo_hf.compare.specification import Study
 from tests.compare.studies import ARMS, FUNCTION, line, study
 
 TOY = {"function": FUNCTION, "steps": 40}

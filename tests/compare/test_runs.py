@@ -14,7 +14,7 @@ from emo_hf.compare.errors import StudyError
 from emo_hf.compare.outcome import spread, thinned
 from emo_hf.compare.plan import Run, report_runs, tune_runs
 from emo_hf.compare.run_one import perform
-from emo_hf.compare.study import Study
+from emo_hf.compare.specification import Study
 from tests.compare.studies import ARMS, study
 from tests.recipes.tiny import save_bert, topics_csv
 
