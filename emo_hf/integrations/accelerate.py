@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from emo_hf.integrations.deepspeed_offload import keeping
+from emo_hf.integrations.felt_once import unfelt
 from emo_hf.optim.attachment import Attachment, attached_to
 from emo_hf.optim.emotion_engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 SWITCH = "EMO_HF_TAP"
 """Environment variable: 0 leaves accelerate alone."""
+
+OURS = "_emo_hf_original"
+"""Under which name our methods keep those that they stand for."""
 
 _tapping = False  # whether losses that pass are fed; our methods may lie below those that others put over them
 _switched_off = False  # by `uninstall`, until the next `install`
@@ -56,18 +60,29 @@ def install() -> None:
     for name, over in (("backward", _tapped), ("prepare_model", _noted), ("_prepare_deepspeed", keeping)):
         present = getattr(Accelerator, name)
         if name not in _originals:
+            present = _without_former(present)
             _originals[name] = over(present), present
+            setattr(_originals[name][0], OURS, present)
+            setattr(Accelerator, name, present)
         ours, original = _originals[name]
         if present is original:  # by now, or again, if somebody has put it back
             setattr(Accelerator, name, ours)
 
 
+def _without_former(method: Any) -> Any:
+    """What lies below a method of ours that a former copy of this module has left there, as before a reload."""
+    while hasattr(method, OURS):
+        method = getattr(method, OURS)
+    return method
+
+
 def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def backward(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> Any:
-        if _tapping:
-            feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))
-        return original(self, loss, **kwargs)
+        if not (_tapping and feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))):
+            return original(self, loss, **kwargs)
+        with unfelt():  # it has been felt: what `feel_backward` watches is not to feel it once more
+            return original(self, loss, **kwargs)
 
     return backward
 
@@ -97,21 +112,23 @@ def uninstall() -> None:
             del _originals[name]
 
 
-def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
-    """Show a loss on its way to backward to the emo optimizers of an accelerator.
+def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
+    """Show a loss on its way to backward to the emo optimizers of an accelerator; whether there are any.
 
     Args:
         accelerator: the accelerator whose backward it is sent to.
         loss: what is sent; anything but a real tensor of one element is left to backward to judge.
         divided: whether backward will divide it by the accelerator's own number of accumulation steps. Such losses are
-            averaged, so that a last, shorter accumulation does not look like a sudden drop; where that number is 1,
-            as in the Trainer, the caller has scaled them, and their plain sum is the loss of the step.
+            averaged, so that a last, shorter accumulation does not look like a sudden drop. Where that number is 1,
+            the caller has scaled them: they are summed if the accelerator was told which is the last, as the Trainer
+            tells it, and averaged in a loop that lets several of them pass as the last.
     """
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
-        return
+        return False
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
-    for optimizer in emo_optimizers(accelerator):
+    optimizers = list(emo_optimizers(accelerator))
+    for optimizer in optimizers:
         optimizer.tap_loss(
             loss,
             weight,
@@ -119,6 +136,7 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> None:
             together=_ranks_meet(accelerator),
             in_parts=accelerator.distributed_type == "DEEPSPEED",
         )
+    return bool(optimizers)
 
 
 def _ranks_meet(accelerator: Accelerator) -> bool:
@@ -164,5 +182,6 @@ def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
     return None
 
 
-if wire not in on_construction:
-    on_construction.append(wire)
+# One of them, also where this module is loaded once more.
+on_construction[:] = [hook for hook in on_construction if hook.__module__ != __name__]
+on_construction.append(wire)

@@ -51,7 +51,7 @@ class AccumulatedLoss:
     """Sums the micro-batch losses of one step, on the device they live on.
 
     Losses with a weight are averaged by it; losses without one were already scaled by whoever computed them, and
-    their plain sum is the loss of the step.
+    their plain sum is the loss of the step, unless `average` says that nobody knows how many there will be.
 
     A sum on a CUDA device sets out for the host as soon as forward has produced it. `take` waits for that copy, which
     lies before backward in the stream, and so never for backward.
@@ -65,13 +65,25 @@ class AccumulatedLoss:
         self._sum: torch.Tensor | float | None = None
         self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
         self._weight: float | None = None
+        self._count = 0
+        self._averaged = False  # whether losses without a weight are averaged instead of summed
 
     def __bool__(self) -> bool:
         return self._sum is not None
 
+    @property
+    def summed(self) -> int | None:
+        """How many losses the plain sum has, None where it is a mean."""
+        return None if self._weight is not None or self._averaged else self._count
+
+    def average(self) -> None:
+        """Take the mean of the losses of this step, also of those without a weight."""
+        self._averaged = True
+
     def add(self, loss: Loss, weight: float | None = None) -> None:
         """Take in the loss of a micro-batch, as `as_scalar` takes it."""
         scalar = as_scalar(loss)
+        self._count += 1
         if weight is not None:
             scalar = scalar * weight
             self._weight = weight + (self._weight or 0.0)
@@ -86,25 +98,31 @@ class AccumulatedLoss:
     def become(self, other: AccumulatedLoss) -> None:
         """Hold what `other` holds, and nothing else."""
         self._sum, self._weight = other._sum, other._weight
+        self._count, self._averaged = other._count, other._averaged
         self._send()
 
     def value(self) -> torch.Tensor | float | None:
         """The loss of the step so far, on the device it lives on and without waiting for it; None if none was seen."""
-        return self._sum if self._sum is None or self._weight is None else self._sum / self._weight
+        divisor = self._divisor()
+        return self._sum if self._sum is None or divisor is None else self._sum / divisor
 
     def take(self) -> float | None:
         """The loss of the step, or None if none was seen; leaves nothing behind."""
-        total, weight = self._sum, self._weight
+        total, divisor = self._sum, self._divisor()
         if self._on_its_way is not None:
             total, arrival = self._on_its_way
             arrival.synchronize()
         self.clear()
         if total is None:
             return None
-        return float(total) if weight is None else float(total) / weight
+        return float(total) if divisor is None else float(total) / divisor
+
+    def _divisor(self) -> float | None:
+        return self._weight if self._weight is not None or not self._averaged else float(self._count)
 
     def clear(self) -> None:
         self._sum = self._weight = self._on_its_way = None
+        self._count, self._averaged = 0, False
 
     def _send(self) -> None:
         total = self._sum

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from emo_hf.loss.accumulation import AccumulatedLoss
+from emo_hf.loss.micro_batches import MicroBatchWatch
 
 GLOBAL = "global"
 LOCAL = "local"
@@ -45,6 +46,7 @@ class RankMean:
         self.mode = mode
         self._under_way: tuple[AccumulatedLoss, _Exchange] | None = None
         self._has_said_local = False
+        self._micro_batches = MicroBatchWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_under_way": None}  # what is under way cannot be copied
@@ -86,6 +88,12 @@ class RankMean:
             device: as for `start`.
             alone: whether this is a step of which the other ranks know nothing; they are not waited for then.
         """
+        summed = loss.summed
+        mean = self._take(loss, device, alone)
+        self._micro_batches.look(mean, summed)
+        return mean
+
+    def _take(self, loss: AccumulatedLoss, device: torch.device | None, alone: bool) -> float | None:
         under_way, self._under_way = self._under_way, None
         if not self.applies or alone:
             return loss.take()

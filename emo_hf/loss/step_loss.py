@@ -19,6 +19,11 @@ class StepLoss:
 
     The user's own word wins over the tap. A loss whose gradients were thrown away without a step (an fp16 overflow, a
     skipped batch) is dropped with them.
+
+    Tapped losses are summed where the framework says which micro-batch is the last: it has scaled them for that. A
+    loss that comes after the last one, with no step between, is a sign of a loop that accumulates by itself, in steps
+    of unlike numbers of micro-batches perhaps (`if step % N == 0: optimizer.step()` begins with a step of one, each
+    loss divided by N all the same). Its losses are averaged.
     """
 
     def __init__(self) -> None:
@@ -27,7 +32,9 @@ class StepLoss:
         self._backward_followed = False  # whether there is another part
         self._shown_at: Mark = None
         self._tapped = AccumulatedLoss()
+        self._tapped_before = AccumulatedLoss(sent=False)  # what there was before the latest of them
         self._tapped_last = False  # whether the last micro-batch of the step has passed the tap
+        self._tapped_others = False  # whether ones that were not the last have
 
     @property
     def shown(self) -> bool:
@@ -51,9 +58,18 @@ class StepLoss:
         stale = self._is_stale(gradients())
         if stale:  # and so is whatever was shown: it would have been noticed by `show` if it were newer
             self.clear()
+        self._tapped_before.become(self._tapped)
+        if self._tapped and self._tapped_last and not self._tapped_others:
+            self._tapped.average()
         self._tapped.add(loss, weight)
         self._tapped_last = last
+        self._tapped_others = self._tapped_others or not last
         return stale
+
+    def untap(self) -> None:
+        """Forget the loss tapped last, which turns out to be of something else; none if its step was taken since."""
+        if self._tapped:
+            self._tapped.become(self._tapped_before)
 
     def _is_stale(self, now: Mark) -> bool:
         # FSDP2 and DeepSpeed keep the gradients of all but the last micro-batch elsewhere: only when that one has
@@ -67,7 +83,7 @@ class StepLoss:
         zero_grad, backward, step the loss belongs to the gradients that are still to come.
         """
         went = bool(self._tapped)
-        self._tapped.clear()
+        self._clear_tapped()
         now = gradients()
         if now is not None:
             self._notice_backward(now)
@@ -96,4 +112,9 @@ class StepLoss:
         self._shown_latest.clear()
         self._shown_at = None  # torch cannot swap tensors to which weak references are held
         self._backward_followed = False
+        self._clear_tapped()
+
+    def _clear_tapped(self) -> None:
         self._tapped.clear()
+        self._tapped_before.clear()
+        self._tapped_others = False

@@ -1,0 +1,54 @@
+"""A loss that jumps because a step had more or fewer micro-batches than the one before."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch.distributed as dist
+
+logger = logging.getLogger(__name__)
+
+JUMP = math.log(1.5)
+"""|ln(L / previous L)| from which on a change is called a jump."""
+
+
+class MicroBatchWatch:
+    """Says once that a summed loss has jumped with the number of its micro-batches.
+
+    With n and m the numbers of micro-batches of this step and the last, and r = L / previous L, the number explains
+    the jump if most of it goes with it:
+
+        |ln r| > ln 1.5    and    |ln r − ln(n/m)| < |ln r| / 2
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[float, int] | None = None
+        self._has_warned = False
+
+    def look(self, loss: float | None, micro_batches: int | None) -> None:
+        """Take note of a step.
+
+        Args:
+            loss: its loss, None if there was none.
+            micro_batches: how many losses were summed for it, None where they were averaged.
+        """
+        if self._has_warned:
+            return
+        if loss is None or micro_batches is None or not math.isfinite(loss) or loss == 0.0:
+            self._last = None
+            return
+        last, self._last = self._last, (loss, micro_batches)
+        if last is None or last[1] == micro_batches or last[0] * loss <= 0.0:
+            return
+        jump = math.log(loss / last[0])
+        if abs(jump) > JUMP and abs(jump - math.log(micro_batches / last[1])) < abs(jump) / 2:
+            self._has_warned = True
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                logger.warning(
+                    "The loss of a step went from %.3g to %.3g as its micro-batches went from %d to %d: their losses, "
+                    "as they were scaled for backward, are summed, and the emotion feels a sudden change. Let all "
+                    "steps have as many micro-batches, divide by the number that a step really has, or show the "
+                    "losses by observe(loss, weight=1), which averages them.",
+                    last[0], loss, last[1], micro_batches,
+                )  # fmt: skip
