@@ -75,7 +75,7 @@ def test_the_robust_law_accelerates_while_the_loss_falls_whatever_its_sign_and_b
         assert sum(falling[100:]) / 100 > 0.1
         rising = [emotion.feel(level - 1.0 + t / 100).scalar for t in range(300)]
         assert sum(rising[200:]) / 100 < -0.1
-        assert emotion.feel(1000.0).coefficient < 0.1
+        assert emotion.feel(1000.0).coefficient < (0.1 if level > 1.0 else 0.3)
 
 
 def test_noise_around_zero_is_quiet() -> None:
@@ -85,7 +85,7 @@ def test_noise_around_zero_is_quiet() -> None:
 
 
 @settings(max_examples=200)
-@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=80))
+@given(st.lists(st.floats(1e-3, 1e6) | st.floats(1e-12, 1e-4), min_size=1, max_size=80))
 def test_above_zero_the_robust_law_is_v31_to_the_last_bit(losses: list[float]) -> None:
     robust, published = Robust(), V3_1()
     for loss in losses:
@@ -94,11 +94,77 @@ def test_above_zero_the_robust_law_is_v31_to_the_last_bit(losses: list[float]) -
 
 
 @settings(max_examples=200)
-@given(st.lists(ordinary_loss, min_size=1, max_size=60), st.floats(1e-6, 1e6))
+@given(st.lists(ordinary_loss, min_size=1, max_size=60), st.floats(1.0, 1e9))
 def test_the_robust_scalar_does_not_depend_on_the_scale_of_the_loss(losses: list[float], scale: float) -> None:
     one, other = Robust(), Robust()
     for loss in losses:
         assert one.feel(loss).scalar == pytest.approx(other.feel(scale * loss).scalar, abs=1e-6)
+
+
+def dust(seed: int, share: float, steps: int = 50) -> list[float]:
+    """Losses of GRPO with one update for each batch: rounding errors of either sign, and a rare large one."""
+    generator = random.Random(seed)
+    losses = [generator.gauss(0.0, 1e-8) if generator.random() > share else 5e-3 for _ in range(steps)]
+    return [-1e-8, *losses]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.2])
+def test_dust_with_a_rare_large_loss_does_not_freeze_the_robust_law_which_says_what_it_is(
+    share: float, seed: int
+) -> None:
+    emotion = Robust()
+    felt = coefficients(emotion, dust(seed, share))
+    assert sum(felt) / len(felt) > 0.7
+    assert min(felt) > 0.25
+    assert sum(c < 0.5 for c in felt) <= 3 * (1 + sum(loss == 5e-3 for loss in dust(seed, share)))
+    assert "emo_law='none'" in (emotion.complaint() or "")
+
+
+def test_dust_is_told_from_losses_that_are_small_all_alike_or_were_larger_once() -> None:
+    for losses in (noisy(lambda t: 0.0, 1e-4), noisy(lambda t: math.exp(-t / 100) - 0.05, 0.02), [-5.0] * 100):
+        emotion = Robust()
+        assert not any(emotion.feel(loss) and emotion.complaint() for loss in losses)
+
+
+def test_a_change_is_felt_again_as_soon_as_the_losses_are_no_dust_any_more() -> None:
+    emotion = Robust()
+    coefficients(emotion, dust(0, 0.1))
+    falling = [emotion.feel(1.0 - t / 100).scalar for t in range(200)]
+    assert sum(falling[100:]) / 100 > 0.1
+
+
+def test_the_warning_of_dust_comes_once_from_the_optimizer() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer = EmoNavi([torch.nn.Parameter(torch.ones(1))], emo_law="robust")
+        for loss in dust(1, 0.05, 80):
+            optimizer.observe(loss)
+            optimizer.step()
+    assert [str(warning.message).partition(" (")[0] for warning in caught] == ["EmoNavi: most losses are next to zero"]
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("losses", TRACES.values(), ids=TRACES.keys())
+def test_a_state_from_before_the_law_kept_how_loud_the_loss_is_goes_on(losses: list[float]) -> None:
+    emotion, restored = Robust(), Robust()
+    coefficients(emotion, losses[:200])
+    older = {key: value for key, value in emotion.state_dict().items() if key not in ("loud", "dust")}
+    restored.load_state_dict(json.loads(json.dumps(older)))
+    assert (restored.short, restored.long, restored.size) == (emotion.short, emotion.long, emotion.size)
+    felt = coefficients(restored, losses[200:])
+    assert sum(felt) / len(felt) == pytest.approx(sum(coefficients(emotion, losses[200:])) / len(felt), rel=0.25)
+
+
+def test_an_older_state_of_losses_above_zero_goes_on_as_v31() -> None:
+    published, emotion, restored = V3_1(), Robust(), Robust()
+    for loss in (3.0, 2.5, 2.7, 2.2):
+        emotion.feel(loss)
+        published.feel(loss)
+    older = {key: value for key, value in emotion.state_dict().items() if key not in ("loud", "dust")}
+    restored.load_state_dict(older)
+    for loss in (2.0, 1.0, 5.0):
+        assert restored.feel(loss) == published.feel(loss)
 
 
 @settings(max_examples=200)

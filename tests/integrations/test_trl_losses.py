@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 import emo_hf
@@ -88,6 +90,37 @@ def test_grpo_freezes_under_v31_with_a_warning_and_learns_under_the_robust_law(t
     lines, said = grpo(tmp_path / "robust", "robust")
     assert said == []
     assert min(line["emo/coefficient_min"] for line in lines) > 0.1
+    assert mean(lines[-10:], "reward") > 0.8
+
+
+@pytest.mark.parametrize("eos_bias", [-4.0, -6.0])
+def test_grpo_whose_losses_are_rounding_errors_with_a_rare_large_one_is_not_frozen(
+    eos_bias: float, tmp_path: Path
+) -> None:
+    """Completions that seldom end early are all as long, and then advantages cancel in a loss of 1e-8."""
+    from trl import GRPOConfig, GRPOTrainer
+
+    trained = model()
+    trained.lm_head = nn.Linear(16, len(WORDS))
+    with torch.no_grad():
+        trained.lm_head.bias.zero_()[WORDS.index("<eos>")] = eos_bias
+    args = GRPOConfig(
+        **settings(tmp_path, "robust", max_steps=50), per_device_train_batch_size=8, num_generations=8,
+        max_completion_length=6, temperature=1.0,
+    )  # fmt: skip
+    felt = tiny.Felt()
+    trainer = GRPOTrainer(
+        trained, reward_funcs=share_of_a, args=args, processing_class=tokenizer(), callbacks=[felt],
+        train_dataset=Dataset.from_dict({"prompt": ["b c", "d e", "f g", "h b"] * 8}),
+    )  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="most losses are next to zero"):
+        trainer.train()
+    lines = tiny.train_lines(trainer)
+    factors = [line["emo/coefficient"] for line in lines]
+    assert sum(abs(loss) < 1e-6 for loss in felt.losses) > 40
+    assert max(map(abs, felt.losses)) > 1e-3
+    assert sum(factors) / len(factors) > 0.9
+    assert sum(factor < 0.2 for factor in factors) <= 1  # a large one that comes before any that is not above zero
     assert mean(lines[-10:], "reward") > 0.8
 
 

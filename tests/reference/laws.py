@@ -175,7 +175,7 @@ class V31(ReferenceLaw):
 
 
 class Robust(V31):
-    """v3.1 with the change measured by the size of the loss; zeros before the first other loss are waited through."""
+    """v3.1, with changes measured by how loud the loss is from the first not above zero on; waits for one not 0."""
 
     @property
     def felt(self) -> list[float]:
@@ -193,9 +193,14 @@ class Robust(V31):
     @property
     def sigma(self) -> float:
         size = average([abs(loss) for loss in self.felt], 0.01, 0.99)
-        if size == 0.0:
-            return 0.0
-        return math.tanh((self.long - self.short) / (size + 4 * (size - abs(self.long))))
+        below = next((index for index, loss in enumerate(self.felt) if loss <= 0.0), None)
+        if below is None:
+            return math.tanh((self.long - self.short) / max(self.long, 1e-5))
+        until = self.felt[: below + 1]
+        loud = max(average([abs(loss) for loss in until], 0.01, 0.99), abs(average(until, 0.3, 0.7)))
+        for loss in self.felt[below + 1 :]:
+            loud = 0.3 * abs(loss) + 0.7 * loud if abs(loss) > loud else 0.01 * abs(loss) + 0.99 * loud
+        return math.tanh((self.long - self.short) / max(loud + 4 * (size - abs(self.long)), 1e-5))
 
 
 class V36(ReferenceLaw):
