@@ -1,0 +1,165 @@
+"""Launches the elementwise kernels: one launch for the tensors of one device and dtype."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from emo_hf.optim.kernels.checks import UnfitError
+from emo_hf.optim.kernels.gpu.available import kernel, on, works_on
+from emo_hf.optim.kernels.gpu.tables import addresses, are_aligned, begins, check_tensors, owners, table
+from emo_hf.optim.state_keys import COMPENSATION
+from emo_hf.optim.tensors.dispatch import state_tensors
+from emo_hf.optim.tensors.left_out import leaving_out, masked
+from emo_hf.optim.tensors.low_precision import at_least_float32
+from emo_hf.optim.update import Hyperparameters, Implementation, State
+
+BLOCK = 1024
+"""Elements that a program moves at once, with four warps."""
+
+BLOCKS = 4
+"""How often it does."""
+
+SUMMED = 1024
+"""Sums that are added up at once."""
+
+
+def elementwise(
+    rule: str,
+    keys: Sequence[str],
+    otherwise: Implementation,
+    *,
+    by_norm: Callable[[Hyperparameters], bool] | None = None,
+) -> Implementation:
+    """An implementation by an elementwise kernel; it leaves out what is to be left out, and knows 16-bit tensors.
+
+    Args:
+        rule: the kernel's name in `source/elementwise.py`.
+        keys: names of its state tensors, in its order.
+        otherwise: what moves the parameters that the kernels cannot work on.
+        by_norm: says of the numbers of a step whether it is scaled by ‖g‖₂ + ε; None for rules that never are.
+    """
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        kept = [state_tensors(states, key) for key in keys]
+        move(rule, params, grads, kept, h, compensation_of(states), by_norm=by_norm is not None and by_norm(h))
+
+    return where_it_fits(run, at_least_float32(leaving_out(otherwise, masked(otherwise))))
+
+
+def compensation_of(states: list[State]) -> list[torch.Tensor] | None:
+    """What rounding took from each parameter, if that is kept."""
+    return state_tensors(states, COMPENSATION) if states and COMPENSATION in states[0] else None
+
+
+def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementation:
+    """`run` for the parameters that the kernels can work on, `otherwise` for the others.
+
+    Args:
+        run: looks at all tensors before it moves one, and raises `UnfitError` if one does not fit.
+        otherwise: moves what does not fit.
+    """
+
+    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        if not params:
+            return None
+        if not works_on(params[0].device):
+            return otherwise(params, grads, states, h)
+        try:
+            return run(params, grads, states, h)
+        except UnfitError:
+            pass  # and out of this block: errors of what follows are not consequences of this one
+        if len(params) == 1:
+            return otherwise(params, grads, states, h)
+        for param, grad, state in zip(params, grads, states, strict=True):
+            update([param], [grad], [state], h)
+        return None
+
+    return update
+
+
+def move(
+    rule: str,
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    states: Sequence[list[torch.Tensor]],
+    h: Hyperparameters,
+    compensation: list[torch.Tensor] | None = None,
+    *,
+    by_norm: bool = False,
+) -> None:
+    """Move parameters by an elementwise kernel.
+
+    Args:
+        rule: the kernel's name in `source/elementwise.py`.
+        params: the parameters, which are moved in place: of one dtype, on one device.
+        grads: their gradients.
+        states: a list for each state tensor of the rule, with one tensor for each parameter, of its shape.
+        h: the numbers of the step; with `left_out`, elements without a finite gradient are left out and counted.
+        compensation: for each parameter what rounding took from it, in its dtype; None where nothing keeps it.
+        by_norm: whether the step is scaled by ‖g‖₂ + ε of each tensor.
+
+    Raises:
+        UnfitError: if the kernels cannot work on a tensor. Nothing has been moved then.
+        RuntimeError: if a tensor has another number of elements than its parameter, or no memory.
+    """
+    of_state = dict(zip(("first_state_tensor", "second_state_tensor"), states, strict=False))
+    if compensation is not None:
+        of_state["compensation"] = compensation
+    check_tensors(parameter=params, gradient=grads, **of_state)
+    if compensation is not None and compensation[0].dtype is not params[0].dtype:
+        raise UnfitError("the compensation is not of its parameters' dtype: leave native=None")
+    counts = list(map(torch.Tensor.numel, params))
+    programs = [-(-count // (BLOCK * BLOCKS)) for count in counts]
+    total = sum(programs)
+    if not total:
+        return
+    nothing = [0] * len(params)
+    lists = [params, grads, *states, *[None] * (2 - len(states)), compensation]
+    places = [nothing if tensors is None else addresses(tensors) for tensors in lists]
+    device = params[0].device
+    constants = {"ALIGNED": all(map(are_aligned, places)), "LEAVE_OUT": h.left_out is not None, "BLOCKS": BLOCKS}
+    with on(device):
+        where = table([*places, counts, begins(programs)], device)
+        of = owners(programs, device), len(params)
+        scales = _scales(where, *of, total, grads, h, constants) if by_norm else where
+        left_out = where if h.left_out is None else h.left_out.counter(device)
+        kernel("elementwise.move")[(total,)](
+            where, *of, scales, left_out,
+            h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps,
+            RULE=rule, STATES=len(states), SCALED=by_norm, COMPENSATED=compensation is not None, BLOCK=BLOCK,
+            P=language(params), G=language(grads), A=language(*states[:1]), B=language(*states[1:]), **constants,
+        )  # fmt: skip
+    torch.autograd.graph.increment_version(params)
+
+
+def _scales(
+    where: torch.Tensor,
+    of: torch.Tensor,
+    count: int,
+    total: int,
+    grads: list[torch.Tensor],
+    h: Hyperparameters,
+    constants: dict[str, Any],
+) -> torch.Tensor:
+    """‖g‖₂ + ε of each tensor, over what is not left out."""
+    sums = torch.empty(total, dtype=torch.float32, device=where.device)
+    found = torch.empty(count, dtype=torch.float32, device=where.device)
+    kernel("norms.squares")[(total,)](where, of, count, sums, G=language(grads), BLOCK=BLOCK, **constants)
+    kernel("norms.scales")[(count,)](where, count, total, sums, found, h.eps, BLOCK=SUMMED)
+    return found
+
+
+def language(tensors: Sequence[torch.Tensor] = ()) -> Any:
+    """The dtype of a list of tensors in Triton's language; of an empty one it does not matter."""
+    return _language(tensors[0].dtype if tensors else torch.float32)
+
+
+@functools.cache
+def _language(dtype: torch.dtype) -> Any:
+    import triton.language as tl
+
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
