@@ -55,6 +55,18 @@ def boolean_or_auto(value: Any) -> bool | None:
         raise ValueError("true, false or auto") from None
 
 
+def boolean_or(*choices: str) -> Callable[[Any], bool | str]:
+    def read(value: Any) -> bool | str:
+        if isinstance(value, str) and value in choices:
+            return value
+        try:
+            return boolean(value)
+        except ValueError:
+            raise ValueError(f"true, false or {' or '.join(choices)}") from None
+
+    return read
+
+
 def number(low: float, below: float = math.inf) -> Callable[[Any], float]:
     accepted = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
 

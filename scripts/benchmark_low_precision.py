@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf.optim.tensors.eight_bits import join
 from emo_hf.recipes.model import resolve
 
 OPTIMIZERS: dict[str, tuple[type[EmoOptimizer], float]] = {
@@ -38,12 +39,13 @@ OPTIMIZERS: dict[str, tuple[type[EmoOptimizer], float]] = {
 }
 """Class and learning rate."""
 
-ARITHMETIC: dict[str, tuple[torch.dtype, bool]] = {
-    "float32": (torch.float32, False),
-    "bfloat16": (torch.bfloat16, False),
-    "bfloat16, compensate": (torch.bfloat16, True),
+ARITHMETIC: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float32": (torch.float32, {}),
+    "bfloat16": (torch.bfloat16, {}),
+    "bfloat16, compensate": (torch.bfloat16, {"compensate": True}),
+    "bfloat16, 8 bits": (torch.bfloat16, {"compensate": "8bit", "state": "8bit"}),
 }
-"""Type of the parameters, and whether they are compensated."""
+"""Type of the parameters, and how they and their state are kept (EmoFact has no state for 8 bits)."""
 
 LAST = 32  # steps whose losses are averaged at the end
 
@@ -131,12 +133,14 @@ def run(job: Job, name: str, arithmetic: str, seed: int, like: list[Tensor] | No
     """
     optimizer_class, lr = OPTIMIZERS[name]
     lr *= job.options.lr_ratio
-    dtype, compensate = ARITHMETIC[arithmetic]
+    dtype, kept = ARITHMETIC[arithmetic]
+    if optimizer_class is EmoFact:
+        kept = {key: value for key, value in kept.items() if key != "state"}
     begin = time.perf_counter()
     model = job.model(seed).to(dtype)
     params = [param for param in model.parameters() if param.requires_grad]
     first = [param.detach().float() for param in params]
-    optimizer = optimizer_class(params, lr=lr, compensate=compensate)
+    optimizer = optimizer_class(params, lr=lr, **kept)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=job.options.steps)
     losses = []
     for inputs, labels in job.batches(seed):
@@ -148,12 +152,19 @@ def run(job: Job, name: str, arithmetic: str, seed: int, like: list[Tensor] | No
         schedule.step()
         losses.append(loss.item())
     test_loss, accuracy = test(job, model)
-    weights = [param.detach().float() + optimizer.state[param].get("compensation", 0.0) for param in params]
+    weights = [whole(param.detach(), optimizer.state[param].get("compensation")) for param in params]
     off = 0.0 if like is None else distance(weights, like) / distance(like, first)
     size = state_bytes(optimizer) / sum(param.numel() for param in params)
     took = time.perf_counter() - begin
     last = statistics.mean(losses[-LAST:])
     return Run(name, arithmetic, lr, seed, last, test_loss, accuracy, off, size, took), weights
+
+
+def whole(param: Tensor, compensation: Tensor | None) -> Tensor:
+    """A parameter in float32, with what rounding took from it."""
+    if compensation is None:
+        return param.float()
+    return join(param, compensation) if compensation.dtype is torch.int8 else param.float() + compensation
 
 
 @torch.no_grad()

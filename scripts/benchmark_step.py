@@ -54,6 +54,19 @@ IN_PLAIN_TORCH: dict[str, Make] = {
     f"{name} without compiler": partial(make, native=False) for name, make in OURS.items()
 }
 
+_BFLOAT16: dict[str, dict[str, Any]] = {
+    "bfloat16": {},
+    "bfloat16 compensated": {"compensate": True},
+    "bfloat16 in 8 bits": {"compensate": "8bit", "state": "8bit"},
+}
+IN_FEWER_BITS: dict[str, Make] = {
+    f"{name} {how}": partial(make, **(options if name != "EmoFact v3.1" else {**options, "state": None}))
+    for name, make in OURS.items()
+    if name in ("EmoNavi v3.1", "EmoLynx v3.1", "EmoFact v3.1")
+    for how, options in _BFLOAT16.items()
+}
+"""On bfloat16 parameters; the reference moves as many in float32."""
+
 
 def peers() -> dict[str, Make]:
     """The other optimizers that are installed."""
@@ -87,6 +100,7 @@ class Result:
         ratio: median time of a step over that of fused AdamW, taken in turns.
         milliseconds: median time of a step.
         state_bytes: bytes of optimizer state per parameter element.
+        all_bytes: bytes of parameter, gradient and state per parameter element.
         extra_mib: peak of the memory that a step takes and gives back, in MiB.
         bandwidth: bytes that the step must move, per second, over what a copy reaches in the same run.
     """
@@ -96,14 +110,15 @@ class Result:
     ratio: float
     milliseconds: float
     state_bytes: float
+    all_bytes: float
     extra_mib: float
     bandwidth: float
 
 
-def tensors(shapes: Sequence[Shape], device: torch.device) -> list[nn.Parameter]:
+def tensors(shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
     """Parameters with gradients."""
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(shape, device=device) * 0.02) for shape in shapes]
+    params = [nn.Parameter((torch.randn(shape, device=device) * 0.02).to(dtype)) for shape in shapes]
     for param in params:
         param.grad = torch.randn_like(param) * 0.01
     return params
@@ -140,7 +155,9 @@ def measure(name: str, make: Make, parameters: str, shapes: Sequence[Shape], arg
     """One optimizer on one set of parameters, in turns with the reference."""
     params = tensors(shapes, args.device)
     reference = stepper(torch.optim.AdamW(params, lr=1e-5, fused=True))
-    optimizer = make(params)
+    dtype = torch.bfloat16 if name in IN_FEWER_BITS else torch.float32
+    own = params if dtype is torch.float32 else tensors(shapes, args.device, dtype)
+    optimizer = make(own)
     step = stepper(optimizer)
     for _ in range(2):
         reference()
@@ -148,10 +165,13 @@ def measure(name: str, make: Make, parameters: str, shapes: Sequence[Shape], arg
     extra = extra_memory(step, args.device)
     base, taken = in_turns([reference, step], args.rounds, args.device)
     elements = sum(param.numel() for param in params)
-    state = state_bytes(optimizer)
-    moved = 3 * 4 * elements + 2 * state  # parameters and state are read and written, gradients read
+    state, width = state_bytes(optimizer), dtype.itemsize
+    moved = 3 * width * elements + 2 * state  # parameters and state are read and written, gradients read
     speed = moved / taken / copy_bandwidth(min(elements, 1 << 25), args.device)
-    return Result(name, parameters, taken / base, 1e3 * taken, state / elements, extra / 2**20, speed)
+    per_element = state / elements
+    return Result(
+        name, parameters, taken / base, 1e3 * taken, per_element, per_element + 2 * width, extra / 2**20, speed
+    )
 
 
 def sweeps(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
@@ -205,13 +225,14 @@ def wanted(name: str, args: argparse.Namespace) -> bool:
 def line(result: Result) -> str:
     return (
         f"| {result.optimizer} | {result.parameters} | {result.ratio:.2f} | {result.milliseconds:.1f} "
-        f"| {result.state_bytes:.3f} | {result.extra_mib:.1f} | {result.bandwidth:.2f} |"
+        f"| {result.state_bytes:.3f} | {result.all_bytes:.2f} | {result.extra_mib:.1f} | {result.bandwidth:.2f} |"
     )
 
 
-HEADER = """\
-| optimizer | set | time / fused AdamW | ms | state, bytes per parameter | extra memory, MiB | bandwidth / copy |
-|---|---|---|---|---|---|---|"""
+HEADER = (
+    "| optimizer | set | time / fused AdamW | ms | state, bytes per parameter | with weight and gradient "
+    "| extra memory, MiB | bandwidth / copy |\n|---|---|---|---|---|---|---|---|"
+)
 
 
 def plot(results: list[Result], swept: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -268,7 +289,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    chosen = {name: make for name, make in (OURS | IN_PLAIN_TORCH | peers()).items() if wanted(name, args)}
+    chosen = {
+        name: make for name, make in (OURS | IN_FEWER_BITS | IN_PLAIN_TORCH | peers()).items() if wanted(name, args)
+    }
     print(
         f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads; 1.00 is {REFERENCE}\n\n{HEADER}"
     )

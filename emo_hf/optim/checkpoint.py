@@ -188,7 +188,8 @@ def _check_tensor(name: str, saved: Any, wanted: torch.Tensor, param: torch.Tens
     overlaps = saved.layout is torch.strided and any(
         stride == 0 and size > 1 for stride, size in zip(saved.stride(), saved.shape, strict=True)
     )
-    if saved.layout is not torch.strided or overlaps or not saved.is_floating_point():
+    right_kind = saved.dtype is wanted.dtype or (saved.is_floating_point() and wanted.is_floating_point())
+    if saved.layout is not torch.strided or overlaps or not right_kind:
         kind = "expanded" if overlaps else f"{saved.layout}, {saved.dtype}"
         raise ValueError(
             f"this optimizer state is damaged: {name!r} must be a dense tensor of floating point numbers, each with "

@@ -13,13 +13,14 @@ from torch.utils.weak import WeakIdRef
 
 from emo_hf.emotion.decision import Decision, EmotionView
 from emo_hf.emotion.law import Law
-from emo_hf.emotion.metrics import CoefficientWindow, metrics
+from emo_hf.emotion.metrics import PREFIX, CoefficientWindow, metrics
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import RankMean
 from emo_hf.loss.step_loss import Mark, StepLoss
-from emo_hf.optim.finite import gradients_are_finite
+from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 from emo_hf.optim.tensors.dtensor import own_elements
+from emo_hf.optim.tensors.left_out import PROPAGATE, SKIP_STEP, LeftOut, not_finite
 
 on_construction: list[Callable[[], None]] = []
 """Called whenever an engine begins its work: how the loss tap wires itself without being known here."""
@@ -40,12 +41,14 @@ class EmotionEngine:
         self.losses = StepLoss()
         self.rank_mean = RankMean(sync)
         self.coefficients = CoefficientWindow()
+        self.left_out = LeftOut()
         self.applied_lr: list[Any] = []  # numbers, or tensors where the learning rates are such
         self.in_parts = False
         self.is_new_step = True  # and not another part of the one before
         self._decision_for_parts: Decision | None = None
         self._has_warned_of_missing_loss = False
         self._has_passed_on_complaint = False
+        self._has_warned_of_left_out = False
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
@@ -93,16 +96,33 @@ class EmotionEngine:
             if not self._has_warned_of_missing_loss and not steps_at_rate_0(optimizer):
                 self._has_warned_of_missing_loss = True
                 warn_at_the_caller(missing_loss(self.owner))
-            return self.law.neutral() if only_creates_state else self.law.neutral_step()
-        decision = self.law.feel(loss)
-        if self.law.guards_gradients and not decision.skip:  # the same on all ranks, as the loss is
-            spoilt = not gradients_are_finite(optimizer)
-            if self.rank_mean.on_any(spoilt, device_of(optimizer)):
-                decision = self.law.refuse_gradients()
+            return self.law.neutral() if only_creates_state else self._guarded(self.law.neutral_step(), optimizer)
+        decision = self._guarded(self.law.feel(loss), optimizer)
         self._pass_on_complaint()
         self.coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self.in_parts else None
         return decision
+
+    def _guarded(self, decision: Decision, optimizer: Optimizer) -> Decision:
+        """The decision, or another if a gradient on any rank is not finite and such steps are to be left out."""
+        skips = any(group.get("nonfinite") == SKIP_STEP for group in optimizer.param_groups)
+        if not (skips or self.law.guards_gradients) or decision.skip:  # the same on all ranks, as the loss is
+            return decision
+        spoilt = not gradients_are_finite(optimizer)
+        if not self.rank_mean.on_any(spoilt, device_of(optimizer)):
+            return decision
+        if spoilt:
+            self.left_out.add(sum(count_not_finite(optimizer).values()))
+            self.warn_of_left_out(optimizer)
+        return self.law.refuse_gradients()
+
+    def warn_of_left_out(self, optimizer: Optimizer) -> None:
+        """Say once that gradients were not finite, as far as it is known without waiting for a device."""
+        if not self.left_out.count_in_main_memory or self._has_warned_of_left_out:
+            return
+        self._has_warned_of_left_out = True
+        found = ", ".join(f"{name} ({count} elements)" for name, count in count_not_finite(optimizer).items())
+        warn_at_the_caller(not_finite(self.owner, self.law.observations, found))
 
     def _pass_on_complaint(self) -> None:
         if self._has_passed_on_complaint:
@@ -124,12 +144,18 @@ class EmotionEngine:
         named = [group["name"] for group in groups if "name" in group]
         values = metrics(self.law.view(), self.effective_lr(groups), named, self.coefficients)
         self.coefficients.clear()
-        return values
+        return values | self._gradient_metrics(groups)
 
     def current_metrics(self, groups: list[dict[str, Any]]) -> dict[str, float]:
         """What this step was like, without ending the window."""
         named = [group["name"] for group in groups if "name" in group]
-        return metrics(self.law.view(), self.effective_lr(groups), named, CoefficientWindow())
+        values = metrics(self.law.view(), self.effective_lr(groups), named, CoefficientWindow())
+        return values | self._gradient_metrics(groups)
+
+    def _gradient_metrics(self, groups: list[dict[str, Any]]) -> dict[str, float]:
+        if all(group.get("nonfinite", PROPAGATE) == PROPAGATE for group in groups):
+            return {}
+        return {f"{PREFIX}nonfinite_gradients": float(self.left_out.count)}
 
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""

@@ -18,6 +18,7 @@ from emo_hf.optim.rules.sign import Sign
 from emo_hf.optim.rules.tion import Tion
 from emo_hf.optim.rules.void import Void
 from emo_hf.optim.rules.zeal import Zeal
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.version import Version
 
 LION_BETAS = (0.9, 0.99)
@@ -122,6 +123,20 @@ class EmoVoid(EmoOptimizer, versions=(Version(name="v3.9", rule=Void, law="v3.9"
 
     Source: EmoVoid by muooon.
     """
+
+
+_IN_8_BITS = {"state": EIGHT_BITS, "compensate": EIGHT_BITS}
+
+SHORTHANDS: dict[str, tuple[str, dict[str, str]]] = {
+    "emonavi_8bit": ("emonavi", _IN_8_BITS),
+    "emolynx_8bit": ("emolynx", _IN_8_BITS),
+}
+"""Further names that `--optim` takes: an optimizer of the family, and options that it then begins with."""
+
+
+def family_names() -> tuple[str, ...]:
+    """Every name that `--optim` takes."""
+    return (*FAMILY, *SHORTHANDS)
 
 
 if not TYPE_CHECKING:  # type checkers read the statements

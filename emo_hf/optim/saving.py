@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,14 @@ from emo_hf.optim.checkpoint import (
 )
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.rule_optimizer import RuleOptimizer
-from emo_hf.optim.tensors.low_precision import restore_float32
+from emo_hf.optim.tensors.crossing import kept_as_here
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
+from emo_hf.optim.tensors.low_precision import restore_dtypes
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS, check_options
 from emo_hf.optim.version import Version
 from emo_hf.reading import read_value
+
+logger = logging.getLogger(__name__)
 
 
 class SavingOptimizer(RuleOptimizer):
@@ -39,6 +44,11 @@ class SavingOptimizer(RuleOptimizer):
         for name in IMPLEMENTATION_OPTIONS:
             if options[name] and name not in rule.implementations:
                 raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
+        if options["state"] == EIGHT_BITS and not rule.eight_bit_state:
+            raise ValueError(
+                f"state={EIGHT_BITS!r}: {type(self).__name__} {self._version.name} keeps no averages that 8 bits "
+                f"would make smaller: leave state out (compensate={EIGHT_BITS!r} is for all optimizers)"
+            )
         for name, option in rule.options.items():
             read_value(name, options[name], option.read)
 
@@ -77,6 +87,9 @@ class SavingOptimizer(RuleOptimizer):
                 given = {"state": {}, **given}
             check_is_state(given, type(self).__name__)
             self._saved_emotion(given)
+            given, change = kept_as_here(given, self.param_groups, self._first_state)
+            if change:
+                logger.warning("the state was kept in another way when it was saved, and is brought over: %s", change)
             check_fits(self.param_groups, given, self._first_state, self._check_options)
             loaded.update(given)
             return given
@@ -88,7 +101,7 @@ class SavingOptimizer(RuleOptimizer):
             super().load_state_dict(state_dict)  # which ends in __setstate__
         finally:
             handle.remove()
-        restore_float32(self.state, self.param_groups, loaded)
+        restore_dtypes(self.state, self.param_groups, loaded)
 
     def _saved_emotion(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         name = type(self).__name__

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
 from emo_hf.emotion.decision import Decision
+
+if TYPE_CHECKING:
+    from emo_hf.optim.tensors.left_out import LeftOut
 
 SMALLEST_FLOAT16 = 2.0**-24
 
@@ -27,6 +30,8 @@ class Hyperparameters:
         decay: the share of the parameter that decays.
         beta1, beta2, eps: as in the group.
         scalar: σ of the law, for the rules that read it.
+        seed: of the step, for what is rounded at random.
+        left_out: counts the elements that are left out because their gradient is not finite; None if they are not.
         extra: what a rule has of its own.
     """
 
@@ -36,6 +41,8 @@ class Hyperparameters:
     beta2: float
     eps: float
     scalar: float = 0.0
+    seed: int = 0
+    left_out: LeftOut | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
+from emo_hf.optim.tensors.left_out import NONFINITE
+
 IMPLEMENTATION_OPTIONS = ("foreach", "fused", "native")
 """True chooses an implementation, False rules it out, None leaves the choice to the optimizer."""
 
@@ -61,9 +64,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     for index, beta in enumerate(betas, start=1):
         if not _is_number(beta) or not 0.0 <= beta < 1.0:
             raise ValueError(f"beta{index} must be in [0, 1), got {beta!r}")
-    for name in ("use_shadow", "maximize", "compensate"):
+    for name in ("use_shadow", "maximize"):
         if not isinstance(options[name], bool):
             raise ValueError(f"{name} must be True or False, got {options[name]!r}")
+    if not isinstance(options["compensate"], bool) and options["compensate"] != EIGHT_BITS:
+        raise ValueError(f"compensate must be True, False or {EIGHT_BITS!r}, got {options['compensate']!r}")
+    if options["state"] not in (None, EIGHT_BITS):
+        raise ValueError(f"state must be None (floating point) or {EIGHT_BITS!r}, got {options['state']!r}")
+    if options["nonfinite"] not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {', '.join(NONFINITE)}, got {options['nonfinite']!r}")
     for name in IMPLEMENTATION_OPTIONS:
         if options[name] not in (None, True, False):
             raise ValueError(f"{name} must be None (choose for me), True or False, got {options[name]!r}")

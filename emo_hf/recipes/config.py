@@ -16,7 +16,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import family_names
 from emo_hf.recipes.arguments import (
     TRAINER_DEFAULTS,
     CompareArguments,
@@ -115,7 +115,7 @@ def read_job(argv: Sequence[str]) -> Job:
 
 def _check_optimizer(training: TrainingArguments, *, rate_left: bool) -> None:
     """Find mistakes in optim_args now, not after data and model have been prepared; take a generation's own rate."""
-    if training.optim.value in FAMILY:
+    if training.optim.value in family_names():
         try:
             options = read_options(parse_optim_args(training.optim_args))
             SelfStop(**options.self_stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import family_names
 from emo_hf.reading import read_value
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.mapping import read_mapping
@@ -28,7 +28,7 @@ def emotion_callback(job: Job) -> EmoCallback | None:
             raise RecipeError("emotion_args needs emotion beside it: the law that these are options of")
         return None
     optim = job.training.optim.value
-    if optim in FAMILY:
+    if optim in family_names():
         raise RecipeError(f"emotion is for optimizers that have none; {optim} takes optim_args emo_law={law}")
     if given.get("self_stop") is False:  # what YAML makes of `off`
         given["self_stop"] = "off"

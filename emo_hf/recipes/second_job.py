@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from transformers import Trainer
 
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import family_names
 from emo_hf.recipes.config import Job, read_job
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.trainer.options import GROUP_OPTIONS, parse_optim_args, read_options
@@ -44,7 +44,7 @@ def second_job(arguments: Sequence[str], job: Job, steps: int) -> Job:
         "optim": optim,
         "emotion": "",
         "emotion_args": "",
-        "optim_args": ",".join(f"{key}={value}" for key, value in rates.items()) if optim in FAMILY else "",
+        "optim_args": ",".join(f"{key}={value}" for key, value in rates.items()) if optim in family_names() else "",
         "learning_rate": job.comparison.compare_learning_rate or training.learning_rate,
         "max_steps": steps,
         "lr_scheduler_type": "linear" if training.lr_scheduler_type in _CONSTANT else training.lr_scheduler_type.value,
@@ -58,7 +58,7 @@ def second_job(arguments: Sequence[str], job: Job, steps: int) -> Job:
         Trainer.get_optimizer_cls_and_kwargs(second.training)
     except (ValueError, ImportError, RuntimeError) as error:
         raise RecipeError(f"compare: {optim} cannot be used here: {one_line(error)}") from error
-    return second if optim in FAMILY else replace(second, roles=read_options(rates).roles)
+    return second if optim in family_names() else replace(second, roles=read_options(rates).roles)
 
 
 def _folder_of(optim: str) -> str:
@@ -66,7 +66,7 @@ def _folder_of(optim: str) -> str:
 
 
 def _rates_of_roles(job: Job) -> dict[str, object]:
-    if job.training.optim.value not in FAMILY:
+    if job.training.optim.value not in family_names():
         return {}
     return {key: value for key, value in parse_optim_args(job.training.optim_args).items() if key in GROUP_OPTIONS}
 

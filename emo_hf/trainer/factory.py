@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import FAMILY, SHORTHANDS, family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.version import Version
 from emo_hf.trainer.options import COMMON_OPTIONS, SELF_STOP_OPTIONS, EmoOptions, read_options
@@ -28,7 +28,7 @@ def create_optimizer(
     """Make an emo optimizer for a model, its parameters grouped by what they are.
 
     Args:
-        name: its name in the Trainer, such as `emonavi`; a key of `emo_hf.FAMILY`.
+        name: its name in the Trainer, such as `emonavi`; a key of `emo_hf.FAMILY`, or `emonavi_8bit` or `emolynx_8bit`.
         model: the model; parameters that require gradients are optimized. PEFT's layers are recognised.
         lr: learning rate; None for the default of the optimizer's generation.
         betas: (β1, β2), each in [0, 1); None for the default of the optimizer's generation.
@@ -104,7 +104,7 @@ def optimizer_cls_and_kwargs(
         ValueError: for an unknown name, an option that this optimizer does not have, or a model with nothing to train.
     """
     cls = _class_named(name)
-    chosen = dict(options.optimizer)
+    chosen = {**SHORTHANDS.get(name, ("", {}))[1], **options.optimizer}
     version = version_of(name, options)
     foreign = sorted(chosen.keys() - COMMON_OPTIONS.keys() - version.own_options(chosen.get("emo_law")).keys())
     if foreign:
@@ -125,6 +125,6 @@ def optimizer_cls_and_kwargs(
 
 
 def _class_named(name: str) -> type[EmoOptimizer]:
-    if name not in FAMILY:
-        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(FAMILY)}")
-    return FAMILY[name]
+    if name not in family_names():
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(family_names())}")
+    return FAMILY[SHORTHANDS[name][0] if name in SHORTHANDS else name]

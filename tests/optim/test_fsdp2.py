@@ -76,6 +76,30 @@ def test_torch_creates_the_state_and_changes_nothing_else(fsdp2: Results, name: 
         assert_identical(looks["after"], looks["before"])
 
 
+@pytest.mark.filterwarnings("ignore:.*gradients are NaN or infinite")
+@EACH
+def test_a_nan_in_the_shard_of_one_rank_moves_nothing_where_it_is_and_everything_else(
+    fsdp2: Results, name: str
+) -> None:
+    one, other = (rank["spoilt"][f"{name} leave_out"] for rank in fsdp2)
+    assert (one["count"], other["count"]) == (0, 1)
+    assert_identical(one["spoilt"], other["spoilt"])
+    for before, now, after in zip(one["before"], one["spoilt"], one["after"], strict=True):
+        assert now.isfinite().all()
+        assert after.isfinite().all()
+        assert not torch.equal(before, now)
+
+
+@EACH
+def test_a_nan_in_the_shard_of_one_rank_has_all_ranks_skip_the_step_where_that_is_wanted(
+    fsdp2: Results, name: str
+) -> None:
+    for rank in fsdp2:
+        run = rank["spoilt"][f"{name} skip_step"]
+        assert_identical(run["before"], run["spoilt"])
+        assert not torch.equal(run["after"][0], run["before"][0])
+
+
 @EACH
 def test_shards_in_bfloat16_move_and_are_the_same_for_all_ranks(fsdp2: Results, name: str) -> None:
     one, other = (rank["low precision"][name] for rank in fsdp2)

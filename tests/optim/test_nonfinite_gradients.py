@@ -1,15 +1,18 @@
-"""A law with a guard leaves out steps whose gradients are not finite."""
+"""Gradients that are NaN or infinite: their elements are left out, or the whole step, or nothing is done."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
 import emo_hf
+from emo_hf import EmoOptimizer
 from emo_hf.optim.finite import gradients_are_finite
+from tests.emo_cases import each_implementation, each_optimizer, lr_for, make, parameters
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -91,3 +94,129 @@ def test_sparse_gradients_are_looked_at_and_none_is_fine() -> None:
     assert gradients_are_finite(optimizer)
     table.weight.grad._values()[0, 0] = math.nan  # type: ignore[union-attr]
     assert not gradients_are_finite(optimizer)
+
+
+SPOILT = ((0, (1, 2)), (1, (3,)))
+"""A parameter by its place, and the element of it whose gradient is spoilt."""
+
+
+def _step(optimizer: EmoOptimizer, params: list[torch.nn.Parameter], step: int, bad: float | None = None) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator).to(param.dtype)
+    for i, at in SPOILT if bad is not None else ():
+        params[i].grad[at] = bad  # type: ignore[index]
+    optimizer.observe(2.0 - 0.3 * step)
+    optimizer.step()
+
+
+def _of_element(optimizer: EmoOptimizer, param: torch.nn.Parameter, at: tuple[int, ...]) -> list[torch.Tensor]:
+    """An element and its state, where the state is one of elements."""
+    state = [value for key, value in optimizer.state[param].items() if value.shape == param.shape and value.dim()]
+    return [tensor[at].detach().clone() for tensor in (param, *state)]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradients are NaN or infinite")
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each_implementation
+def test_an_element_with_a_spoilt_gradient_and_its_state_stay_as_they_are_and_all_others_move(
+    cls: type[EmoOptimizer], implementation: str, dtype: torch.dtype, bad: float
+) -> None:
+    if implementation in ("sharded", "triton"):
+        pytest.skip("needs a mesh, or a device")
+    params = [torch.nn.Parameter(param.detach().to(dtype)) for param in parameters(((6, 5), (40,)))]
+    optimizer = make(cls, params, implementation, lr=lr_for(cls, 1e-2), compensate=dtype is not torch.float32)
+    _step(optimizer, params, 0)
+    kept = [_of_element(optimizer, params[i], at) for i, at in SPOILT]
+    before = [param.detach().clone() for param in params]
+    scale = float(params[0].detach().abs().sum())
+    _step(optimizer, params, 1, bad)
+    pulled = float(params[0].detach().abs().sum()) / scale if type(optimizer.rule).__name__ == "Void" else None
+    for (i, at), then in zip(SPOILT, kept, strict=True):
+        now = _of_element(optimizer, params[i], at)
+        if pulled is None:  # Void pulls all of a group to its size before it steps
+            assert all(map(torch.equal, now, then))
+        moved = (params[i] != before[i]).reshape(-1)
+        assert int(moved.sum()) > 0.3 * moved.numel()  # a cautious rule leaves some where they are
+        assert bool(params[i].isfinite().all())
+        assert all(bool(value.isfinite().all()) for value in optimizer.state[params[i]].values())
+    assert optimizer.metrics()["emo/nonfinite_gradients"] == 2
+    _step(optimizer, params, 2)
+    assert all(bool(param.isfinite().all()) for param in params)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradients are NaN or infinite")
+@pytest.mark.parametrize("native", [None, False])
+@pytest.mark.parametrize("cls", [emo_hf.EmoNavi, emo_hf.EmoLynx])
+def test_the_other_elements_move_as_if_nothing_were_spoilt(cls: type[EmoOptimizer], native: bool | None) -> None:
+    results = []
+    for bad in (None, math.nan):
+        params = parameters(((40, 30), (7,)))
+        optimizer = cls(params, lr=1e-2, native=native)
+        for step in range(3):
+            _step(optimizer, params, step, bad if step == 1 else None)
+        results.append(params)
+    for i, (clean, spoilt) in enumerate(zip(*results, strict=True)):
+        same = clean == spoilt
+        same[SPOILT[i][1]] = True
+        assert bool(same.all())
+
+
+@pytest.mark.filterwarnings("ignore:.*gradients are NaN or infinite")
+@pytest.mark.parametrize("native", [None, False])
+def test_rows_and_columns_are_measured_by_their_finite_gradients(native: bool | None) -> None:
+    param = torch.nn.Parameter(torch.ones(4, 3))
+    optimizer = emo_hf.EmoFact([param], lr=1e-2, native=native, betas=(0.0, 0.999))
+    param.grad = torch.full((4, 3), 2.0)
+    param.grad[1] = math.nan  # a whole row
+    param.grad[2, 0] = math.inf
+    optimizer.observe(1.0)
+    optimizer.step()
+    state = optimizer.state[param]
+    torch.testing.assert_close(state["row_rms"].flatten(), torch.tensor([2.0, 0.0, 2.0, 2.0]))
+    torch.testing.assert_close(state["column_rms"].flatten(), torch.full((3,), 2.0))
+    assert bool((param[1] == 1).all())
+    assert float(param[2, 0]) == 1
+    assert optimizer.metrics()["emo/nonfinite_gradients"] == 4
+
+
+@each_optimizer
+def test_skip_step_moves_nothing_and_says_where_it_was(cls: type[EmoOptimizer]) -> None:
+    params = parameters(((6, 5), (7,)))
+    optimizer = cls([("first", params[0]), ("second", params[1])], lr=lr_for(cls, 1e-2), nonfinite="skip_step")
+    _step(optimizer, params, 0)
+    before = [param.detach().clone() for param in params]
+    with pytest.warns(RuntimeWarning, match=r"at step 2: first \(1 elements\), second \(1 elements\)"):
+        _step(optimizer, params, 1, math.nan)
+    assert all(map(torch.equal, params, before))
+    assert optimizer.metrics()["emo/nonfinite_gradients"] == 2
+    _step(optimizer, params, 2)
+    assert not any(map(torch.equal, params, before))
+
+
+def test_propagate_is_what_torch_does() -> None:
+    params = parameters(((6, 5), (7,)))
+    optimizer = emo_hf.EmoNavi(params, lr=1e-2, nonfinite="propagate")
+    _step(optimizer, params, 0, math.nan)
+    assert bool(params[0][1, 2].isnan())
+    assert "emo/nonfinite_gradients" not in optimizer.metrics()
+
+
+def test_it_is_warned_of_once() -> None:
+    params = parameters(((6, 5), (7,)))
+    optimizer = emo_hf.EmoNavi(params, lr=1e-2)
+    with pytest.warns(RuntimeWarning) as caught:
+        _step(optimizer, params, 0, math.inf)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(1, 4):
+            _step(optimizer, params, step, math.inf)
+    assert len([w for w in caught if "gradients are NaN or infinite" in str(w.message)]) == 1
+    assert "parameter 0 of group_0 (1 elements)" in str(caught[0].message)
+    assert optimizer.metrics()["emo/nonfinite_gradients"] == 8
+
+
+def test_nonfinite_takes_three_words() -> None:
+    with pytest.raises(ValueError, match="nonfinite must be one of leave_out, skip_step, propagate, got 'ignore'"):
+        emo_hf.EmoNavi(parameters(), nonfinite="ignore")

@@ -131,6 +131,7 @@ def test_a_learning_rate_may_be_a_tensor_that_is_changed_in_place(
 
 
 KEYS = {
+    "emo/nonfinite_gradients",
     "emo/effective_lr",
     "emo/effective_lr/head",
     "emo/coefficient",

@@ -176,6 +176,38 @@ def looks_of(module: nn.Module, optimizer: EmoOptimizer) -> dict[str, Any]:
     return {**seen, "effective_lr": optimizer.effective_lr, "emotion state": copy.deepcopy(optimizer.emotion_state())}
 
 
+def spoilt(folder: Path) -> dict[str, Any]:
+    """Steps of which the second has a NaN in one element of one rank's shard, left out or with the whole step."""
+    results = {}
+    for nonfinite in ("leave_out", "skip_step"):
+        for cls in OPTIMIZERS:
+            shards = sharded()
+            optimizer = make(cls, shards, nonfinite=nonfinite)
+            steps(shards, optimizer, 0, 1)
+            before = [whole(param.detach()) for param in shards.parameters()]
+            optimizer.register_step_pre_hook(_spoil_one_element)
+            steps(shards, optimizer, 1, 2)
+            spoilt_step = [whole(param.detach()) for param in shards.parameters()]
+            optimizer._optimizer_step_pre_hooks.clear()
+            steps(shards, optimizer, 2, 4)
+            after = [whole(param.detach()) for param in shards.parameters()]
+            count = optimizer.metrics()["emo/nonfinite_gradients"]
+            results[f"{cls.__name__} {nonfinite}"] = {
+                "before": before,
+                "spoilt": spoilt_step,
+                "after": after,
+                "count": count,
+            }
+    return results
+
+
+def _spoil_one_element(optimizer: Any, *_: Any) -> None:
+    matrix = next(p for group in optimizer.param_groups for p in group["params"] if p.dim() > 1 and p.grad is not None)
+    own = matrix.grad.to_local()
+    if RANK == 1:
+        own[0, 0] = torch.nan
+
+
 def low_precision(folder: Path) -> dict[str, Any]:
     """A few steps of bfloat16 parameters, with all that can be kept for them."""
     results = {}
@@ -279,6 +311,7 @@ JOBS = {
     "collectives": collectives,
     "new state": new_state,
     "low precision": low_precision,
+    "spoilt": spoilt,
     "state dicts": state_dicts,
     "crossing": crossing,
 }

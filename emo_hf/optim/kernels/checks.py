@@ -6,12 +6,14 @@ does not hold is looked for afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import NoReturn
 
 import torch
 
+from emo_hf.optim.kernels.build import kernels
+from emo_hf.optim.kernels.library import BY_DTYPE
 from emo_hf.optim.update import PLAIN
 
 AFTER_RESIZING = (
@@ -27,16 +29,25 @@ count_of_elements = torch.Tensor.numel
 
 
 class UnfitError(RuntimeError):
-    """Tensors are not plain contiguous float32 in main memory, the only ones that kernels work on; torch may."""
+    """Tensors are not plain, contiguous and of one dtype in main memory, the only ones that kernels work on."""
 
 
-def all_fit(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether the kernels can work on these tensors: plain, contiguous float32 in main memory.
+def all_fit(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the kernels can work on a list: plain contiguous tensors in main memory, of one dtype that they know.
 
     Subclasses (a DTensor, say) are left to PyTorch, which knows where their elements are.
     """
-    float32 = torch.float32  # it runs for every tensor of every step
-    return all([type(t) in PLAIN and t.dtype is float32 and t.is_cpu and t.is_contiguous() for t in tensors])
+    dtype = tensors[0].dtype if tensors else torch.float32  # what follows runs for every tensor of every step
+    fit = all([type(t) in PLAIN and t.dtype is dtype and t.is_cpu and t.is_contiguous() for t in tensors])
+    return fit and known(dtype)
+
+
+def known(dtype: torch.dtype) -> bool:
+    """Whether the kernels can read a dtype; whether they know float16 is up to the compiler."""
+    if dtype is torch.float16:
+        library = kernels()
+        return library is not None and library.has_float16
+    return dtype in BY_DTYPE
 
 
 def check_tensors(**lists: Sequence[torch.Tensor]) -> None:
@@ -54,12 +65,13 @@ def check_tensors(**lists: Sequence[torch.Tensor]) -> None:
         raise RuntimeError(f"each parameter needs one of each, but their numbers are {lengths}")
     for name, tensors in lists.items():
         if not all_fit(tensors):
-            i = next(i for i, tensor in enumerate(tensors) if not all_fit([tensor]))
+            i = next((i for i, tensor in enumerate(tensors) if not all_fit([tensors[0], tensor])), 0)
             t = tensors[i]
             raise UnfitError(
                 f"{_which(name, i, len(tensors))} is a {type(t).__name__} of {t.dtype} on {t.device}"
-                f"{'' if t.is_contiguous() else ', not contiguous'}: the kernels need plain contiguous torch.float32 "
-                "tensors on cpu. Leave native=None, which has torch move the others."
+                f"{'' if t.is_contiguous() else ', not contiguous'}: the kernels need plain contiguous tensors on "
+                "cpu, of torch.float32, torch.bfloat16 or torch.float16 and of one dtype. Leave native=None, which "
+                "has torch move the others."
             )
 
 

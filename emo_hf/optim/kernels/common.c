@@ -1,11 +1,14 @@
-#include "common.h"
+#include "formats.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 
 _Static_assert(sizeof(float *) == sizeof(int64_t), "Python hands over addresses of 64 bits");
 
-const int64_t emo_piece = PIECE, emo_blocks = BLOCKS, emo_most_threads = MOST_THREADS;
+const int64_t emo_piece = PIECE, emo_blocks = BLOCKS, emo_most_threads = MOST_THREADS,
+              emo_block = BLOCK, emo_has_float16 = HAS_FLOAT16;
+
+_Static_assert(PIECE % BLOCK == 0 && CHUNK % BLOCK == 0, "no task begins within a block");
 
 struct work {
     task *run;
@@ -42,15 +45,113 @@ void emo_share(task *run, int64_t tasks, const struct team *team, const void *co
     while (started > 0) pthread_join(helpers[--started], 0);
 }
 
-/* The concatenation of the tensors, of which tensor i ends at ends[i]. */
+int64_t emo_not_finite(int64_t n, const float *x) {
+    uint32_t worst = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t size = bits_of(x[i]) & 0x7fffffff;
+        worst = size > worst ? size : worst;
+    }
+    if (worst < 0x7f800000) return 0;
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += !isfinite(x[i]);
+    return count;
+}
+
+/* The concatenation of the tensors, of which tensor i has counts[i] elements and ends at ends[i], a multiple of BLOCK:
+   what it lacks to that is nobody's. */
 struct elements {
     const struct rule *rule;
-    int64_t count, total;
-    const int64_t *ends;
-    float **p, **g, **a, **b;
+    const struct layout *layout;
+    int64_t count, total, plain;
+    const int64_t *counts, *ends;
+    char **p, **g, **a, **b, **compensation;
+    float **a_sizes, **b_sizes;
     const float *scales;
+    _Atomic int64_t *left_out;
     const struct hyperparameters *h;
 };
+
+static void read_state(int64_t n, int64_t format, const char *from, const float *sizes, float *to) {
+    if (format != SIGNED_8BIT && format != UNSIGNED_8BIT) {
+        read_elements(n, format, from, to);
+        return;
+    }
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        int64_t some = n - at < BLOCK ? n - at : BLOCK;
+        if (format == SIGNED_8BIT) read_signed(some, (const int8_t *)from + at, sizes[at / BLOCK], to + at);
+        else read_unsigned(some, (const uint8_t *)from + at, sizes[at / BLOCK], to + at);
+    }
+}
+
+static void write_blocks(int64_t n, int64_t format, const float *from, const uint32_t *chance, float *sizes, char *to) {
+    for (int64_t at = 0; at < n; at += BLOCK) {
+        int64_t some = n - at < BLOCK ? n - at : BLOCK;
+        if (format == SIGNED_8BIT) sizes[at / BLOCK] = write_signed(some, from + at, chance + at, (int8_t *)to + at);
+        else sizes[at / BLOCK] = write_unsigned(some, from + at, chance + at, (uint8_t *)to + at);
+    }
+}
+
+/* What one state tensor of a chunk is. */
+struct part {
+    int64_t format;
+    char *at;
+    float *sizes, *x;
+};
+
+static struct part part_of(int64_t format, char **tensors, float **sizes, int64_t i, int64_t at, float *x) {
+    struct part of = {tensors ? format : NONE, 0, 0, 0};
+    if (tensors) {
+        of.at = tensors[i] + at * bytes_of(format);
+        of.x = x;
+    }
+    if (sizes) of.sizes = sizes[i] + at / BLOCK;
+    return of;
+}
+
+/* Up to CHUNK elements by way of float32. Elements without a finite gradient are left out: the rule is run on what lies
+   between them. */
+static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t n) {
+    const struct layout *l = e->layout;
+    float p[CHUNK], g[CHUNK], x[2][CHUNK];
+    uint32_t chance[CHUNK];
+    char *p_at = e->p[i] + at * bytes_of(l->p);
+    char *c_at = l->compensation ? e->compensation[i] + at * bytes_of(l->compensation) : 0;
+    struct part a = part_of(l->a, e->a, e->a_sizes, i, at, x[0]), b = part_of(l->b, e->b, e->b_sizes, i, at, x[1]);
+
+    read_elements(n, l->g, e->g[i] + at * bytes_of(l->g), g);
+    read_parameter(n, l->p, l->compensation, p_at, c_at, p);
+    if (a.at) read_state(n, a.format, a.at, a.sizes, a.x);
+    if (b.at) read_state(n, b.format, b.at, b.sizes, b.x);
+    if (a.sizes || b.sizes || l->compensation == SIGNED_8BIT) draw(n, g, at, (uint32_t)l->seed, chance);
+
+    int64_t bad = l->leave_out ? emo_not_finite(n, g) : 0;
+    if (bad) atomic_fetch_add(&e->left_out[i], bad);
+    for (int64_t from = 0, to; from < n; from = to) {
+        if (bad && !isfinite(g[from])) {
+            to = from + 1;
+            continue;
+        }
+        for (to = bad ? from + 1 : n; to < n && isfinite(g[to]);) to++;
+        int64_t some = to - from;
+        e->rule->run(some, p + from, g + from, a.at ? a.x + from : 0, b.at ? b.x + from : 0,
+                     e->scales ? &e->scales[i] : 0, e->h);
+        write_parameter(some, l->p, l->compensation, p + from, chance + from, p_at + from * bytes_of(l->p),
+                        c_at ? c_at + from * bytes_of(l->compensation) : 0);
+        if (a.at && !a.sizes) write_elements(some, a.format, a.x + from, a.at + from * bytes_of(a.format));
+        if (b.at && !b.sizes) write_elements(some, b.format, b.x + from, b.at + from * bytes_of(b.format));
+    }
+    if (a.sizes) write_blocks(n, a.format, a.x, chance, a.sizes, a.at);
+    if (b.sizes) write_blocks(n, b.format, b.x, chance, b.sizes, b.at);
+}
+
+static void one_chunk(const struct elements *e, int64_t i, int64_t at, int64_t n) {
+    if (!e->plain || (e->layout->leave_out && emo_not_finite(n, (const float *)e->g[i] + at))) {
+        by_float32(e, i, at, n);
+        return;
+    }
+    e->rule->run(n, (float *)e->p[i] + at, (const float *)e->g[i] + at, e->a ? (float *)e->a[i] + at : 0,
+                 e->b ? (float *)e->b[i] + at : 0, e->scales ? &e->scales[i] : 0, e->h);
+}
 
 static void one_piece(int64_t index, int64_t thread, const void *context) {
     const struct elements *e = context;
@@ -64,25 +165,31 @@ static void one_piece(int64_t index, int64_t thread, const void *context) {
     }
     for (; begin < end; i++) {
         int64_t first = i ? e->ends[i - 1] : 0, to = e->ends[i] < end ? e->ends[i] : end;
-        int64_t at = begin - first;
-        if (to == begin) continue; /* an empty tensor */
-        e->rule->run(to - begin, e->p[i] + at, e->g[i] + at, e->a ? e->a[i] + at : 0, e->b ? e->b[i] + at : 0,
-                     e->scales ? &e->scales[i] : 0, e->h);
+        int64_t at = begin - first, stop = to - first < e->counts[i] ? to - first : e->counts[i];
+        for (; at < stop; at += CHUNK) one_chunk(e, i, at, stop - at < CHUNK ? stop - at : CHUNK);
         begin = to;
     }
 }
 
-/* Moves `count` tensors by a rule. `a`, `b` and `scales` are null where the rule has none.
+/* Moves `count` tensors by a rule. `a`, `b`, their sizes, `compensation` and `scales` are null where there are none;
+   left_out[i] grows by the elements of tensor i that were left out.
 
    Returns −1, or the index of the first tensor that lacks memory, and then nothing has been moved. */
-int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_t count, const int64_t *ends, float **p,
-                        float **g, float **a, float **b, const float *scales, const struct hyperparameters *h) {
+int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_t count, const int64_t *counts,
+                        const int64_t *ends, char **p, char **g, char **a, char **b, char **compensation,
+                        float **a_sizes, float **b_sizes, const float *scales, int64_t *left_out,
+                        const struct layout *layout, const struct hyperparameters *h) {
     int64_t states = rule->state_tensors;
+    int64_t plain = layout->p == FLOAT32 && layout->g == FLOAT32 && !layout->compensation &&
+                    (states < 1 || layout->a == FLOAT32) && (states < 2 || layout->b == FLOAT32);
     for (int64_t i = 0; i < count; i++) {
-        if (ends[i] == (i ? ends[i - 1] : 0)) continue;
+        if (!counts[i]) continue;
         if (!p[i] || !g[i] || (states > 0 && !(a && a[i])) || (states > 1 && !(b && b[i]))) return i;
+        if (layout->compensation && !(compensation && compensation[i])) return i;
+        if ((a_sizes && !a_sizes[i]) || (b_sizes && !b_sizes[i])) return i;
     }
-    struct elements e = {rule, count, count ? ends[count - 1] : 0, ends, p, g, a, b, scales, h};
+    struct elements e = {rule, layout,  count,   count ? ends[count - 1] : 0, plain, counts, ends, p, g, a, b,
+                         compensation, a_sizes, b_sizes, scales, (_Atomic int64_t *)left_out, h};
     emo_share(one_piece, (e.total + PIECE - 1) / PIECE, team, &e);
     return -1;
 }

@@ -1,7 +1,8 @@
 /* What every kernel uses: the numbers of a step, a team of threads, and a walk over the elements of many tensors.
 
-   Tensors are float32 in main memory and come as pointers to contiguous elements. Work is cut into tasks in a way that
-   does not depend on the number of threads, so that no result does. Nothing here allocates or keeps state. */
+   Tensors lie in main memory and come as pointers to contiguous elements; rules work on float32. Work is cut into tasks
+   in a way that does not depend on the number of threads, so that no result does. Nothing here allocates or keeps
+   state. */
 
 #ifndef EMO_COMMON_H
 #define EMO_COMMON_H
@@ -12,6 +13,7 @@
 #define PIECE 32768 /* elements of an elementwise task: enough to hide its start, few enough to share evenly */
 #define BLOCKS 16   /* row blocks in which a large matrix is taken apart */
 #define MOST_THREADS 256
+#define CHUNK 256 /* elements that are worked on at a time in float32 buffers: small ones overlap, and stay near */
 
 struct hyperparameters {
     float lr;    /* the learning rate that the step is taken with */
@@ -39,12 +41,23 @@ void emo_share(task *run, int64_t tasks, const struct team *team, const void *co
 typedef void piece(int64_t n, float *p, const float *g, float *a, float *b, const float *scale,
                    const struct hyperparameters *h);
 
+/* How the tensors of one call lie in memory (enum format), and what is done with gradients that are not finite. */
+struct layout {
+    int64_t p, g, a, b;
+    int64_t compensation; /* NONE; the format of p, for what rounding took; or SIGNED_8BIT, for 8 more bits */
+    int64_t leave_out;    /* whether elements without a finite gradient stay as they are */
+    int64_t seed;         /* of the step, for the rounding to 8 bits */
+};
+
 /* An elementwise rule, exported under its name; Python reads the first two fields. */
 struct rule {
     int64_t state_tensors; /* 0, 1 or 2 */
     int64_t takes_scales;  /* whether a scale per tensor may be given */
     piece *run;
 };
+
+/* How many of n numbers are NaN or infinite. */
+int64_t emo_not_finite(int64_t n, const float *x);
 
 /* lr·sign(x), which is 0 for ±0 and NaN. */
 static inline float signed_step(float lr, float x) { return x > 0 ? lr : x < 0 ? -lr : 0; }

@@ -8,19 +8,30 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
-from typing import Any
+from dataclasses import dataclass, field
+from itertools import accumulate, zip_longest
 
 import torch
 
 from emo_hf.optim.kernels.build import kernels
-from emo_hf.optim.kernels.checks import UnfitError, all_fit, check_memory, check_same_shapes, check_tensors
-from emo_hf.optim.kernels.library import KernelHyperparameters, Library
+from emo_hf.optim.kernels.checks import (
+    UnfitError,
+    all_fit,
+    check_memory,
+    check_numbers_of_elements,
+    check_same_shapes,
+    check_tensors,
+)
+from emo_hf.optim.kernels.library import BY_DTYPE, KernelHyperparameters, Layout, Library
 from emo_hf.optim.kernels.team import team_for
+from emo_hf.optim.state_keys import COMPENSATION
 from emo_hf.optim.tensors.dispatch import state_tensors, where
+from emo_hf.optim.tensors.eight_bits import SIZES, blocks_of, is_eight_bit
+from emo_hf.optim.tensors.left_out import masked
+from emo_hf.optim.tensors.low_precision import at_least_float32
 from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
 
-WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)  # the last two in float32 copies
+WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def works_for(param: torch.Tensor) -> bool:
@@ -41,8 +52,8 @@ def required_library() -> Library:
 
 
 def fits(*tensors: torch.Tensor) -> bool:
-    """Whether the kernels can work on these tensors: plain, contiguous float32 in main memory."""
-    return all_fit(tensors)
+    """Whether the kernels can work on these tensors: plain, contiguous, in main memory, of dtypes that they know."""
+    return all(all_fit([tensor]) for tensor in tensors)
 
 
 def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementation:
@@ -66,7 +77,7 @@ def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementat
 
 
 def elementwise(function: str, keys: Sequence[str], otherwise: Implementation) -> Implementation:
-    """An implementation by an elementwise kernel.
+    """An implementation by an elementwise kernel, which works on any format of its tensors (`formats.h`).
 
     Args:
         function: the kernel's name in C.
@@ -75,9 +86,36 @@ def elementwise(function: str, keys: Sequence[str], otherwise: Implementation) -
     """
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        run_elementwise(function, params, grads, [state_tensors(states, key) for key in keys], h)
+        run_elementwise(
+            function, params, grads, [state_tensors(states, key) for key in keys], h, Kept.of(states, keys)
+        )
 
-    return where_it_fits(run, otherwise)
+    return where_it_fits(run, at_least_float32(masked(otherwise)))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What tensors that are kept in fewer bits have beside.
+
+    Attributes:
+        compensation: one tensor per parameter, or none.
+        sizes: for each state tensor of the rule, one tensor of blocks' sizes per parameter, or None.
+    """
+
+    compensation: list[torch.Tensor] | None = None
+    sizes: Sequence[list[torch.Tensor] | None] = field(default_factory=list)
+
+    @staticmethod
+    def of(states: list[State], keys: Sequence[str] = ()) -> Kept:
+        """What lies in the states of parameters that are all kept in the same way."""
+        first = states[0] if states else {}
+        return Kept(
+            state_tensors(states, COMPENSATION) if COMPENSATION in first else None,
+            [state_tensors(states, key + SIZES) if key + SIZES in first else None for key in keys],
+        )
+
+
+PLAINLY = Kept()
 
 
 def run_elementwise(
@@ -86,6 +124,7 @@ def run_elementwise(
     grads: list[torch.Tensor],
     states: Sequence[list[torch.Tensor]],
     h: Hyperparameters,
+    kept: Kept = PLAINLY,
     scales: torch.Tensor | Sequence[float] | None = None,
 ) -> None:
     """Move parameters by an elementwise kernel.
@@ -96,16 +135,21 @@ def run_elementwise(
         grads: their gradients, of the same shapes.
         states: a list for each state tensor of the rule, with one tensor for each parameter, of its shape.
         h: the numbers of the step.
+        kept: what belongs to parameters and states in fewer than 32 bits.
         scales: one number per parameter, for the rules that take them.
 
     Raises:
-        UnfitError: if a tensor is not plain contiguous float32 in main memory. Nothing has been moved then.
+        UnfitError: if a tensor is not plain and contiguous in main memory, or the tensors of a list are not of one
+            dtype that the kernels know. Nothing has been moved then.
         RuntimeError: if anything else is not as said above, or there are no kernels; nothing has been moved either.
     """
     if len(states) > 2:
         raise RuntimeError(f"{function} is handed {len(states)} state tensors per parameter, and no kernel has over 2")
     of_state = dict(zip(("first_state_tensor", "second_state_tensor"), states, strict=False))
-    check_tensors(parameter=params, gradient=grads, **of_state)
+    if kept.compensation is not None:
+        of_state["compensation"] = kept.compensation
+    of_sizes = {f"sizes_of_state_{i}": sizes for i, sizes in enumerate(kept.sizes) if sizes is not None}
+    check_tensors(parameter=params, gradient=grads, **of_state, **of_sizes)
     check_same_shapes(params, gradient=grads, **of_state)
     if not params:
         return
@@ -117,20 +161,51 @@ def run_elementwise(
         if not rule.takes_scales:
             raise RuntimeError(f"{function} takes no scales: leave scales=None")
         scales = as_floats(scales, len(params))
-    ends = integers(accumulate(map(torch.Tensor.numel, params)))
-    addresses: list[Any] = [integers(map(torch.Tensor.data_ptr, tensors)) for tensors in (params, grads, *states)]
-    addresses += [None] * (4 - len(addresses))
+    counts = list(map(torch.Tensor.numel, params))
+    for values, sizes in zip_longest(states, kept.sizes):
+        if is_eight_bit(values[0]) is (sizes is None):
+            raise RuntimeError(f"{function} needs blocks' sizes for state in 8 bits, and for no other")
+    for name, sizes in of_sizes.items():
+        check_numbers_of_elements(name, sizes, list(map(blocks_of, counts)))
+    block = library.block
+    ends = integers(accumulate([-(-count // block) * block for count in counts]))
+    pair = [*states, None, None][:2], [*kept.sizes, None, None][:2]
+    left_out = integers([0] * len(params))
     lacking = library.elementwise(
         rule,
         team_for(ends[-1], library),
         len(params),
+        integers(counts),
         ends,
-        *addresses,
+        *map(addresses, (params, grads, *pair[0], kept.compensation, *pair[1])),
         None if scales is None else scales.data_ptr(),
+        left_out,
+        layout_of(params, grads, states, kept, h),
         KernelHyperparameters.of(h),
     )
     check_memory(lacking)
     torch.autograd.graph.increment_version(params)
+    if h.left_out is not None and any(left_out):
+        h.left_out.add(sum(left_out))
+
+
+def layout_of(
+    params: list[torch.Tensor],
+    grads: list[torch.Tensor],
+    states: Sequence[list[torch.Tensor]],
+    kept: Kept,
+    h: Hyperparameters,
+) -> Layout:
+    """How the kernels find the tensors, each list of one dtype."""
+    lists = [params, grads, *states]
+    formats = [BY_DTYPE[tensors[0].dtype] for tensors in lists] + [0] * (4 - len(lists))
+    compensation = 0 if kept.compensation is None else BY_DTYPE[kept.compensation[0].dtype]
+    return Layout(*formats, compensation, h.left_out is not None, h.seed)
+
+
+def addresses(tensors: list[torch.Tensor] | None) -> ctypes.Array[ctypes.c_int64] | None:
+    """Where the tensors' elements lie, as the kernels read it."""
+    return None if tensors is None else integers(map(torch.Tensor.data_ptr, tensors))
 
 
 def as_floats(scales: torch.Tensor | Sequence[float], count: int) -> torch.Tensor:

@@ -6,6 +6,8 @@ import ctypes
 from ctypes import POINTER, c_float, c_int64, c_void_p
 from typing import Any
 
+import torch
+
 from emo_hf.optim.update import Hyperparameters
 
 NOTHING_LACKS_MEMORY = -1
@@ -29,6 +31,16 @@ class KernelHyperparameters(ctypes.Structure):
         return cls(h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps)
 
 
+class Layout(ctypes.Structure):
+    """`struct layout` of common.h; `BY_DTYPE` says which format a tensor has."""
+
+    _fields_ = [(name, c_int64) for name in ("p", "g", "a", "b", "compensation", "leave_out", "seed")]
+
+
+BY_DTYPE = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4, torch.uint8: 5}
+"""`enum format` of formats.h."""
+
+
 class ElementwiseRule(ctypes.Structure):
     """`struct rule` of common.h."""
 
@@ -41,14 +53,15 @@ FLOATS = c_void_p
 
 TYPES: dict[str, list[Any]] = {
     "emo_elementwise": [
-        POINTER(ElementwiseRule), POINTER(Team), c_int64, COUNTS, *[ADDRESSES] * 4, FLOATS,
-        POINTER(KernelHyperparameters),
+        POINTER(ElementwiseRule), POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 7, FLOATS, COUNTS,
+        POINTER(Layout), POINTER(KernelHyperparameters),
     ],
     "emo_fact_matrices": [
-        POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 4, FLOATS, c_int64, POINTER(KernelHyperparameters),
+        POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 5, FLOATS, c_int64, COUNTS, POINTER(Layout),
+        POINTER(KernelHyperparameters),
     ],
     "emo_fact_large_matrix": [
-        POINTER(Team), c_int64, c_int64, *[FLOATS] * 5, POINTER(KernelHyperparameters),
+        POINTER(Team), c_int64, c_int64, *[FLOATS] * 6, POINTER(Layout), POINTER(KernelHyperparameters),
     ],
 }  # fmt: skip
 
@@ -61,15 +74,18 @@ class Library:
         piece: elements of an elementwise task.
         blocks: row blocks in which a large matrix is taken apart.
         most_threads: threads that the library starts at most, without torch's pool.
+        block: elements of an 8-bit state tensor that share a size.
+        has_float16: whether the compiler knows float16.
     """
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
         self._loaded = loaded
         self._rules: dict[str, ElementwiseRule] = {}
         self.elementwise, self.fact_matrices, self.fact_large_matrix = map(self._function, TYPES)
-        self.piece, self.blocks, self.most_threads = map(
-            self._constant, ("emo_piece", "emo_blocks", "emo_most_threads")
+        self.piece, self.blocks, self.most_threads, self.block = map(
+            self._constant, ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block")
         )
+        self.has_float16 = bool(self._constant("emo_has_float16"))
 
     def _function(self, name: str) -> Any:
         function = getattr(self._loaded, name)

@@ -13,8 +13,9 @@ from emo_hf.optim.rules.fact import FactAdamVectors
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
 from emo_hf.optim.rules.navi import Navi
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG_SQ, ROW_RMS
+from emo_hf.optim.state_keys import COLUMN_RMS, COMPENSATION, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.tensors.dispatch import on_own_elements
+from emo_hf.optim.tensors.left_out import masked
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.reading import Option, pair_below_one
 
@@ -34,11 +35,13 @@ class _Branch:
         return {self.prefix + key: value for key, value in state.items()}
 
     def own_part(self, state: State) -> State:
-        return {key.removeprefix(self.prefix): value for key, value in state.items() if key.startswith(self.prefix)}
+        part = {key.removeprefix(self.prefix): value for key, value in state.items() if key.startswith(self.prefix)}
+        return part | {key: state[key] for key in (COMPENSATION,) if key in state}
 
     def implementation(self, name: str) -> Implementation:
-        if name == "sharded" and self.rule.elementwise:
-            return on_own_elements(self.rule.implementations["single"])
+        if self.rule.elementwise and name in ("sharded", "finite"):
+            single = self.rule.implementations["single"]
+            return on_own_elements(single) if name == "sharded" else masked(single)
         return self.rule.implementations[name]
 
 
@@ -68,7 +71,7 @@ class Clan(RelativeDecay):
     that checkpoints always hold the same tensors. Second moments are float32 for bfloat16 and float16 parameters too.
     """
 
-    implementations = {name: _choosing(name) for name in ("single", "foreach", "native", "sharded")}
+    implementations = {name: _choosing(name) for name in ("single", "foreach", "native", "sharded", "finite")}
     preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
     elementwise = False
     reads_scalar = True

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 
 from emo_hf.optim.kernels.fact import move_matrices as move_matrices_natively
-from emo_hf.optim.kernels.launch import elementwise, where_it_fits
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
+from emo_hf.optim.kernels.gpu.fact import matrices as matrices_on_gpu
+from emo_hf.optim.kernels.launch import Kept, elementwise, where_it_fits
 from emo_hf.optim.rules import fact_on_shards
 from emo_hf.optim.rules.navi import Navi, adam_state
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.tensors.chunking import bounded, is_flat, piece_for
 from emo_hf.optim.tensors.dispatch import on_own_elements, state_tensors, where
+from emo_hf.optim.tensors.left_out import leaving_out, masked
+from emo_hf.optim.tensors.low_precision import in_float32_if_kept_in_less
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 
@@ -25,6 +29,26 @@ def _matrices(params: list[torch.Tensor], grads: list[torch.Tensor], states: lis
         k.mul_(h.beta1).add_(columns, alpha=1 - h.beta1)
         p.add_(p, alpha=-h.decay)
         p.addcdiv_(g, torch.mul(r, k, out=squared).sqrt_().add_(h.eps), value=-h.lr)
+
+
+def _matrices_of_finite(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    """Matrices without the elements whose gradient is not finite: the means are over the others of a row or column."""
+    for p, g, state in zip(params, grads, states, strict=True):
+        finite = g.isfinite()
+        kept = torch.where(finite, g, torch.zeros_like(g))
+        squared = kept * kept
+        for key, dims in ((ROW_RMS, tuple(range(1, g.dim()))), (COLUMN_RMS, (0,))):
+            count = finite.sum(dim=dims, keepdim=True)
+            means = (squared.sum(dim=dims, keepdim=True) / count.clamp(min=1)).add_(h.eps).sqrt_()
+            size = state[key]
+            size.copy_(torch.where(count > 0, size * h.beta1 + means * (1 - h.beta1), size))
+        moved = p - p * h.decay
+        moved.addcdiv_(kept, (state[ROW_RMS] * state[COLUMN_RMS]).sqrt_().add_(h.eps), value=-h.lr)
+        p.copy_(torch.where(finite, moved, p))
+        if h.left_out is not None:
+            h.left_out.add(g.numel() - finite.sum())
 
 
 def _row_blocks(
@@ -92,7 +116,9 @@ def _multi_vectors(
 def _native_matrices(
     params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
 ) -> None:
-    move_matrices_natively(params, grads, state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS), h)
+    rows, columns = state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS)
+    for i in move_matrices_natively(params, grads, rows, columns, h, Kept.of(states)):
+        in_float32_if_kept_in_less(_matrices_of_finite)([params[i]], [grads[i]], [states[i]], h)
 
 
 def _matrices_on_shards(
@@ -115,18 +141,27 @@ _SINGLE = where(_has_row_blocks, _row_blocks, otherwise=_matrices)
 MATRICES: dict[str, Implementation] = {
     "single": _SINGLE,
     "foreach": where(_has_row_blocks, _row_blocks, otherwise=bounded(_multi_matrices, elementwise=False)),
-    "native": where_it_fits(_native_matrices, otherwise=_SINGLE),
+    "native": where_it_fits(
+        _native_matrices, otherwise=in_float32_if_kept_in_less(leaving_out(_SINGLE, _matrices_of_finite))
+    ),
+    "triton": matrices_on_gpu(
+        otherwise=in_float32_if_kept_in_less(leaving_out(_SINGLE, _matrices_of_finite)),
+    ),
     "sharded": _matrices_on_shards,
+    "finite": _matrices_of_finite,
 }
 VECTORS: dict[str, Implementation] = {
     "single": _vectors,
     "foreach": bounded(_multi_vectors),
     "native": elementwise("emo_fact_vector", [EXP_AVG_SQ], otherwise=_vectors),
+    "triton": on_gpu("fact_vector", [EXP_AVG_SQ], otherwise=_vectors),
     "sharded": on_own_elements(_vectors),
+    "finite": masked(_vectors),
 }
 ADAM_VECTORS: dict[str, Implementation] = {
     **Navi.implementations,
     "sharded": on_own_elements(Navi.implementations["single"]),
+    "finite": masked(Navi.implementations["single"]),
 }
 
 
@@ -156,8 +191,9 @@ class Fact(Rule):
     """
 
     implementations = _by_dims(MATRICES, VECTORS)
-    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
     elementwise = False
+    float32_state = frozenset({ROW_RMS, COLUMN_RMS})
 
     def new_state(self, param: torch.Tensor) -> State:
         if param.dim() < 2:

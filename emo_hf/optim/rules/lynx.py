@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from emo_hf.emotion.decision import Decision
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import EXP_AVG
@@ -57,8 +58,10 @@ class Lynx(Rule):
         "single": in_pieces(_single_tensor),
         "foreach": bounded(_multi_tensor),
         "native": elementwise("emo_lynx", [EXP_AVG], otherwise=in_pieces(_single_tensor)),
+        "triton": on_gpu("lynx", [EXP_AVG], otherwise=in_pieces(_single_tensor)),
     }
-    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
+    eight_bit_state = frozenset({EXP_AVG})
 
     def new_state(self, param: torch.Tensor) -> State:
         return {EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format)}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from emo_hf.emotion.decision import Decision
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import EXP_AVG, EXP_AVG_SQ
@@ -97,13 +98,15 @@ class Navi(Rule):
         "foreach": bounded(_multi_tensor),
         "fused": where(of_one_layout, _fused, otherwise=at_least_float32(_single_tensor)),
         "native": elementwise("emo_navi", [EXP_AVG, EXP_AVG_SQ], otherwise=_single_tensor),
+        "triton": on_gpu("navi", [EXP_AVG, EXP_AVG_SQ], otherwise=_single_tensor),
     }
     preference = {
         "cpu": ("native", "fused", "foreach"),
-        "cuda": ("fused", "foreach"),
-        "xpu": ("fused", "foreach"),
+        "cuda": ("triton", "fused", "foreach"),
+        "xpu": ("triton", "fused", "foreach"),
         "mps": ("fused",),
     }
+    eight_bit_state = frozenset({EXP_AVG, EXP_AVG_SQ})
     options = {
         "bias_correction": Option(False, boolean, "correct the bias of both averages towards 0, as Adam does"),
     }

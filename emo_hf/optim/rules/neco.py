@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
 from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
 from emo_hf.optim.state_keys import EXP_AVG
 from emo_hf.optim.tensors.chunking import cut, piece_for
 from emo_hf.optim.tensors.dispatch import state_tensors
 from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
+from emo_hf.optim.tensors.left_out import all_finite, masked
 from emo_hf.optim.update import Hyperparameters, State
 
 
@@ -39,7 +41,9 @@ def _in_pieces(params: list[torch.Tensor], grads: list[torch.Tensor], states: li
 
 def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
     scales = torch.stack(whole_norms(params, grads, 2)) + h.eps if _is_by_size(h) else None
-    run_elementwise("emo_neco", params, grads, [state_tensors(states, EXP_AVG)], h, scales=scales)
+    if scales is not None and h.left_out is not None and not all_finite(scales):
+        return masked(_in_pieces)(params, grads, states, h)
+    return run_elementwise("emo_neco", params, grads, [state_tensors(states, EXP_AVG)], h, scales=scales)
 
 
 class Neco(RelativeDecay, Lynx):
@@ -56,9 +60,11 @@ class Neco(RelativeDecay, Lynx):
 
     implementations = {
         "single": _in_pieces,
-        "native": where_it_fits(_native, otherwise=_in_pieces),
+        "native": where_it_fits(_native, otherwise=masked(_in_pieces)),
+        "triton": on_gpu("neco", [EXP_AVG], otherwise=_in_pieces, by_norm=_is_by_size),
         "sharded": _in_pieces,
     }
-    preference = {"cpu": ("native",)}
+    preference = {"cpu": ("native",), "cuda": ("triton",), "xpu": ("triton",)}
     elementwise = False
+    native_in_any_format = False
     reads_scalar = True

@@ -18,13 +18,16 @@ class Rule:
 
     Class attributes of a rule:
         implementations: name → what moves tensors; `single`, which is always there, and any of `foreach`, `fused` and
-            `native`; and `sharded`, which moves DTensors, if the rule is not elementwise.
+            `native`; and if the rule is not elementwise `sharded`, which moves DTensors, and `finite`, which leaves
+            out elements whose gradient is not finite (`native` does so by itself).
         preference: device type → names of implementations, the best first; `single` where there is none.
         elementwise: whether each element moves by itself. Then tensors may be cut into pieces, and a shard of one is
             moved as a tensor is.
         reads_group: whether it looks at all parameters of a group at once.
         reads_scalar: whether it depends on the σ of one particular law.
         float32_state: names of state tensors that are float32 whatever the parameter is.
+        eight_bit_state: names of state tensors that `state="8bit"` keeps in 8 bits.
+        native_in_any_format: whether `native` works on parameters and state of fewer than 32 bits as they are.
         options: name → what the optimizer's constructor takes for it; they lie in the parameter groups.
     """
 
@@ -34,6 +37,8 @@ class Rule:
     reads_group: ClassVar[bool] = False
     reads_scalar: ClassVar[bool] = False
     float32_state: ClassVar[frozenset[str]] = frozenset()
+    eight_bit_state: ClassVar[frozenset[str]] = frozenset()
+    native_in_any_format: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:

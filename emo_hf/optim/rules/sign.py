@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.tensors.chunking import bounded, in_pieces
@@ -39,5 +40,6 @@ class Sign(Rule):
         "single": in_pieces(_single_tensor),
         "foreach": bounded(_multi_tensor),
         "native": elementwise("emo_sign", [], otherwise=in_pieces(_single_tensor)),
+        "triton": on_gpu("sign", [], otherwise=in_pieces(_single_tensor)),
     }
-    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from emo_hf.emotion.decision import Decision
-from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
+from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.reference_norm import first_group_norm, remembered
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.state_keys import EXP_AVG
@@ -43,9 +43,11 @@ def _multi_tensor(
     torch._foreach_add_(params, torch._foreach_sign(m), alpha=-h.lr)
 
 
+_moved_natively = elementwise("emo_tion", [EXP_AVG], otherwise=in_pieces(_single_tensor))
+
+
 def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    h = replace(h, beta1=1 - float(_gain(h)))
-    run_elementwise("emo_tion", params, grads, [state_tensors(states, EXP_AVG)], h)
+    _moved_natively(params, grads, states, replace(h, beta1=1 - float(_gain(h)), extra={"freshness": 1.0}))
 
 
 class Tion(Rule):
@@ -70,9 +72,10 @@ class Tion(Rule):
     implementations = {
         "single": in_pieces(_single_tensor),
         "foreach": bounded(_multi_tensor),
-        "native": where_it_fits(_native, otherwise=in_pieces(_single_tensor)),
+        "native": _native,
     }
     preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    eight_bit_state = frozenset({EXP_AVG})
     reads_group = True
     options = {
         "remember_true_norm": Option(False, boolean, "remember the norm of the weights itself, as a repaired EmoTion"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
@@ -9,6 +11,7 @@ from emo_hf.optim.rules.fact import FactAdamVectors, is_matrix
 from emo_hf.optim.tensors.chunking import cut, piece_for
 from emo_hf.optim.tensors.dispatch import where
 from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
+from emo_hf.optim.tensors.left_out import LeftOut, all_finite, masked
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 LOUD = 0.6  # |σ| above: an extra step by the sign
@@ -33,11 +36,24 @@ def _extra(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[S
     _extra_step(own_params, own_grads, whole_norms(params, own_grads, 2), h)
 
 
+def _uncounted(h: Hyperparameters) -> LeftOut | None:
+    """Leaves out what is to be left out, which the step of Fact that follows counts."""
+    return None if h.left_out is None else LeftOut()
+
+
+def _extra_of_finite(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
+) -> None:
+    masked(_extra)(params, grads, [{}] * len(params), replace(h, left_out=_uncounted(h)))
+
+
 def _native_extra(
     params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
 ) -> None:
     scales = None if abs(h.scalar) > LOUD else torch.stack(whole_norms(params, grads, 2)) + h.eps
-    run_elementwise("emo_zeal", params, grads, [], h, scales=scales)
+    if scales is not None and h.left_out is not None and not all_finite(scales):
+        return _extra_of_finite(params, grads, states, h)
+    return run_elementwise("emo_zeal", params, grads, [], replace(h, left_out=_uncounted(h)), scales=scales)
 
 
 def _nothing(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
@@ -70,7 +86,12 @@ class Zeal(FactAdamVectors):
     implementations = {
         "single": _with(_extra, FactAdamVectors.implementations["single"]),
         "foreach": _with(_extra, FactAdamVectors.implementations["foreach"]),
-        "native": _with(where_it_fits(_native_extra, otherwise=_extra), FactAdamVectors.implementations["native"]),
+        "native": _with(
+            where_it_fits(_native_extra, otherwise=_extra_of_finite),
+            FactAdamVectors.implementations["native"],
+        ),
         "sharded": _with(_extra, FactAdamVectors.implementations["sharded"]),
+        "finite": _with(_extra_of_finite, FactAdamVectors.implementations["finite"]),
     }
+    native_in_any_format = False
     reads_scalar = True

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES
 from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
 
 ELEMENTS = 1 << 24
@@ -64,12 +65,18 @@ def cut(
         if p.numel() <= elements or not is_flat(p, g, *state.values()):
             pieces.append((p, g, state))
             continue
+        parts = [value.view(-1).split(_share(key, elements)) for key, value in state.items()]
         for p_piece, g_piece, *values in zip(
-            *(t.view(-1).split(elements) for t in (p, g, *state.values())), strict=True
+            p.view(-1).split(elements), g.view(-1).split(elements), *parts, strict=True
         ):
             pieces.append((p_piece, g_piece, dict(zip(state, values, strict=True))))
     all_params, all_grads, all_states = zip(*pieces, strict=True)
     return list(all_params), list(all_grads), list(all_states)
+
+
+def _share(key: str, elements: int) -> int:
+    """How much of a state tensor belongs to so many elements; it is less of the sizes that a block shares."""
+    return elements // BLOCK if key.endswith(SIZES) else elements
 
 
 def is_flat(*tensors: torch.Tensor) -> bool:

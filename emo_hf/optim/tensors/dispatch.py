@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
+from emo_hf.optim.tensors.eight_bits import SIZES
 from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
 
 
@@ -25,6 +26,19 @@ def all_alike(params: list[torch.Tensor]) -> bool:
     """Whether the parameters are plain tensors of one device and dtype, as they are nearly always."""
     device, dtype = params[0].device, params[0].dtype
     return all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params])
+
+
+def kept_alike(
+    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State]
+) -> list[tuple[list[torch.Tensor], list[torch.Tensor], list[State]]]:
+    """The lists in two parts: parameters with state in 8 bits, and without."""
+    parts = []
+    with_it = [any(key.endswith(SIZES) for key in state) for state in states]
+    for wanted in (True, False):
+        some = [i for i, is_so in enumerate(with_it) if is_so is wanted]
+        if some:
+            parts.append(([params[i] for i in some], [grads[i] for i in some], [states[i] for i in some]))
+    return parts
 
 
 def state_tensors(states: list[State], key: str) -> list[torch.Tensor]:

@@ -28,11 +28,18 @@ def own_elements(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torc
     """
     if not is_sharded(tensor):
         return tensor
-    sharded: Any = tensor
-    if like is not None and sharded.placements != (placements := cast(Any, like).placements):
-        sharded = sharded.redistribute(placements=placements)
+    sharded: Any = tensor if like is None else placed_like(tensor, like)
     elements: torch.Tensor = sharded.to_local()
     return elements
+
+
+def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A gradient with the placements of its parameter (its own may be a sum that is still to be taken)."""
+    if not is_sharded(tensor):
+        return tensor
+    placements, sharded = cast(Any, like).placements, cast(Any, tensor)
+    placed: torch.Tensor = sharded if sharded.placements == placements else sharded.redistribute(placements=placements)
+    return placed
 
 
 def splits_rows(placement: Any) -> bool | None:

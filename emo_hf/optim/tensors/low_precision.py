@@ -1,20 +1,36 @@
-"""bfloat16 and float16 parameters: arithmetic in float32, and an option that loses no small update.
+"""Parameters and state in fewer than 32 bits: arithmetic in float32, and options that lose no small update.
 
 A bfloat16 has 8 significant bits: an update below 0.2 % of its parameter is rounded away, step after step. With
 `compensate=True` each such parameter has one more tensor of its own dtype for what rounding took from it, so that the
 two together carry 16 bits (22 with float16), and the rest of its state is kept in float32. The bytes of state per
 element are then 10 for EmoNavi, 6 for EmoLynx and 2 (and the rows and columns) for EmoFact, instead of 4, 2 and 0.
+
+With `compensate="8bit"` it is one byte more for a bfloat16, 16 bits as well; with `state="8bit"` each tensor of state
+is a byte an element (see `eight_bits.py`). Together that is 3 bytes for EmoNavi, 2 for EmoLynx and 1 for EmoFact.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from emo_hf.optim.state_keys import COMPENSATION, SHADOW
-from emo_hf.optim.tensors.chunking import bounded
+from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG_SQ, SHADOW
+from emo_hf.optim.tensors.chunking import is_flat, runs_of
+from emo_hf.optim.tensors.eight_bits import (
+    BLOCK,
+    EIGHT_BITS,
+    SIZES,
+    blocks_of,
+    decode,
+    draw,
+    encode,
+    is_eight_bit,
+    join,
+    split,
+)
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
@@ -24,54 +40,135 @@ ELEMENTS_ON_DEVICE = 1 << 22
 """What is held in float32 at once; with a rule that is not elementwise, at least one parameter."""
 
 
+@dataclass(slots=True)
+class _Piece:
+    """A parameter, or part of one, and its place in the whole."""
+
+    param: torch.Tensor
+    grad: torch.Tensor
+    state: State
+    place: int = 0
+
+    def in_float32(self) -> tuple[torch.Tensor, torch.Tensor, State]:
+        """Copies of the parameter, its gradient and its state."""
+        correction = self.state.get(COMPENSATION)
+        if correction is None:
+            wide = self.param.detach().to(torch.float32, copy=True)
+        elif is_eight_bit(correction):
+            wide = join(self.param, correction)
+        else:
+            wide = self.param.detach().float().add_(correction)
+        return wide, self.grad.float(), {key: self._wide(key) for key in self._names()}
+
+    def _names(self) -> list[str]:
+        return [key for key in self.state if key not in (COMPENSATION, SHADOW) and not key.endswith(SIZES)]
+
+    def _wide(self, key: str) -> torch.Tensor:
+        value = self.state[key]
+        return decode(value, self.state[key + SIZES]) if is_eight_bit(value) else value.float()
+
+    def take_back(self, wide: torch.Tensor, wide_state: State, seed: int) -> None:
+        """Round what has been moved to what it is kept in."""
+        correction = self.state.get(COMPENSATION)
+        codes = any(map(is_eight_bit, self.state.values()))
+        chance = draw(self.grad, self.place, seed) if codes else torch.empty(0)
+        if correction is not None and is_eight_bit(correction):
+            param, low = split(wide, chance)
+            self.param.copy_(param)
+            correction.copy_(low)
+        else:
+            self.param.copy_(wide)
+            if correction is not None:
+                correction.copy_(wide.sub_(self.param))
+        for key, value in wide_state.items():
+            kept = self.state[key]
+            if is_eight_bit(kept):
+                rounded, sizes = encode(value, kept.dtype, chance)
+                kept.copy_(rounded)
+                self.state[key + SIZES].copy_(sizes)
+            elif value is not kept:
+                kept.copy_(value)
+
+
+def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
+    """Flat pieces of at most so many elements, a multiple of what shares a size, where the tensors can be cut."""
+    n = piece.param.numel()
+    if n <= elements or not is_flat(piece.param, piece.grad, *piece.state.values()):
+        yield piece
+        return
+    flat = {key: value.view(-1) for key, value in piece.state.items()}
+    param, grad = piece.param.view(-1), piece.grad.view(-1)
+    for at in range(0, n, elements):
+        to = min(at + elements, n)
+        blocks = slice(at // BLOCK, -(-to // BLOCK))
+        state = {key: value[blocks] if key.endswith(SIZES) else value[at:to] for key, value in flat.items()}
+        yield _Piece(param[at:to], grad[at:to], state, at)
+
+
 def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        wide = [param.detach().float() for param in params]
-        wide_states = [
-            {key: value.float() for key, value in state.items() if key not in (COMPENSATION, SHADOW)}
-            for state in states
-        ]
-        for copy, state in zip(wide, states, strict=True):
-            if COMPENSATION in state:
-                copy.add_(state[COMPENSATION])
-        update(wide, [grad.float() for grad in grads], wide_states, h)
-        for param, copy, state, wide_state in zip(params, wide, states, wide_states, strict=True):
-            param.copy_(copy)
-            if COMPENSATION in state:
-                state[COMPENSATION].copy_(copy.sub_(param))
-            for key, value in wide_state.items():
-                if value is not state[key]:
-                    state[key].copy_(value)
+        limit = ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE
+        pieces = [_Piece(*of_one) for of_one in zip(params, grads, states, strict=True)]
+        if elementwise:
+            pieces = [part for whole in pieces for part in _pieces(whole, limit)]
+        for begin, end in runs_of([piece.param.numel() for piece in pieces], limit):
+            some = pieces[begin:end]
+            wide, wide_grads, wide_states = map(list, zip(*(piece.in_float32() for piece in some), strict=True))
+            update(wide, wide_grads, wide_states, h)
+            for piece, moved, state in zip(some, wide, wide_states, strict=True):
+                piece.take_back(moved, state, h.seed)
 
-    return bounded(run, ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE, elementwise=elementwise)
+    return run
 
 
-def at_least_float32(update: Implementation) -> Implementation:
-    """An elementwise `update`, on float32 copies of bfloat16 and float16 parameters and on others as they are."""
+def in_float32_if_kept_in_less(update: Implementation, *, elementwise: bool = False) -> Implementation:
+    """`update` on float32 copies of what is kept in fewer bits, and on the rest as it is."""
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        low = params[0].dtype in LOW_PRECISION
-        chosen = in_float32(update, elementwise=True, on_cpu=params[0].is_cpu) if low else update
+        less = params[0].dtype in LOW_PRECISION or any(map(is_eight_bit, states[0].values()))
+        chosen = in_float32(update, elementwise=elementwise, on_cpu=params[0].is_cpu) if less else update
         chosen(params, grads, states, h)
 
     return run
 
 
-def compensated(state: State, param: torch.Tensor) -> State:
+def at_least_float32(update: Implementation) -> Implementation:
+    """An elementwise `update`, on float32 copies of what is kept in fewer bits and on the rest as it is."""
+    return in_float32_if_kept_in_less(update, elementwise=True)
+
+
+def compensated(state: State, param: torch.Tensor, how: bool | str) -> State:
     """The first state of a parameter in float32, with its compensation."""
     state = {key: value.float() for key, value in state.items()}
-    return {**state, COMPENSATION: torch.zeros_like(param, memory_format=torch.preserve_format)}
+    dtype = torch.int8 if how == EIGHT_BITS else param.dtype
+    return {**state, COMPENSATION: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
 
 
-def restore_float32(
+def in_eight_bits(state: State, names: frozenset[str]) -> State:
+    """The first state of a parameter with some of its tensors in 8 bits, and their sizes."""
+    kept: State = {}
+    for key, value in state.items():
+        if key not in names:
+            kept[key] = value
+            continue
+        dtype = torch.uint8 if key == EXP_AVG_SQ else torch.int8
+        kept[key] = torch.zeros_like(value, dtype=dtype, memory_format=torch.preserve_format)
+        kept[key + SIZES] = torch.zeros(blocks_of(value.numel()), device=value.device)
+    return kept
+
+
+def restore_dtypes(
     state: Mapping[torch.Tensor, dict[str, Any]], groups: list[dict[str, Any]], saved: Mapping[str, Any]
 ) -> None:
-    """Put back what torch rounded to the dtype of the parameters when it loaded `saved`."""
+    """Put back what torch brought to the dtype of the parameters when it loaded `saved`."""
     names = [name for group in saved["param_groups"] for name in group["params"]]
     params = [param for group in groups for param in group["params"]]
     for name, param in zip(names, params, strict=True):
         for key, value in saved["state"].get(name, {}).items():
-            if param.dtype in LOW_PRECISION and isinstance(value, torch.Tensor) and value.dtype is torch.float32:
+            if not isinstance(value, torch.Tensor) or value.dtype is param.dtype:
+                continue
+            wider = param.dtype in LOW_PRECISION and value.dtype is torch.float32
+            if wider or is_eight_bit(value) or key.endswith(SIZES):
                 state[param][key] = value.to(param.device, copy=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from emo_hf.optim.state_keys import COMPENSATION, SHADOW
+from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
 from emo_hf.optim.tensors.low_precision import LOW_PRECISION
 from emo_hf.optim.update import State
 
@@ -27,6 +28,11 @@ def follow_parameters(
     low = dtype in LOW_PRECISION
     for state in states:
         for key, value in reversed(state.items()):
+            if is_eight_bit(value) or key.endswith(SIZES):
+                if value.device == device:
+                    break
+                state[key] = value.to(device)
+                continue
             wide = low and (key in float32_state or (compensate and key not in (COMPENSATION, SHADOW)))
             wanted = torch.float32 if wide else dtype
             if value.dtype is wanted and value.device == device:

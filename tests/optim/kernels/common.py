@@ -67,7 +67,7 @@ def matrices(shapes: Sequence[Sequence[int]], seed: int = 0) -> Tensors:
 
 
 def move(case: Case, tensors: Tensors, h: Hyperparameters = H) -> None:
-    run_elementwise(case.function, tensors.params, tensors.grads, tensors.states, h, tensors.scales)
+    run_elementwise(case.function, tensors.params, tensors.grads, tensors.states, h, scales=tensors.scales)
 
 
 def move_matrices(tensors: Tensors, h: Hyperparameters = H) -> None:

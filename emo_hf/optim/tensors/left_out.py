@@ -1,0 +1,128 @@
+"""Elements whose gradient is NaN or infinite are left out of a step: neither they nor their state change."""
+
+from __future__ import annotations
+
+import torch
+
+from emo_hf.optim.tensors.dtensor import own_elements, placed_like
+from emo_hf.optim.update import Hyperparameters, Implementation, State
+
+LEAVE_OUT, SKIP_STEP, PROPAGATE = "leave_out", "skip_step", "propagate"
+NONFINITE = (LEAVE_OUT, SKIP_STEP, PROPAGATE)
+"""What the option `nonfinite` takes."""
+
+
+class LeftOut:
+    """Counts the elements that were left out, without waiting for a device.
+
+    Attributes:
+        count: how many there have been, on this rank; reading it waits for the devices.
+    """
+
+    def __init__(self) -> None:
+        self._here = 0
+        self._on_devices: dict[torch.device, torch.Tensor] = {}
+
+    def add(self, count: int | torch.Tensor) -> None:
+        """Count some more: a number, or an integer tensor without dims on any device."""
+        if isinstance(count, int):
+            self._here += count
+        elif may_be_read(count):
+            self._here += int(count)
+        else:
+            self.counter(count.device).add_(count)
+
+    def counter(self, device: torch.device) -> torch.Tensor:
+        """An int64 without dims on a device, for kernels to add to."""
+        if device not in self._on_devices:
+            self._on_devices[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return self._on_devices[device]
+
+    @property
+    def count(self) -> int:
+        return self._here + sum(int(counter) for counter in self._on_devices.values())
+
+    @property
+    def count_in_main_memory(self) -> int:
+        """What is known without waiting."""
+        return self._here
+
+
+def not_finite(name: str, step: int, found: str) -> str:
+    """What to say of the first gradients that are not finite.
+
+    Args:
+        name: the optimizer's class.
+        step: how many losses it has felt.
+        found: which parameters they are of.
+    """
+    return (
+        f"{name}: gradients are NaN or infinite at step {step}: {found or 'they are gone by now'}. Such elements, or "
+        "the whole step with nonfinite='skip_step', are left out; how many they are is logged as "
+        "emo/nonfinite_gradients. Where it goes on, look at the data of such batches, the learning rate, or fp16 "
+        "without a GradScaler"
+    )
+
+
+def may_be_read(tensor: torch.Tensor) -> bool:
+    """Whether numbers may be read from a tensor in the middle of a step: nobody waits for a device."""
+    return tensor.is_cpu
+
+
+def all_finite(numbers: torch.Tensor) -> bool:
+    """Whether it is known, without waiting, that no number is NaN or infinite."""
+    return may_be_read(numbers) and bool(numbers.isfinite().all())
+
+
+def spoilt(grads: list[torch.Tensor]) -> list[int]:
+    """The gradients, by their place, that hold a NaN or an infinity; on a device, all of them may."""
+    some = [i for i, grad in enumerate(grads) if grad.numel()]
+    if not some or not may_be_read(grads[0]):
+        return some
+    sizes = torch._foreach_norm([grads[i] for i in some], float("inf"))
+    if bool(torch.stack([size.float() for size in sizes]).isfinite().all()):
+        return []
+    return [i for i, size in zip(some, sizes, strict=True) if not bool(size.isfinite())]
+
+
+def leaving_out(update: Implementation, careful: Implementation) -> Implementation:
+    """`update` for parameters whose gradients are finite; `careful`, which looks at each element, for the others."""
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        bad = set(spoilt(grads)) if h.left_out is not None else set()
+        for of, chosen in ((update, False), (careful, True)):
+            some = [i for i in range(len(params)) if (i in bad) is chosen]
+            if some:
+                of([params[i] for i in some], [grads[i] for i in some], [states[i] for i in some], h)
+
+    return run
+
+
+def masked(update: Implementation) -> Implementation:
+    """`update`, once, with 0 for what is not finite; such elements, and their state, are put back as they were.
+
+    DTensors may be among them, and `update` may have collectives: it is called in the same way on all ranks.
+    """
+
+    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+        if h.left_out is None:
+            return update(params, grads, states, h)
+        grads = [placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
+        own_grads = [own_elements(grad) for grad in grads]
+        put_back = []
+        for i in spoilt(own_grads):
+            finite = own_grads[i].isfinite()
+            own_param = own_elements(params[i])
+            values = [own_param, *(own_elements(value) for value in states[i].values())]
+            each = [value for value in values if value.shape == own_param.shape]
+            put_back.append((finite, [(value, value.clone()) for value in each]))
+            grads[i] = grads[i].clone()
+            own_elements(grads[i]).masked_fill_(~finite, 0.0)
+            h.left_out.add(finite.numel() - finite.sum())
+        update(params, grads, states, h)
+        for finite, changed in put_back:
+            for value, before in changed:
+                value.copy_(torch.where(finite, value, before))
+        return None
+
+    return run
