@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, overload
 
 import torch
 from torch.optim.optimizer import ParamsT
 
 from emo_hf.emotion.ablation import read_ablation
+from emo_hf.emotion.decision import Decision
 from emo_hf.emotion.laws import make_law
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import GLOBAL
+from emo_hf.optim.backward_steps import BackwardSteps, arm
 from emo_hf.optim.checkpoint import EMOTION_KEY
+from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saving import SavingOptimizer
+from emo_hf.optim.tensors.left_out import LEAVE_OUT
+from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.validation import without_empty_groups
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
@@ -33,6 +39,9 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
 
     versions: ClassVar[Mapping[str, Version]] = {}
     """The generations that there are of this optimizer, the default one first."""
+
+    _backward: BackwardSteps | None = None
+    """Steps that are taken in backward, see `step_in_backward`."""
 
     def __init_subclass__(cls, versions: tuple[Version, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -55,10 +64,14 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
         native: bool | None = None,
-        compensate: bool = False,
+        state: str | None = None,
+        compensate: bool | str = False,
+        nonfinite: str = LEAVE_OUT,
         emo_sync: str = GLOBAL,
         emo_law: str | None = None,
         writer: Any = None,
+        step_in_backward: bool = False,
+        clip_value: float | None = None,
         **own: Any,
     ) -> None:
         if "compile" in own:
@@ -81,7 +94,9 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
             "foreach": foreach,
             "fused": fused,
             "native": native,
+            "state": state,
             "compensate": compensate,
+            "nonfinite": nonfinite,
             **rule_options,
         }
         self._check_options(defaults)
@@ -92,6 +107,10 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
         self._steps_written = 0
         super().__init__(without_empty_groups(params), defaults)
         self._wire()
+        if step_in_backward:
+            arm(self, clip_value)
+        elif clip_value is not None:
+            raise ValueError(f"clip_value={clip_value!r} is for step_in_backward=True: elsewhere clip before step()")
 
     @classmethod
     def version_named(cls, name: str | None) -> Version:
@@ -140,6 +159,8 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
             TypeError: if `loss` is not a real number.
             ValueError: if `loss` has several elements, or `weight` is not a positive number.
         """
+        if self._backward is not None:
+            self._backward.expect_loss()
         self._engine.observe(loss, weight, self)
 
     def tap_loss(
@@ -164,12 +185,16 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
         """
+        if self._backward is not None:
+            self._backward.expect_loss(last=last, in_parts=in_parts)
         if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
         self._engine.tap(loss, weight, self, last=last, together=together, in_parts=in_parts)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
+        if self._backward is not None:
+            self._backward.gradients_go()
         self._engine.gradients_go(self)
         super().zero_grad(set_to_none)
 
@@ -194,28 +219,67 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if loss is not None and not self._engine.losses.shown:
+            if loss is not None and not self._engine.losses.shown and not self._has_begun():
                 self._engine.observe(loss, None, self)
+        if self._backward is not None and self._backward.has_taken_the_step():
+            return loss
         if self._engine.creates_state_only(self):
             self._create_state()
             return loss
+        decision = self._begin_step()
+        if not decision.skip:
+            for group in self.param_groups:
+                self._update_group(group, self._numbers(group, decision), decision.shadow)
+        self._end_step(decision)
+        return loss
+
+    def step_param(self, param: torch.Tensor, group: Mapping[str, Any] | None = None) -> None:
+        """Move one parameter now, for scripts whose own hooks call this as soon as its gradient is there.
+
+        The loss must have been shown before backward. The parameters of one backward pass move by one decision; the
+        step is over when `step()` is called, the next loss comes in, or a parameter comes a second time. The gradient
+        stays where it is: the script frees it.
+
+        Args:
+            param: one of the optimizer's parameters; without a gradient it stays as it is.
+            group: the parameter's group, which such scripts hand over; it is known.
+
+        Raises:
+            ValueError: if the rule, the law or an option needs all gradients before a parameter moves, see
+                `step_in_backward`, or the parameter is not the optimizer's.
+        """
+        if self._backward is None:
+            self._backward = BackwardSteps(self)
+        self._backward.move(param)
+
+    def _has_begun(self) -> bool:
+        return self._backward is not None and self._backward.is_under_way
+
+    def _begin_step(self) -> Decision:
+        """The decision of the step, with all that comes before the first parameter moves."""
         decision = self._engine.decide(self)
         if decision.skip:
             self._engine.applied_lr = [0.0] * len(self.param_groups)
-            self._write()
-            return loss
+            return decision
         if self._engine.is_new_step:
             self._rule.before_step(self.param_groups, decision)
-        applied = []
-        for group in self.param_groups:
-            h = self._rule.hyperparameters(group, decision)
-            applied.append(decision.step_size(float(group["lr"])))
-            self._update_group(group, h, decision.shadow)
-        if self._engine.is_new_step:
+        self._engine.applied_lr = [decision.step_size(float(group["lr"])) for group in self.param_groups]
+        return decision
+
+    def _numbers(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        """The numbers of the step for a parameter group."""
+        return replace(
+            self._rule.hyperparameters(group, decision),
+            seed=self._engine.law.observations,
+            left_out=self._engine.left_out if group["nonfinite"] == LEAVE_OUT else None,
+        )
+
+    def _end_step(self, decision: Decision) -> None:
+        """What comes after the last parameter has moved."""
+        if self._engine.is_new_step and not decision.skip:
             self._rule.after_step(decision)
-        self._engine.applied_lr = applied
+        self._engine.warn_of_left_out(self)
         self._write()
-        return loss
 
     def _write(self) -> None:
         if self._writer is None:
@@ -267,6 +331,8 @@ class EmoOptimizer(HasEmotion, SavingOptimizer):
         # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
         param_group.setdefault(EMOTION_KEY, None)
         super().add_param_group(param_group)
+
+    __repr__, _repr_html_ = optimizer_text, optimizer_html
 
 
 FAMILY: dict[str, type[EmoOptimizer]] = {}

@@ -8,12 +8,15 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.emotion.decision import ShadowMix
+from emo_hf.optim.kernels.gpu.available import works_for as gpu_works_for
 from emo_hf.optim.kernels.launch import works_for
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.tensors.chunking import ascending
-from emo_hf.optim.tensors.dispatch import by_device_and_dtype, on_own_elements
+from emo_hf.optim.tensors.dispatch import by_device_and_dtype, kept_alike, on_own_elements
 from emo_hf.optim.tensors.dtensor import is_sharded
-from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_float32
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, SMALLEST, is_eight_bit
+from emo_hf.optim.tensors.left_out import LEAVE_OUT, leaving_out, masked
+from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_eight_bits, in_float32
 from emo_hf.optim.tensors.relocation import follow_parameters
 from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
 from emo_hf.optim.update import Hyperparameters, Implementation, State
@@ -25,9 +28,13 @@ class RuleOptimizer(Optimizer):
 
     _rule: Rule
 
-    def _update_group(self, group: dict[str, Any], h: Hyperparameters, shadow: ShadowMix | None) -> None:
+    def _update_group(
+        self, group: dict[str, Any], h: Hyperparameters, shadow: ShadowMix | None, some: list[Any] | None = None
+    ) -> None:
+        """Move the parameters of a group that have a gradient, all of them or `some`."""
         params, states = [], []
-        for param in group["params"]:  # in one pass: it costs as much as the arithmetic where tensors are small
+        # In one pass: it costs as much as the arithmetic where tensors are small.
+        for param in group["params"] if some is None else some:
             gradient = param.grad
             if gradient is None or param.numel() == 0:
                 continue
@@ -42,12 +49,15 @@ class RuleOptimizer(Optimizer):
             states.append(state)
         for bucket in by_device_and_dtype(params):
             own_states = states if bucket is params else [self.state[param] for param in bucket]
-            follow_parameters(bucket, own_states, group["compensate"], self._rule.float32_state)
+            wide = bool(group["compensate"] or group["state"])
+            follow_parameters(bucket, own_states, wide, self._rule.float32_state)
             if group["use_shadow"] and shadow is not None:
                 mix_shadows(bucket, own_states, shadow)
             gradients = [param.grad for param in bucket if param.grad is not None]
-            update = self._update_for(group, bucket[0])
-            update(bucket, gradients, own_states, h.representable_in(bucket[0].dtype))
+            numbers = h.representable_in(bucket[0].dtype)
+            parts = [(bucket, gradients, own_states)]
+            for ps, gs, ss in kept_alike(*parts[0]) if group["state"] else parts:
+                self._update_for(group, ps[0], ss[0])(ps, gs, ss, numbers)
 
     def _create_state(self) -> None:
         """What a first step leaves in `state`, without the step: some rules would not leave it at its beginning."""
@@ -62,20 +72,43 @@ class RuleOptimizer(Optimizer):
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> State:
         if param.is_complex():
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters: use torch.view_as_real")
+        if EIGHT_BITS in (group["compensate"], group["state"]) and is_sharded(param):
+            raise RuntimeError(
+                "state='8bit' and compensate='8bit' need whole parameters, and this one is sharded (FSDP2, tensor "
+                "parallelism), where blocks of 8-bit numbers would have no place in a checkpoint: leave them out"
+            )
+        if group["compensate"] == EIGHT_BITS and param.dtype is torch.float16:
+            raise RuntimeError("compensate='8bit' is for bfloat16, and a parameter is float16: take compensate=True")
         state = self._rule.new_state(param)
-        if param.dtype not in LOW_PRECISION:
-            return state
-        state = {key: value.float() if key in self._rule.float32_state else value for key, value in state.items()}
-        return compensated(state, param) if group["compensate"] else state
+        low, eight_bits = param.dtype in LOW_PRECISION, group["state"] == EIGHT_BITS
+        if low:
+            wide = state if eight_bits else self._rule.float32_state
+            state = {key: value.float() if key in wide else value for key, value in state.items()}
+        if low and group["compensate"]:
+            state = compensated(state, param, group["compensate"])
+        if eight_bits and param.numel() >= SMALLEST:
+            state = in_eight_bits(state, self._rule.eight_bit_state)
+        return state
 
-    def _update_for(self, group: dict[str, Any], param: torch.Tensor) -> Implementation:
-        """What moves parameters of the device, dtype and placement of this one."""
+    def _update_for(self, group: dict[str, Any], param: torch.Tensor, state: State) -> Implementation:
+        """What moves parameters of the device, dtype and placement of this one, and whose state is kept as its is."""
         rule = self._rule
         sharded = is_sharded(param)
         rule_of_shards = rule.implementations.get("sharded") if sharded else None
         update = rule_of_shards or self._implementation(group, param)
-        computes_in_float32 = update is rule.implementations.get("fused")
-        if param.dtype in LOW_PRECISION and (group["compensate"] or not computes_in_float32):
+        is_native, is_triton, is_fused = (
+            update is rule.implementations.get(name) for name in ("native", "triton", "fused")
+        )
+        if group["nonfinite"] == LEAVE_OUT and not (is_native or is_triton):
+            careful = rule.implementations.get("finite") if not sharded else None
+            update = leaving_out(update, careful) if careful else masked(update)
+        eight_bits = any(map(is_eight_bit, state.values()))
+        takes_fewer = (
+            (is_native and rule.native_in_any_format)
+            or (is_triton and not eight_bits)
+            or (is_fused and not (group["compensate"] or group["state"]))
+        )
+        if (param.dtype in LOW_PRECISION or eight_bits) and not takes_fewer:
             update = in_float32(update, elementwise=rule.elementwise, on_cpu=param.is_cpu)
         if group["maximize"]:
             update = ascending(update, elementwise=rule.elementwise)
@@ -88,14 +121,15 @@ class RuleOptimizer(Optimizer):
         rule = self._rule
         chosen = next((name for name in IMPLEMENTATION_OPTIONS if group[name]), None)
         if chosen is None and not (group["foreach"] is False and group["fused"] is False):
-            allowed = [name for name in rule.preference.get(param.device.type, ()) if group[name] is None]
-            if "fused" in allowed and param.dtype in LOW_PRECISION and not group["compensate"]:
-                chosen = "fused"  # the one that needs no float32 copies
-            else:
-                chosen = next((name for name in allowed if name != "native" or works_for(param)), None)
+            preferred = [name for name in rule.preference.get(param.device.type, ()) if name in rule.implementations]
+            allowed = [name for name in preferred if group["native" if name == "triton" else name] is None]
+            works = {"native": works_for, "triton": gpu_works_for}
+            chosen = next((name for name in allowed if name not in works or works[name](param)), None)
         elif chosen == "native" and param.device.type != "cpu":
-            raise RuntimeError(
-                f"native=True: the kernels work in main memory, and parameters are on {param.device}: "
-                "leave native=None"
-            )
+            if not ("triton" in rule.implementations and gpu_works_for(param)):
+                raise RuntimeError(
+                    "native=True: there are kernels for main memory, and where Triton works for float32, bfloat16 and "
+                    f"float16 on a GPU, but {param.dtype} parameters are on {param.device}: leave native=None"
+                )
+            chosen = "triton"
         return rule.implementations[chosen or "single"]

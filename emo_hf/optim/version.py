@@ -61,9 +61,16 @@ Args:
     foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
     fused: the same for torch's fused Adam kernel, where the rule can use it.
     native: the same for our kernels in C, which are the default for float32 in main memory.
-    compensate: for bfloat16 and float16 parameters, keep what rounding takes from them.
+    state: `8bit` keeps averages of the gradient in 8 bits; None in the dtype of their parameter.
+    compensate: for bfloat16 and float16 parameters, keep what rounding takes from them: True in a tensor of their
+        dtype, `8bit` in a byte (bfloat16 only).
+    nonfinite: what becomes of NaN and infinite gradients: `leave_out`, their elements stay as they are; `skip_step`,
+        no parameter moves in such a step, on any rank; `propagate`, what torch's optimizers do.
     emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own.
     emo_law: another law than the version's ({laws}); `none` follows the loss, logs and changes nothing.
+    step_in_backward: move each parameter as soon as backward has its gradient, and free the gradient; see
+        `emo_hf.step_in_backward`.
+    clip_value: what elements of gradients are clipped to then, before they are used; None leaves them.
     writer: something with `add_scalar(name, value, step)`, such as a TensorBoard SummaryWriter, that is given each
         step's metrics. It is not copied, pickled or saved.
 {own}

@@ -14,7 +14,9 @@ from typing import Any
 from emo_hf.emotion.laws import law_options, read_law
 from emo_hf.loss.rank_mean import SYNC_MODES
 from emo_hf.optim.family import FAMILY
-from emo_hf.reading import Reader, boolean, boolean_or_auto, number, one_of, read_value, whole_number
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
+from emo_hf.optim.tensors.left_out import NONFINITE
+from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value, whole_number
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
 
 SELF_STOP_ACTIONS = ("off", "log", "save", "stop")
@@ -38,9 +40,13 @@ COMMON_OPTIONS: dict[str, Reader] = {
     "foreach": boolean_or_auto,
     "fused": boolean_or_auto,
     "native": boolean_or_auto,
-    "compensate": boolean,
+    "state": one_of(EIGHT_BITS),
+    "compensate": boolean_or(EIGHT_BITS),
+    "nonfinite": one_of(*NONFINITE),
     "emo_sync": one_of(*SYNC_MODES),
     "emo_law": read_law,
+    "step_in_backward": boolean,
+    "clip_value": number(0),
     "beta1": number(0, below=1),
     "beta2": number(0, below=1),
     "eps": number(0),
