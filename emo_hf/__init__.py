@@ -16,11 +16,14 @@ from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.family import *
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.optim.step_in_backward import step_in_backward
 
 if TYPE_CHECKING:
     from emo_hf.autonomous.averaging import average_saved
     from emo_hf.autonomous.local_sgd import LocalSGDCallback
     from emo_hf.autonomous.weight_exchange import WeightExchange, WeightExchangeCallback
+    from emo_hf.integrations.backward import feel_backward
+    from emo_hf.integrations.torchao_offload import sharing_one_emotion
     from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
     from emo_hf.trainer.checkpoints import last_whole_checkpoint
     from emo_hf.trainer.factory import create_optimizer
@@ -39,13 +42,19 @@ _LAZY = {
     "average_saved": "emo_hf.autonomous.averaging",
     "build_param_groups": "emo_hf.trainer.param_groups",
     "create_optimizer": "emo_hf.trainer.factory",
+    "feel_backward": "emo_hf.integrations.backward",
     "last_whole_checkpoint": "emo_hf.trainer.checkpoints",
     "register": "emo_hf.trainer.registry",
+    "sharing_one_emotion": "emo_hf.integrations.torchao_offload",
     "unregister": "emo_hf.trainer.registry",
 }
 
 if not TYPE_CHECKING:  # type checkers read the imports
-    __all__ = ["FAMILY", "Attachment", "EmoOptimizer", "EmotionView", "attach", *_family.__all__, *_LAZY]
+    __all__ = [
+        *("FAMILY", "Attachment", "EmoOptimizer", "EmotionView", "attach", "step_in_backward"),
+        *_family.__all__,
+        *_LAZY,
+    ]
 
 
 def __getattr__(name: str) -> Any:
