@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["ROLES", "GroupOptions", "build_param_groups", "has_adapters"]
+__all__ = ["ROLES", "GroupOptions", "build_param_groups", "has_adapters", "roles_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,11 @@ def build_param_groups(
                 }
             )
     return groups
+
+
+def roles_of(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The role of every parameter of a model, trainable or not."""
+    return {parameter: role for _, parameter, role, _ in _walk(model)}
 
 
 def has_adapters(model: nn.Module) -> bool:
