@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from emo_hf.emotion.display import emotion_html, emotion_text
+
 
 @dataclass(frozen=True, slots=True)
 class ShadowMix:
@@ -78,3 +80,5 @@ class EmotionView:
     skipped: int
     details: Mapping[str, float] = field(default_factory=dict)
     has_decided_to_stop: bool = False
+
+    __repr__, _repr_html_ = emotion_text, emotion_html

@@ -1,4 +1,4 @@
-"""The Trainer's side: metrics in every log line, self-stop as early stopping, an emotion for any optimizer."""
+"""The Trainer's side: metrics in every log line, `optim_args` obeyed, an emotion for any optimizer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from emo_hf.integrations.accelerate import unwrap
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.checkpoint import EMOTION_KEY
-from emo_hf.optim.family import FAMILY
+from emo_hf.optim.family import family_names
+from emo_hf.optim.step_in_backward import StepInBackward
 from emo_hf.optim.tensors.dtensor import own_elements
+from emo_hf.trainer import in_backward
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
 from emo_hf.trainer.decision_notes import begin_notes, say_decisions
+from emo_hf.trainer.early_stopping import EmoEarlyStoppingCallback as EmoEarlyStoppingCallback
 from emo_hf.trainer.factory import refuse_early
 from emo_hf.trainer.options import parse_optim_args, read_options
 from emo_hf.trainer.self_stop import SelfStop, SelfStopWatch
@@ -65,6 +68,7 @@ class EmoCallback(TrainerCallback):
         self._in_training = False
         self._ready_to_save: int | None = None  # the step of the newest checkpoint whose place was looked at
         self._attachment: Attachment | None = None
+        self._in_backward: StepInBackward | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -72,11 +76,12 @@ class EmoCallback(TrainerCallback):
         # Read here already: bad optim_args shall fail before data and model are prepared.
         self._self_stop = None
         name = getattr(args.optim, "value", args.optim)
-        if name in FAMILY:
+        if name in family_names():
             given = parse_optim_args(args.optim_args)
             options = read_options(given)
             self._self_stop = SelfStop(**options.self_stop)
             refuse_early(name, options)
+            in_backward.refuse_early(args, options)
             if isinstance(args.optim_args, Mapping):  # the Trainer goes on to split it as a text
                 args.optim_args = as_text(given)
             warn_if_cut_short(args.resume_from_checkpoint, args.output_dir)
@@ -103,6 +108,7 @@ class EmoCallback(TrainerCallback):
             begin_notes(emo, state)
             emo.know_horizon(state.max_steps)
         self._watch = None if self._self_stop is None else SelfStopWatch(self._self_stop)
+        self._in_backward = in_backward.begin(args, kwargs.get("model"), optimizer)
 
     def on_step_begin(
         self,
@@ -178,6 +184,9 @@ class EmoCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._in_training = False
+        if self._in_backward is not None:
+            self._in_backward.remove()
+            self._in_backward = None
 
     def on_log(
         self,
@@ -216,77 +225,6 @@ class EmoCallback(TrainerCallback):
             kept = [value for state_of in emo.state.values() for value in state_of.values()]
             tensors += [value for value in kept if isinstance(value, torch.Tensor)]
         warn_if_too_large(args.output_dir, step, sum(own_elements(tensor).nbytes for tensor in tensors))
-
-
-class EmoEarlyStoppingCallback(TrainerCallback):
-    """Turns the self-stop signal of an emo optimizer, or of an attached emotion, into early stopping.
-
-    The same as `optim_args="self_stop=stop,…"`, for those who add their callbacks in Python. Flat steps are counted by
-    the optimizer, so the count is in every checkpoint and goes on when training is resumed.
-
-    Args:
-        action: `stop`, `save`, `log` or `off`.
-        patience: windows of 32 steps for which training must be flat.
-        min_steps: steps after warm-up that are never counted.
-
-    Raises:
-        ValueError: if an argument is not acceptable.
-    """
-
-    def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
-        self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
-        self._watch = SelfStopWatch(self._self_stop)
-        self._has_looked = self._in_training = False
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._watch = SelfStopWatch(self._self_stop)
-        self._has_looked, self._in_training = False, True
-
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        # Not sooner: a callback that comes later gives the optimizer its emotion when training begins.
-        if not self._has_looked and unwrap(optimizer) is None:
-            logger.warning(
-                "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer, and no "
-                "emotion was attached to it.",
-                type(getattr(optimizer, "optimizer", optimizer)).__name__,
-            )
-        self._has_looked = True
-        self._watch.before_step(optimizer)
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self._watch.look(optimizer, args, state, control)
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._in_training:
-            self._watch.look(optimizer, args, state, control, has_evaluated=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._in_training = False
 
 
 def as_text(optim_args: Mapping[str, Any]) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from typing import TYPE_CHECKING, Any
 
 from emo_hf.emotion.law import WINDOW
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.loss.rank_mean import LOCAL
 from emo_hf.trainer.options import SELF_STOP_ACTIONS
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,213 @@
+"""Lightning: losses reach emo optimizers, metrics its loggers, and the self-stop signal its trainer.
+
+Works with `lightning` and with `pytorch_lightning`. Imports whichever of them the process has, so it is imported by
+nothing else here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import sys
+from typing import Any
+
+import torch
+
+from emo_hf.emotion.metrics import PREFIX
+from emo_hf.integrations.accelerate import unwrap
+from emo_hf.integrations.lightning_losses import LossesOfBackward, emotional
+from emo_hf.loss.rank_mean import LOCAL
+from emo_hf.optim.attach import attach
+from emo_hf.optim.attachment import Attachment
+from emo_hf.optim.emotion_engine import HasEmotion
+from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.trainer.self_stop import SelfStop
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+
+ACTIONS = ("off", "log", "stop")
+
+logger = logging.getLogger(__name__)
+
+
+def _lightnings_callback() -> Any:
+    """The base class of callbacks, of the package that is in use already, else of the one that is installed."""
+    for package in sorted(PACKAGES, key=lambda name: name not in sys.modules):
+        if importlib.util.find_spec(package.partition(".")[0]) is not None:
+            return importlib.import_module(package).Callback
+    raise ImportError("EmoLightningCallback needs Lightning: pip install lightning")
+
+
+_Callback: Any = _lightnings_callback()
+
+
+class EmoLightningCallback(_Callback):
+    """Makes emo optimizers, and others with an emotion attached, feel the loss in a Lightning `Trainer`.
+
+    The loss of each backward pass is shown before it begins, without the scale of a gradient scaler. In automatic
+    optimization the loss of a step is the mean over its micro-batches, also where an epoch ends with fewer of them. In
+    manual optimization it is the mean over the backward passes since the last step, and with several optimizers each
+    is shown the losses of those backward passes that give gradients to its parameters; see `LossesOfBackward`.
+
+    Metrics go through `self.log` to loggers, progress bar and `trainer.callback_metrics`, where Lightning logs
+    (`log_every_n_steps`): `emo/coefficient`, …, and with several emotions `emo/<class of optimizer>/coefficient`, …
+
+    Checkpoints of Lightning hold the emotion, since it is part of the optimizer's state. Nothing else is kept here.
+
+    Args:
+        emotion: a law's name; optimizers that have no emotion are given one when `fit` begins (see `emo_hf.attach`).
+        self_stop: `off`; `log` one line when training has gone flat or the law has decided to stop; `stop` training
+            then, by `trainer.should_stop` (Lightning minds `min_epochs` and `min_steps`). With several emotions
+            training is over when all of them say so.
+        patience: for laws that do not decide by themselves, windows of 32 steps for which training must be flat.
+        min_steps: steps after warm-up that are never counted as flat.
+        warmup_steps: steps of learning-rate warm-up.
+        validation_loss: the name under which your module logs its validation loss, for laws that hear evaluations.
+        prog_bar: whether the progress bar shows the effective learning rate.
+        **law_options: options of the law that is attached, and `sync`, as `attach` takes them.
+
+    Raises:
+        ValueError: if an argument is not acceptable.
+        TypeError: if the law has no such option.
+    """
+
+    def __init__(
+        self,
+        emotion: str | None = None,
+        *,
+        self_stop: str = "log",
+        patience: int = SelfStop.patience,
+        min_steps: int = SelfStop.min_steps,
+        warmup_steps: int = 0,
+        validation_loss: str = "val_loss",
+        prog_bar: bool = False,
+        **law_options: Any,
+    ) -> None:
+        super().__init__()
+        if self_stop not in ACTIONS:
+            raise ValueError(
+                f"self_stop must be one of {', '.join(ACTIONS)}, got {self_stop!r}; to save a checkpoint use "
+                "Lightning's ModelCheckpoint"
+            )
+        if not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be a whole number of steps, at least 0, got {warmup_steps!r}")
+        if emotion is None and law_options:
+            raise ValueError(
+                f"EmoLightningCallback was given {', '.join(law_options)} but no emotion that this is for: name a "
+                "law, emotion='v3.1'"
+            )
+        if emotion is not None:  # refuses what is wrong at once
+            attach(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), emotion, **law_options)
+        self._emotion, self._law_options = emotion, law_options
+        self._self_stop = SelfStop(action=self_stop, patience=patience, min_steps=min_steps)
+        self._warmup_steps, self._validation_loss, self._prog_bar = warmup_steps, validation_loss, prog_bar
+        self._emotional: dict[str, EmoOptimizer | Attachment] = {}
+        self._losses = LossesOfBackward()
+        self._has_stepped = False
+        self._was_done = False
+        self._last_decisions: dict[str, list[tuple[int, str]]] = {}
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        # The optimizers are made, and the state of a checkpoint is not loaded yet.
+        if self._emotion is not None:
+            for optimizer in trainer.optimizers:
+                if unwrap(optimizer) is None:
+                    attach(optimizer, self._emotion, **self._law_options)
+        self._emotional = _by_name(trainer.optimizers)
+        self._losses = LossesOfBackward()
+        if not self._emotional:
+            logger.warning(
+                "EmoLightningCallback has nothing to do: no optimizer of %s has an emotion. Use one of the emo "
+                "optimizers, or EmoLightningCallback(emotion='v3.1').",
+                type(pl_module).__name__,
+            )
+        local = [name for name, emo in self._emotional.items() if emo.emo_sync == LOCAL]
+        if self._self_stop.action == "stop" and local and trainer.world_size > 1:
+            raise ValueError(
+                "self_stop=stop needs one emotion for all ranks: with emo_sync=local each would decide for itself, "
+                "and leave the others waiting. Use self_stop=log"
+            )
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        steps = trainer.estimated_stepping_batches
+        for emo in self._emotional.values():
+            emo.know_horizon(int(steps) if steps != float("inf") and steps >= 0 else None)
+        self._last_decisions = {name: list(emo.decisions) for name, emo in self._emotional.items()}
+        self._was_done, self._has_stepped = self._why_done() is not None, False
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        self._losses.begin(trainer, pl_module, loss)
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        self._losses.end()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self._losses.step_comes()
+        self._has_stepped = True
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if not self._has_stepped or not self._emotional:  # in the middle of an accumulation
+            return
+        self._has_stepped = False
+        self._look(trainer)
+        if trainer._logger_connector.should_update_logs:  # what Lightning's own LearningRateMonitor asks
+            self._log(pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        loss = trainer.callback_metrics.get(self._validation_loss)
+        if trainer.sanity_checking or loss is None or not self._emotional:
+            return
+        if trainer.world_size > 1:  # the module may have logged each rank's own
+            loss = trainer.strategy.reduce(torch.as_tensor(loss), reduce_op="mean")
+        for emo in self._emotional.values():
+            emo.hear_evaluation(float(loss))
+        self._look(trainer)
+
+    def _look(self, trainer: Any) -> None:
+        """Say what has been decided, and stop if that is wanted."""
+        for name, emo in self._emotional.items():
+            decisions, known = list(emo.decisions), self._last_decisions.get(name, [])
+            if trainer.is_global_zero:
+                for step, text in [decision for decision in decisions if decision not in known]:
+                    logger.warning("Step %d: %s", step, text)
+            self._last_decisions[name] = decisions
+        action, why = self._self_stop.action, self._why_done() if self._self_stop.action != "off" else None
+        if why is not None and not self._was_done and trainer.is_global_zero:
+            done = "stopping" if action == "stop" else "it may be done"
+            logger.warning("%s (step %d, epoch %d): %s.", why, trainer.global_step, trainer.current_epoch, done)
+        self._was_done = why is not None
+        if action == "stop" and why is not None:
+            trainer.should_stop = True
+
+    def _why_done(self) -> str | None:
+        """What there is to say if every emotion is done, else None."""
+        reasons = [self._why(emo) for emo in self._emotional.values()]
+        return reasons[0] if reasons and None not in reasons else None
+
+    def _why(self, emo: HasEmotion) -> str | None:
+        emotion = emo.emotion
+        if emotion.has_decided_to_stop:
+            return emo.decisions[-1][1] if emo.decisions else "done"
+        if self._self_stop.flat_long_enough(emotion.flat_steps, emotion.observations, self._warmup_steps):
+            return f"Training has been flat for {emotion.flat_steps} steps, loss average {emotion.long:.4g}"
+        return None
+
+    def _log(self, pl_module: Any) -> None:
+        for name, emo in self._emotional.items():
+            between = f"{name}/" if len(self._emotional) > 1 else ""
+            for metric, value in emo.metrics().items():
+                metric = metric.removeprefix(PREFIX)
+                shown = self._prog_bar and metric == "effective_lr"
+                full_name = f"{PREFIX}{between}{metric}"
+                pl_module.log(full_name, float(value), prog_bar=shown, on_step=True, on_epoch=False)
+
+
+def _by_name(optimizers: list[Any]) -> dict[str, EmoOptimizer | Attachment]:
+    """The optimizers with an emotion by their class, with `-1`, … after the name where there are several of one."""
+    found: dict[str, EmoOptimizer | Attachment] = {}
+    for emo in emotional(optimizers):
+        name = type(emo.optimizer if isinstance(emo, Attachment) else emo).__name__
+        same = sum(known.partition("-")[0] == name for known in found)
+        found[f"{name}-{same}" if same else name] = emo
+    return found
