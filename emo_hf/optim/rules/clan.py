@@ -71,8 +71,8 @@ class Clan(RelativeDecay):
     that checkpoints always hold the same tensors. Second moments are float32 for bfloat16 and float16 parameters too.
     """
 
-    implementations = {name: _choosing(name) for name in ("single", "foreach", "native", "sharded", "finite")}
-    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    implementations = {name: _choosing(name) for name in ("single", "foreach", "native", "triton", "sharded", "finite")}
+    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
     elementwise = False
     reads_scalar = True
     float32_state = frozenset({f"fact_{ROW_RMS}", f"fact_{COLUMN_RMS}", f"fact_{EXP_AVG_SQ}", f"navi_{EXP_AVG_SQ}"})

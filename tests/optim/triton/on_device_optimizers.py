@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoFact, EmoLynx, EmoOptimizer
 from tests.emo_cases import OPTIMIZERS, give_gradients, lr_for, make, parameters, rule_of, run
 from tests.optim.triton.common import DEVICE
 
