@@ -28,7 +28,7 @@ def create_optimizer(
     """Make an emo optimizer for a model, its parameters grouped by what they are.
 
     Args:
-        name: its name in the Trainer, such as `emonavi`; a key of `emo_hf.FAMILY`, or `emonavi_8bit` or `emolynx_8bit`.
+        name: its name in the Trainer, such as `emonavi`; one of `emo_hf.optim.family.family_names()`.
         model: the model; parameters that require gradients are optimized. PEFT's layers are recognised.
         lr: learning rate; None for the default of the optimizer's generation.
         betas: (β1, β2), each in [0, 1); None for the default of the optimizer's generation.

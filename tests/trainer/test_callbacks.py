@@ -148,9 +148,10 @@ def test_the_raw_signal_is_logged_long_before_it_is_believed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("action", ["off", "log", "save"])
 def test_only_stop_stops(action: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = flat_run(tmp_path, optim_args=f"self_stop={action}" + EAGER)
+    soon = ",self_stop_patience=1,self_stop_min_steps=20"
+    trainer = flat_run(tmp_path, epochs=1, optim_args=f"self_stop={action}" + soon)
     trainer.train()
-    assert trainer.state.global_step == 200
+    assert trainer.state.global_step == 100
     assert len(list(tmp_path.glob("checkpoint-*"))) == (1 if action == "save" else 0)
     said = [record for record in caplog.records if "Training has been flat" in record.message]
     assert len(said) == (0 if action == "off" else 1)

@@ -71,7 +71,9 @@ class Clan(RelativeDecay):
     that checkpoints always hold the same tensors. Second moments are float32 for bfloat16 and float16 parameters too.
     """
 
-    implementations = {name: _choosing(name) for name in ("single", "foreach", "native", "triton", "sharded", "finite")}
+    implementations = {
+        name: _choosing(name) for name in ("single", "foreach", "native", "triton", "sharded", "finite")
+    }
     preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
     elementwise = False
     reads_scalar = True
