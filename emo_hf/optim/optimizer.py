@@ -16,7 +16,6 @@ from emo_hf.optim.backward_steps import arm
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.emotion_engine import EmotionEngine
-from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.stepping import SteppingOptimizer
 from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.validation import without_empty_groups
@@ -135,16 +134,6 @@ class EmoOptimizer(SteppingOptimizer):
         rule = {name: read_value(name, own.get(name, option.default), option.read) for name, option in of_rule.items()}
         of_law = {**version.law_options, **own}
         return rule, {name: value for name, value in of_law.items() if name in known and name not in of_rule}
-
-    @property
-    def rule(self) -> Rule:
-        """The update rule at work."""
-        return self._rule
-
-    @property
-    def version(self) -> str:
-        """The generation of this optimizer."""
-        return self._version.name
 
     @property
     def effective_lr(self) -> dict[str, float]:

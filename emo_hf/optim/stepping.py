@@ -13,6 +13,7 @@ from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.backward_steps import BackwardSteps
 from emo_hf.optim.emotion_engine import HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
+from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saving import SavingOptimizer
 from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.update import Hyperparameters
@@ -167,3 +168,13 @@ class SteppingOptimizer(HasEmotion, SavingOptimizer):
         for name, value in self._engine.current_metrics(self.param_groups).items():
             self._writer.add_scalar(name, value, self._steps_written)
         self._steps_written += 1
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule at work."""
+        return self._rule
+
+    @property
+    def version(self) -> str:
+        """The generation of this optimizer."""
+        return self._version.name
