@@ -1,0 +1,78 @@
+"""Each script of scripts/examples runs as it stands there, learns, and its emotion has felt every step."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "scripts" / "examples"
+README = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+NEEDS = {"in_lightning": "lightning"}
+"""What the tests' own environment may lack."""
+
+STEPS = {
+    "accelerate_loop": 480,
+    "attach_settle": None,  # stops by itself
+    "flow_matching": 1000,
+    "in_lightning": 512,
+    "lora": 100,
+    "trainer": 100,
+    "trl_dpo": 40,
+    "trl_sft": 80,
+}
+"""How many optimizer steps each takes."""
+
+EXAMPLES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def run(name: str, folder: Path) -> str:
+    """What an example prints, without a network, and with everything that it writes in a folder of the test."""
+    if name in NEEDS and find_spec(NEEDS[name]) is None:
+        pytest.skip(f"needs {NEEDS[name]}")
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "TMPDIR": str(folder),
+    }
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py")], cwd=folder, env=environment, capture_output=True, text=True,
+        encoding="utf-8", timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "was called without a loss" not in done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_runs_and_learns_and_its_emotion_feels_every_step(name: str, tmp_path: Path) -> None:
+    printed = run(name, tmp_path)
+    trained = re.search(r"^Trained [\d,]+ .*parameters: loss ([\d.]+) → ([\d.]+)$", printed, flags=re.MULTILINE)
+    assert trained, printed
+    assert float(trained[2]) < 0.95 * float(trained[1])
+    felt = re.search(r"^The emotion felt (\d+) losses", printed, flags=re.MULTILINE)
+    assert felt, printed
+    if STEPS[name] is not None:
+        assert int(felt[1]) == STEPS[name]
+    if name == "attach_settle":
+        assert "done: the loss is flat" in printed
+        assert printed.rstrip().endswith("does it say stop? True")
+        assert int(felt[1]) < 5000, "it stopped before its limit"
+
+
+def test_the_readme_lists_every_example_and_no_other() -> None:
+    assert sorted(re.findall(r"^\| `(\w+)\.py`", README, flags=re.MULTILINE)) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_example_says_how_it_is_run(name: str) -> None:
+    assert f"python scripts/examples/{name}.py" in (FOLDER / f"{name}.py").read_text(encoding="utf-8")
