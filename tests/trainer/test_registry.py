@@ -41,6 +41,25 @@ def test_the_name_parses_on_the_command_line_and_the_trainer_trains_with_it(name
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
 
 
+@pytest.mark.parametrize("name", ["emonavi", "emolynx"])
+def test_the_name_with_8bit_trains_bfloat16_weights_in_8_bits(name: str, tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, model=tiny.classifier(dropout=0.0).bfloat16(), optim=f"{name}_8bit")
+    trainer.train()
+    optimizer = unwrap(trainer.optimizer)
+    assert type(optimizer) is emo_hf.FAMILY[name]
+    assert optimizer.defaults["state"] == optimizer.defaults["compensate"] == "8bit"
+    corrections = [state["compensation"] for state in optimizer.state.values()]
+    assert {correction.dtype for correction in corrections} == {torch.int8}
+    assert any(correction.any() for correction in corrections)
+
+
+def test_what_a_name_with_8bit_begins_with_can_be_changed(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, optim="emonavi_8bit", optim_args="compensate=true")
+    trainer.create_optimizer()
+    assert trainer.optimizer.defaults["state"] == "8bit"
+    assert trainer.optimizer.defaults["compensate"] is True
+
+
 def test_learning_rate_betas_epsilon_and_decay_come_from_the_trainers_own_arguments(tmp_path: Path) -> None:
     trainer = tiny.trainer(
         tmp_path, learning_rate=3e-4, adam_beta1=0.8, adam_beta2=0.97, adam_epsilon=1e-6, weight_decay=0.2
