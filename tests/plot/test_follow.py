@@ -78,7 +78,14 @@ def test_the_command_follows_a_going_run_until_ctrl_c(tmp_path: Path) -> None:
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "emo_hf", "plot", str(tmp_path), "--follow", "--every", "0.05",
                "--output", str(tmp_path / "a.html")]  # fmt: skip
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where these tests run in the background
+    )
     try:
         wait_until(lambda: (tmp_path / "a.html").exists())
         first = (tmp_path / "a.html").read_text(encoding="utf-8")
