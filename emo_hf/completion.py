@@ -50,11 +50,11 @@ def all_options() -> dict[str, Options]:
     """Command → its options, as far as what it needs is installed."""
     from emo_hf.doctor.main import parser as doctor
     from emo_hf.emotion.laws import law_names
-    from emo_hf.optim.family import FAMILY
+    from emo_hf.optim.family import family_names
     from emo_hf.plot.main import parser as plot
 
     found: dict[str, Options] = {name: {"--help": ()} for name in COMMANDS}
-    found["run"] = {"--help": (), "--emotion": law_names(), "-m": (), "--optim": tuple(FAMILY)}  # of the script
+    found["run"] = {"--help": (), "--emotion": law_names(), "-m": (), "--optim": family_names()}  # of the script
     found["plot"] = {**options_of(plot()), "--law": law_names()}
     found["doctor"] = {**options_of(doctor()), "--emotion": law_names()}
     found["completion"] = options_of(parser())
