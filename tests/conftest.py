@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,3 +17,9 @@ def pytest_collection_finish() -> None:
     """Leave what has been imported out of garbage collection: each Trainer run asks for one, and it took 0.4 s."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process waits for another at the end; modules stay together."""
+    long_modules = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long_modules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import multiprocessing
 import os
@@ -28,21 +29,51 @@ GRACE = 30.0
 IMPORTED_ONCE = ["tests.tiny", "tests.emo_cases", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"]
 """What all ranks of all jobs need, which costs as much as the jobs themselves."""
 
+WORKER = "PYTEST_XDIST_WORKER"
+"""Environment variable: which of several test processes this is."""
+
 Job = Callable[[Path], dict[str, Any]]
 
 
-def run_job(module: str, folder: Path, world: int = 2) -> list[dict[str, Any]]:
+def run_job(module: str, folder: Path, world: int = 2, *, share: bool = True) -> list[dict[str, Any]]:
     """Run every function in the `JOBS` of `tests.rank_jobs.<module>`, in order, on ranks of one process group.
+
+    Where the tests of a module are dealt out to several processes, the first has the job run and the others read what
+    came of it.
 
     Args:
         module: name of the module.
-        folder: for the files of the job, shared by its ranks.
+        folder: for the files of the job, shared by its ranks; see `shared_folder`.
         world: number of ranks.
+        share: whether other test processes may read what came of it; not where it begins with files of this one.
 
     Returns:
         For each rank: name of the function → what it returned, and under `output` what the rank printed.
     """
+    folder = shared_folder(module, folder) if share else folder
     folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            _run_ranks(module, folder, world)
+            (folder / "done").touch()
+    said = [(folder / f"output{rank}.txt").read_text() for rank in range(world)]
+    results = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+    return [{**result, "output": output} for result, output in zip(results, said, strict=True)]
+
+
+def shared_folder(module: str, folder: Path) -> Path:
+    """The folder of a job that all processes of a test run share, or the given one where there is a single process.
+
+    Args:
+        module: name of the job's module.
+        folder: a temporary folder of this process.
+    """
+    own = next((parent for parent in folder.parents if parent.name == f"popen-{os.environ.get(WORKER)}"), None)
+    return folder if own is None else own.parent / "jobs" / module
+
+
+def _run_ranks(module: str, folder: Path, world: int) -> None:
     environment = os.environ | {
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
@@ -71,8 +102,6 @@ def run_job(module: str, folder: Path, world: int = 2) -> list[dict[str, Any]]:
             rank.join()
     said = [(folder / f"output{rank}.txt").read_text() for rank in range(world)]
     assert [rank.exitcode for rank in ranks] == [0] * world, "\n\n".join(text[-3000:] for text in said)
-    results = [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
-    return [{**result, "output": output} for result, output in zip(results, said, strict=True)]
 
 
 def fork_server() -> Any:

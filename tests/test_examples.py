@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "scripts" / "examples"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")

@@ -17,6 +17,8 @@ import pytest
 
 from emo_hf.optim.kernels.build import find_compiler
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("hatchling", reason="needs hatchling, which is in the extra `test`")
 
 ROOT = Path(__file__).parent.parent

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emo_hf.run import STARTUP
 from tests.test_run import TRAIN, TRAINING
+
+pytestmark = pytest.mark.long
 
 OTHERS = f"""
 import json, os, subprocess, sys

@@ -35,7 +35,7 @@ class MicroBatchWatch:
         """
         if self._has_warned:
             return
-        if loss is None or micro_batches is None or not math.isfinite(loss) or loss == 0.0:
+        if not loss or not micro_batches or not math.isfinite(loss):
             self._last = None
             return
         last, self._last = self._last, (loss, micro_batches)

@@ -11,6 +11,8 @@ import pytest
 from emo_hf.cli import main
 from emo_hf.doctor.script import judge, redirected
 
+pytestmark = pytest.mark.long
+
 TRAINER = """
 import sys
 from transformers import BertConfig, BertForSequenceClassification, HfArgumentParser, Trainer, TrainingArguments

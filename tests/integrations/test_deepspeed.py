@@ -33,7 +33,7 @@ def test_all_ranks_have_the_same_weights_and_emotion(zero: Results, optim: str, 
     if one is None:
         pytest.skip("tried with another stage only")
     assert_identical(one, other)
-    assert one["emotion"]["observations"] == 30
+    assert one["emotion"]["observations"] == 20
 
 
 @EACH_STAGE
@@ -54,7 +54,7 @@ def test_a_rule_that_looks_at_whole_parameters_says_that_they_have_been_flattene
         assert not zero[1]["output"].count(f"{cls.__name__} under DeepSpeed")
 
 
-@EACH_STAGE
+@pytest.mark.parametrize("stage", [2, 3])
 def test_a_resumed_run_ends_where_the_uninterrupted_one_does(zero: Results, stage: int) -> None:
     for rank in zero:
         resumed, whole = rank[f"resumed {stage}"], rank[f"emonavi {stage}"]

@@ -29,6 +29,7 @@ from tests.ranks import run_job
 BATCHES = 8
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
     pytest.mark.filterwarnings("ignore:.*log_every_n_steps.*"),
     pytest.mark.filterwarnings("ignore:.*checkpoint directory.*"),

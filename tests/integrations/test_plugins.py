@@ -27,6 +27,8 @@ from emo_hf.integrations.accelerate import unwrap
 from emo_hf.integrations.ms_swift import PLUGIN
 from tests import tiny
 
+pytestmark = pytest.mark.long
+
 PLUGIN_NAME = "emo_hf.integrations.axolotl.EmoPlugin"
 
 

@@ -11,7 +11,7 @@ import torch
 from emo_hf import EmoOptimizer
 from tests.emo_cases import OPTIMIZERS, assert_identical
 from tests.rank_jobs import fsdp2 as rank_jobs
-from tests.ranks import run_job
+from tests.ranks import run_job, shared_folder
 
 pytestmark = pytest.mark.long
 
@@ -24,7 +24,7 @@ Results = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("fsdp2")
+    return shared_folder("fsdp2", tmp_path_factory.mktemp("fsdp2"))
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +90,13 @@ def test_a_nan_in_the_shard_of_one_rank_moves_nothing_where_it_is_and_everything
         assert not torch.equal(before, now)
 
 
-@EACH
-def test_a_nan_in_the_shard_of_one_rank_has_all_ranks_skip_the_step_where_that_is_wanted(
-    fsdp2: Results, name: str
-) -> None:
+def test_a_nan_in_the_shard_of_one_rank_has_all_ranks_skip_the_step_where_that_is_wanted(fsdp2: Results) -> None:
     for rank in fsdp2:
-        run = rank["spoilt"][f"{name} skip_step"]
-        assert_identical(run["before"], run["spoilt"])
-        assert not torch.equal(run["after"][0], run["before"][0])
+        runs = [run for name, run in rank["spoilt"].items() if name.endswith("skip_step")]
+        assert len(runs) > 3
+        for run in runs:
+            assert_identical(run["before"], run["spoilt"])
+            assert not torch.equal(run["after"][0], run["before"][0])
 
 
 @EACH

@@ -20,7 +20,7 @@ from tests.ranks import numbers
 
 ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": 4,
-    "num_train_epochs": 6,
+    "num_train_epochs": 4,
     "average_tokens_across_devices": False,  # see tests.rank_jobs.ddp
     "weight_decay": 0.1,  # so that there are two groups which differ
     "max_grad_norm": 0.0,
@@ -63,12 +63,11 @@ def train(
 
 
 def train_in_two_parts(folder: Path, *, stage: int) -> dict[str, Any]:
-    train(folder, stage=stage, optim="emonavi", save_strategy="steps", save_steps=15)
-    return train(folder, stage=stage, optim="emonavi", resume=folder / "checkpoint-15")
+    train(folder, stage=stage, optim="emonavi", save_strategy="steps", save_steps=10)
+    return train(folder, stage=stage, optim="emonavi", resume=folder / "checkpoint-10")
 
 
-FIRST = [name for name, cls in emo_hf.FAMILY.items() if "v3.1" in cls.versions]
-STAGES = {1: FIRST, 2: list(emo_hf.FAMILY), 3: FIRST}
+STAGES = {1: ["emonavi"], 2: list(emo_hf.FAMILY), 3: ["emonavi", "emofact", "emolynx"]}
 """Stage of ZeRO → the optimizers that are tried with it."""
 
 ALIKE = [name for name, cls in emo_hf.FAMILY.items() if rule_of(cls).takes_parts()]
@@ -80,7 +79,7 @@ SHARDED = {
     for stage, names in STAGES.items()
     for optim in names
 }
-RESUMED = {f"resumed {stage}": functools.partial(train_in_two_parts, stage=stage) for stage in STAGES}
+RESUMED = {f"resumed {stage}": functools.partial(train_in_two_parts, stage=stage) for stage in (2, 3)}
 OFFLOADED = {
     f"{optim} offloaded {stage}": functools.partial(
         train, stage=stage, optim=optim, offload={"offload_optimizer": {"device": "cpu"}}

@@ -39,7 +39,7 @@ def alone(folder: Path, registered: None) -> dict[str, Result]:
 
 @pytest.fixture(scope="module")
 def two(folder: Path, alone: dict[str, Result]) -> list[Result]:
-    return run_job("trainer_checkpoints", folder / "two")
+    return run_job("trainer_checkpoints", folder / "two", share=False)
 
 
 def assert_goes_on(resumed: Result, source: Result, target: Result) -> None:

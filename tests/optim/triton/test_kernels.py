@@ -15,6 +15,8 @@ import torch
 
 from emo_hf.optim.kernels.gpu.available import INTERPRETER_VARIABLE, has_triton
 
+pytestmark = pytest.mark.long
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
