@@ -8,7 +8,7 @@ _Static_assert(sizeof(float *) == sizeof(int64_t), "Python hands over addresses 
 const int64_t emo_piece = PIECE, emo_blocks = BLOCKS, emo_most_threads = MOST_THREADS,
               emo_block = BLOCK, emo_has_float16 = HAS_FLOAT16;
 
-_Static_assert(PIECE % BLOCK == 0 && CHUNK % BLOCK == 0, "no task begins within a block");
+_Static_assert(PIECE % STRETCH == 0 && STRETCH % CHUNK == 0 && CHUNK % BLOCK == 0, "no task begins within a block");
 
 struct work {
     task *run;
@@ -144,9 +144,10 @@ static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t 
     if (b.sizes) write_blocks(n, b.format, b.x, chance, b.sizes, b.at);
 }
 
-static void one_chunk(const struct elements *e, int64_t i, int64_t at, int64_t n) {
+static void one_stretch(const struct elements *e, int64_t i, int64_t at, int64_t n) {
     if (!e->plain || (e->layout->leave_out && emo_not_finite(n, (const float *)e->g[i] + at))) {
-        by_float32(e, i, at, n);
+        for (int64_t done = 0; done < n; done += CHUNK)
+            by_float32(e, i, at + done, n - done < CHUNK ? n - done : CHUNK);
         return;
     }
     e->rule->run(n, (float *)e->p[i] + at, (const float *)e->g[i] + at, e->a ? (float *)e->a[i] + at : 0,
@@ -166,7 +167,7 @@ static void one_piece(int64_t index, int64_t thread, const void *context) {
     for (; begin < end; i++) {
         int64_t first = i ? e->ends[i - 1] : 0, to = e->ends[i] < end ? e->ends[i] : end;
         int64_t at = begin - first, stop = to - first < e->counts[i] ? to - first : e->counts[i];
-        for (; at < stop; at += CHUNK) one_chunk(e, i, at, stop - at < CHUNK ? stop - at : CHUNK);
+        for (; at < stop; at += STRETCH) one_stretch(e, i, at, stop - at < STRETCH ? stop - at : STRETCH);
         begin = to;
     }
 }

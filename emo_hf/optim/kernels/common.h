@@ -13,6 +13,7 @@
 #define PIECE 32768 /* elements of an elementwise task: enough to hide its start, few enough to share evenly */
 #define BLOCKS 16   /* row blocks in which a large matrix is taken apart */
 #define MOST_THREADS 256
+#define STRETCH 4096 /* elements whose gradients are looked at before they are used: they stay in the first cache */
 #define CHUNK 256 /* elements that are worked on at a time in float32 buffers: small ones overlap, and stay near */
 
 struct hyperparameters {

@@ -39,7 +39,11 @@ static struct rows rows_from(const struct rows *x, int64_t row) {
     return of;
 }
 
-static int64_t chunk_of(const struct rows *x, int64_t format) { return format == FLOAT32 ? x->columns : CHUNK; }
+/* How many rows of n columns are worked on at once: where they are short, as many as there is room for. */
+static int64_t rows_at_once(int64_t rows, int64_t n) {
+    int64_t fit = n < CHUNK ? CHUNK / n : 1;
+    return rows < fit ? rows : fit;
+}
 
 /* n elements from `at` on in float32: where they lie, or in `buffer`. */
 static const float *in_float32(int64_t n, int64_t format, const char *from, int64_t at, float *buffer) {
@@ -48,24 +52,29 @@ static const float *in_float32(int64_t n, int64_t format, const char *from, int6
     return buffer;
 }
 
+static float row_of_squares(int64_t n, const float *restrict g, float *restrict sums) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < n; j++) {
+        float squared = g[j] * g[j];
+        sum += squared;
+        sums[j] += squared;
+    }
+    return sum;
+}
+
 /* Sums of g² of some rows, and their share of the columns'. */
 static void squares(int64_t rows, const struct rows *x, float *restrict row_sums, float *restrict sums) {
-    const int64_t n = x->columns, chunk = chunk_of(x, x->layout->g);
+    const int64_t n = x->columns, format = x->layout->g, width = format == FLOAT32 || n < CHUNK ? n : CHUNK;
     float buffer[CHUNK];
     for (int64_t j = 0; j < n; j++) sums[j] = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        row_sums[i] = 0;
-        for (int64_t at = 0; at < n; at += chunk) {
-            int64_t some = n - at < chunk ? n - at : chunk;
-            const float *restrict g = in_float32(some, x->layout->g, x->g, i * n + at, buffer);
-            float *restrict of = sums + at, sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = 0; j < some; j++) {
-                float squared = g[j] * g[j];
-                sum += squared;
-                of[j] += squared;
-            }
-            row_sums[i] += sum;
+    for (int64_t i = 0, some; i < rows; i += some) {
+        some = format == FLOAT32 ? 1 : rows_at_once(rows - i, n);
+        for (int64_t k = 0; k < some; k++) row_sums[i + k] = 0;
+        for (int64_t at = 0; at < n; at += width) {
+            int64_t wide = n - at < width ? n - at : width;
+            const float *g = in_float32(some * wide, format, x->g, i * n + at, buffer);
+            for (int64_t k = 0; k < some; k++) row_sums[i + k] += row_of_squares(wide, g + k * wide, sums + at);
         }
     }
 }
@@ -108,21 +117,23 @@ static void move_rows(int64_t rows, const struct rows *x, const float *restrict 
     const int64_t n = x->columns;
     float p[CHUNK], buffer[CHUNK];
     uint32_t chance[CHUNK];
-    for (int64_t i = 0; i < rows; i++) {
-        float root_r = sqrtf(r[i]);
-        if (l->p == FLOAT32 && l->g == FLOAT32) {
-            move_some(n, (float *)x->p + i * n, (const float *)x->g + i * n, root_r, root_k, h);
-            continue;
-        }
+    if (l->p == FLOAT32 && l->g == FLOAT32) {
+        for (int64_t i = 0; i < rows; i++)
+            move_some(n, (float *)x->p + i * n, (const float *)x->g + i * n, sqrtf(r[i]), root_k, h);
+        return;
+    }
+    for (int64_t i = 0, some; i < rows; i += some) {
+        some = rows_at_once(rows - i, n);
         for (int64_t at = 0; at < n; at += CHUNK) {
-            int64_t some = n - at < CHUNK ? n - at : CHUNK, place = i * n + at;
-            const float *g = in_float32(some, l->g, x->g, place, buffer);
+            int64_t wide = n - at < CHUNK ? n - at : CHUNK, all = some * wide, place = i * n + at;
+            const float *g = in_float32(all, l->g, x->g, place, buffer);
             char *p_at = x->p + place * bytes_of(l->p);
             char *c_at = l->compensation ? x->compensation + place * bytes_of(l->compensation) : 0;
-            read_parameter(some, l->p, l->compensation, p_at, c_at, p);
-            if (l->compensation == SIGNED_8BIT) draw(some, g, x->first * n + place, (uint32_t)l->seed, chance);
-            move_some(some, p, g, root_r, root_k + at, h);
-            write_parameter(some, l->p, l->compensation, p, chance, p_at, c_at);
+            read_parameter(all, l->p, l->compensation, p_at, c_at, p);
+            if (l->compensation == SIGNED_8BIT) draw(all, g, x->first * n + place, (uint32_t)l->seed, chance);
+            for (int64_t k = 0; k < some; k++)
+                move_some(wide, p + k * wide, g + k * wide, sqrtf(r[i + k]), root_k + at, h);
+            write_parameter(all, l->p, l->compensation, p, chance, p_at, c_at);
         }
     }
 }
