@@ -17,6 +17,7 @@ from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG, EXP_AVG_SQ
 from emo_hf.optim.tensors import low_precision
 from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES, SMALLEST, decode, draw, encode, join, split
 from tests.emo_cases import assert_identical, lr_for
+from tests.optim.test_low_precision import final_error
 
 FORMATS = pytest.mark.parametrize("dtype", [torch.int8, torch.uint8], ids=["signed", "unsigned"])
 WITH_STATE: list[type[EmoOptimizer]] = [EmoNavi, EmoLynx, EmoCats, EmoTion]
@@ -213,23 +214,8 @@ def test_what_cannot_be_kept_in_8_bits_says_so() -> None:
 
 
 @pytest.mark.parametrize("cls", [EmoNavi, EmoLynx])
-def test_training_in_8_bits_ends_where_float32_does(cls: type[EmoOptimizer]) -> None:
-    torch.manual_seed(1)
-    teacher = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1))
-    inputs = torch.randn(1024, 16)
-    targets = 3 * teacher(inputs).detach()
-    errors = []
-    for options, dtype in (({}, torch.float32), ({"state": "8bit", "compensate": "8bit"}, torch.bfloat16)):
-        torch.manual_seed(2)
-        model = nn.Sequential(nn.Linear(16, 256), nn.Tanh(), nn.Linear(256, 1)).to(dtype)
-        optimizer = cls(model.parameters(), lr=3e-4, **options)
-        for t in range(600):
-            batch = slice(64 * (t % 16), 64 * (t % 16) + 64)
-            loss = (model(inputs[batch].to(dtype)).float() - targets[batch]).square().mean()
-            optimizer.zero_grad()
-            optimizer.observe(loss)
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            errors.append(float((model.float()(inputs) - targets).square().mean()))
-    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+def test_training_in_8_bits_ends_where_float32_does_and_in_plain_bfloat16_does_not(cls: type[EmoOptimizer]) -> None:
+    exact = final_error(cls, torch.float32, width=256)
+    in_8_bits = final_error(cls, torch.bfloat16, width=256, state="8bit", compensate="8bit")
+    assert in_8_bits == pytest.approx(exact, rel=0.05)
+    assert final_error(cls, torch.bfloat16, width=256) > 1.2 * exact

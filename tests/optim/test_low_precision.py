@@ -17,21 +17,21 @@ from tests.emo_cases import OPTIMIZERS, assert_identical, each_optimizer, give_g
 LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 
 
-def task(dtype: torch.dtype) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def task(dtype: torch.dtype, width: int = 64) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """A small network of a dtype, and what it has to learn: a network of its kind."""
     torch.manual_seed(0)
     teacher, student = (
         nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)),
-        nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)),
+        nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 1)),
     )
     inputs = torch.randn(1024, 16)
     return student.to(dtype), inputs, 3 * teacher(inputs).detach()
 
 
-def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, compensate: bool) -> float:
+def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, width: int = 64, **options: Any) -> float:
     """Mean square error after 1000 steps at a small learning rate; the weights are read in float32."""
-    model, inputs, targets = task(dtype)
-    optimizer = cls(model.parameters(), lr=1e-4, compensate=compensate)
+    model, inputs, targets = task(dtype, width)
+    optimizer = cls(model.parameters(), **{"lr": 1e-4, **options})
     for t in range(1000):
         batch = slice(64 * (t % 16), 64 * (t % 16) + 64)
         loss = (model(inputs[batch].to(dtype)).float() - targets[batch]).square().mean()
@@ -47,9 +47,9 @@ def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, compensate: bool) -
 def test_compensated_bfloat16_training_ends_where_float32_does_and_plain_does_not(
     cls: type[EmoOptimizer], at_least: float
 ) -> None:
-    exact = final_error(cls, torch.float32, False)
-    assert final_error(cls, torch.bfloat16, True) == pytest.approx(exact, rel=0.02)
-    assert final_error(cls, torch.bfloat16, False) > at_least * exact
+    exact = final_error(cls, torch.float32)
+    assert final_error(cls, torch.bfloat16, compensate=True) == pytest.approx(exact, rel=0.02)
+    assert final_error(cls, torch.bfloat16) > at_least * exact
 
 
 def low_params(dtype: torch.dtype) -> list[nn.Parameter]:
