@@ -23,7 +23,7 @@ pytest.importorskip("hatchling", reason="needs hatchling, which is in the extra 
 
 ROOT = Path(__file__).parent.parent
 
-FOR_READERS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "SECURITY.md", "LICENSE", "NOTICE")
+FOR_READERS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE")
 TO_TEST = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/data/checkpoints_0.1.0.pt", ".ci/run")
 
 NOT_OURS = {"__pycache__", ".git", "outputs", "data", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache"}

@@ -118,11 +118,14 @@ class EmotionEngine:
 
     def warn_of_left_out(self, optimizer: Optimizer) -> None:
         """Say once that gradients were not finite, as far as it is known without waiting for a device."""
-        if not self.left_out.count_in_main_memory or self._has_warned_of_left_out:
-            return
-        self._has_warned_of_left_out = True
-        found = ", ".join(f"{name} ({count} elements)" for name, count in count_not_finite(optimizer).items())
-        warn_at_the_caller(not_finite(self.owner, self.law.observations, found))
+        if self.left_out.count_in_main_memory:
+            self._warn_once_of_left_out(lambda: count_not_finite(optimizer))
+
+    def _warn_once_of_left_out(self, find: Callable[[], dict[str, int]]) -> None:
+        if not self._has_warned_of_left_out:
+            self._has_warned_of_left_out = True
+            found = ", ".join(f"{name} ({count} elements)" for name, count in find().items())
+            warn_at_the_caller(not_finite(self.owner, self.law.observations, found))
 
     def _pass_on_complaint(self) -> None:
         if self._has_passed_on_complaint:
@@ -150,12 +153,17 @@ class EmotionEngine:
         """What this step was like, without ending the window."""
         named = [group["name"] for group in groups if "name" in group]
         values = metrics(self.law.view(), self.effective_lr(groups), named, CoefficientWindow())
-        return values | self._gradient_metrics(groups)
+        return values if self.left_out.is_on_devices else values | self._gradient_metrics(groups)
 
     def _gradient_metrics(self, groups: list[dict[str, Any]]) -> dict[str, float]:
         if all(group.get("nonfinite", PROPAGATE) == PROPAGATE for group in groups):
             return {}
-        return {f"{PREFIX}nonfinite_gradients": float(self.left_out.count)}
+        count = (
+            self.left_out.count
+        )  # it may lie on a device, for which one waits where something is logged, not before
+        if count:
+            self._warn_once_of_left_out(dict)
+        return {f"{PREFIX}nonfinite_gradients": float(count)}
 
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""

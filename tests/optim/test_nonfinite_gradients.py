@@ -187,7 +187,7 @@ def test_skip_step_moves_nothing_and_says_where_it_was(cls: type[EmoOptimizer]) 
     optimizer = cls([("first", params[0]), ("second", params[1])], lr=lr_for(cls, 1e-2), nonfinite="skip_step")
     _step(optimizer, params, 0)
     before = [param.detach().clone() for param in params]
-    with pytest.warns(RuntimeWarning, match=r"at step 2: first \(1 elements\), second \(1 elements\)"):
+    with pytest.warns(RuntimeWarning, match=r"by step 2: first \(1 elements\), second \(1 elements\)"):
         _step(optimizer, params, 1, math.nan)
     assert all(map(torch.equal, params, before))
     assert optimizer.metrics()["emo/nonfinite_gradients"] == 2
@@ -215,6 +215,18 @@ def test_it_is_warned_of_once() -> None:
     assert len([w for w in caught if "gradients are NaN or infinite" in str(w.message)]) == 1
     assert "parameter 0 of group_0 (1 elements)" in str(caught[0].message)
     assert optimizer.metrics()["emo/nonfinite_gradients"] == 8
+
+
+def test_what_lies_on_a_device_is_warned_of_when_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emo_hf.optim.tensors.left_out.may_be_read", lambda tensor: False)  # as if it lay there
+    params = parameters(((6, 5), (7,)))
+    optimizer = emo_hf.EmoNavi(params, lr=1e-2, foreach=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _step(optimizer, params, 0, math.nan)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite by step 1: they are gone by now"):
+        logged = optimizer.metrics()
+    assert logged["emo/nonfinite_gradients"] == 2
 
 
 def test_nonfinite_takes_three_words() -> None:

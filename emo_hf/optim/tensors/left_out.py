@@ -43,6 +43,11 @@ class LeftOut:
         return self._here + sum(int(counter) for counter in self._on_devices.values())
 
     @property
+    def is_on_devices(self) -> bool:
+        """Whether some of the count lies on a device."""
+        return bool(self._on_devices)
+
+    @property
     def count_in_main_memory(self) -> int:
         """What is known without waiting."""
         return self._here
@@ -57,10 +62,10 @@ def not_finite(name: str, step: int, found: str) -> str:
         found: which parameters they are of.
     """
     return (
-        f"{name}: gradients are NaN or infinite at step {step}: {found or 'they are gone by now'}. Such elements, or "
-        "the whole step with nonfinite='skip_step', are left out; how many they are is logged as "
-        "emo/nonfinite_gradients. Where it goes on, look at the data of such batches, the learning rate, or fp16 "
-        "without a GradScaler"
+        f"{name}: gradients are NaN or infinite by step {step}: "
+        f"{found or 'they are gone by now, so that nobody knows whose'}. Such elements, or the whole step with "
+        "nonfinite='skip_step', are left out; how many they are is logged as emo/nonfinite_gradients. Where it goes "
+        "on, look at the data of such batches, the learning rate, or fp16 without a GradScaler"
     )
 
 
