@@ -161,7 +161,7 @@ def test_an_element_whose_gradient_is_not_finite_is_left_out_and_its_parameter_n
             model(torch.tensor([[float("inf"), 1.0]])).sum().backward()
             optimizer.step()
 
-        with pytest.warns(RuntimeWarning, match=r"NaN or infinite at step 1: weight \(2 elements\)"):
+        with pytest.warns(RuntimeWarning, match=r"NaN or infinite by step 1: weight \(2 elements\)"):
             step()
         assert torch.equal(model.weight[:, 0], torch.ones(2))
         assert (model.weight[:, 1] != 1.0).all()
