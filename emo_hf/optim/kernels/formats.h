@@ -88,32 +88,36 @@ static inline void write_elements(int64_t n, int64_t format, const float *restri
     }
 }
 
-/* 32 bits of chance for each of n elements, of which the first has this place in its tensor. */
+/* 32 bits, all of which depend on all of x. */
+static inline uint32_t scattered(uint32_t x) {
+    x = (x ^ x >> 16) * 0x85ebca6bu;
+    x = (x ^ x >> 13) * 0xc2b2ae35u;
+    return x ^ x >> 16;
+}
+
+/* Chance for each of n elements, of which the first has this place in its tensor: 32 bits, the upper ones the better. */
 static inline void draw(int64_t n, const float *restrict g, int64_t place, uint32_t seed, uint32_t *restrict chance) {
+    const uint32_t first = scattered(seed * 0x632be5abu) + (uint32_t)place * 0xc2b2ae35u;
     for (int64_t i = 0; i < n; i++) {
-        uint32_t x = bits_of(g[i]) ^ (((uint32_t)(place + i) + seed * 0x632be5abu) * 0x9e3779b1u);
-        x ^= x >> 16;
-        x *= 0x85ebca6bu;
-        x ^= x >> 13;
-        x *= 0xc2b2ae35u;
-        chance[i] = x ^ x >> 16;
+        uint32_t x = bits_of(g[i]) * 0x9e3779b1u + (first + (uint32_t)i * 0xc2b2ae35u);
+        chance[i] = (x ^ x >> 15) * 0x846ca68bu;
     }
 }
 
+/* The largest |x|; NaN is larger than all. */
 static inline float largest(int64_t n, const float *restrict x) {
-    float size = 0;
-#pragma omp simd reduction(max : size)
-    for (int64_t i = 0; i < n; i++) size = fabsf(x[i]) > size ? fabsf(x[i]) : size;
-    return size;
+    uint32_t size = 0;
+    for (int64_t i = 0; i < n; i++) size = (bits_of(x[i]) & 0x7fffffff) > size ? bits_of(x[i]) & 0x7fffffff : size;
+    return from_bits(size);
 }
 
 #define KEPT_BITS 20 /* of a float32 that are not kept: all but sign, exponent and three of the mantissa */
 #define SIGNED_D 0x1p-16f
 #define UNSIGNED_D 0x1p-32f
 
-/* Code, at most `most`, of y ≥ 0; 20 bits of chance decide between the two next to it. */
+/* Code, at most `most`, of y ≥ 0; the upper 20 bits of chance decide between the two next to it. */
 static inline int32_t code_of(float y, float d, uint32_t chance, int32_t most) {
-    uint32_t bits = bits_of(y + d) + (chance & ((1u << KEPT_BITS) - 1));
+    uint32_t bits = bits_of(y + d) + (chance >> (32 - KEPT_BITS));
     int32_t code = (int32_t)(bits >> KEPT_BITS) - (int32_t)(bits_of(d) >> KEPT_BITS);
     return code < most ? code : most;
 }
@@ -155,7 +159,7 @@ static inline float write_unsigned(int64_t n, const float *restrict x, const uin
     const float size = largest(n, x), by = to_y(size, UNSIGNED_D);
     for (int64_t i = 0; i < n; i++) {
         float y = fabsf(x[i]) * by;
-        int32_t code = code_of(y, UNSIGNED_D, chance[i] >> 12, 255);
+        int32_t code = code_of(y, UNSIGNED_D, chance[i], 255);
         q[i] = (uint8_t)(code < 1 && y > 0 ? 1 : code);
     }
     return size;

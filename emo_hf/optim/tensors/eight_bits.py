@@ -29,7 +29,7 @@ SMALLEST = 4096
 
 D = {torch.int8: 2.0**-16, torch.uint8: 2.0**-32}
 DROPPED_BITS = 20
-DROPPED, HALF = (1 << DROPPED_BITS) - 1, 1 << (DROPPED_BITS - 1)
+HALF = 1 << (DROPPED_BITS - 1)
 
 HALF_A_BYTE = 0x80 << 24
 """The chance that rounds a 24-bit number to the nearest."""
@@ -48,7 +48,7 @@ def blocks_of(elements: int) -> int:
 
 
 def draw(gradient: torch.Tensor, place: int, seed: int) -> torch.Tensor:
-    """32 bits of chance for each element of a gradient, flat, as int64.
+    """Chance for each element of a gradient, flat: 32 bits as int64, the upper ones the better.
 
     Args:
         gradient: a tensor, or a piece of one.
@@ -57,11 +57,14 @@ def draw(gradient: torch.Tensor, place: int, seed: int) -> torch.Tensor:
     """
     words = gradient.detach().reshape(-1).float().view(torch.int32).long() & _WORD
     places = torch.arange(place, place + words.numel(), device=words.device)
-    x = words ^ (((places + (seed * 0x632BE5AB & _WORD)) & _WORD) * 0x9E3779B1 & _WORD)
-    x = x ^ x >> 16
-    x = x * 0x85EBCA6B & _WORD
-    x = x ^ x >> 13
-    x = x * 0xC2B2AE35 & _WORD
+    x = words * 0x9E3779B1 + places * 0xC2B2AE35 + _scattered(seed * 0x632BE5AB & _WORD) & _WORD
+    return (x ^ x >> 15) * 0x846CA68B & _WORD
+
+
+def _scattered(x: int) -> int:
+    """32 bits, all of which depend on all of x."""
+    x = (x ^ x >> 16) * 0x85EBCA6B & _WORD
+    x = (x ^ x >> 13) * 0xC2B2AE35 & _WORD
     return x ^ x >> 16
 
 
@@ -82,7 +85,7 @@ def encode(values: torch.Tensor, dtype: torch.dtype, chance: torch.Tensor | None
     sizes = x.abs().amax(dim=1)
     by = torch.where(sizes > 1e-30, (0.9375 - d) / sizes, torch.zeros_like(sizes))
     y = (x.abs() * by[:, None]).view(-1)[:n]
-    bits: int | torch.Tensor = HALF if chance is None else (chance if is_signed else chance >> 12) & DROPPED
+    bits: int | torch.Tensor = HALF if chance is None else chance >> 32 - DROPPED_BITS
     codes = ((y + d).view(torch.int32) + bits >> DROPPED_BITS) - (_bits(d) >> DROPPED_BITS)
     if is_signed:
         codes = codes.clamp(max=127)
