@@ -91,37 +91,42 @@ static void write_blocks(int64_t n, int64_t format, const float *from, const uin
     }
 }
 
-/* What one state tensor of a chunk is. */
+/* What one state tensor of a chunk is; `x` are its elements in float32, where they lie or in a buffer. */
 struct part {
     int64_t format;
     char *at;
     float *sizes, *x;
 };
 
-static struct part part_of(int64_t format, char **tensors, float **sizes, int64_t i, int64_t at, float *x) {
+static struct part part_of(int64_t format, char **tensors, float **sizes, int64_t i, int64_t at, float *buffer) {
     struct part of = {tensors ? format : NONE, 0, 0, 0};
     if (tensors) {
         of.at = tensors[i] + at * bytes_of(format);
-        of.x = x;
+        of.x = format == FLOAT32 ? (float *)of.at : buffer;
     }
     if (sizes) of.sizes = sizes[i] + at / BLOCK;
     return of;
 }
 
+static int64_t is_copied(const struct part *of) { return of->at && of->format != FLOAT32; }
+
 /* Up to CHUNK elements by way of float32. Elements without a finite gradient are left out: the rule is run on what lies
    between them. */
 static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t n) {
     const struct layout *l = e->layout;
-    float p[CHUNK], g[CHUNK], x[2][CHUNK];
+    float p_buffer[CHUNK], g_buffer[CHUNK], x[2][CHUNK];
     uint32_t chance[CHUNK];
     char *p_at = e->p[i] + at * bytes_of(l->p);
     char *c_at = l->compensation ? e->compensation[i] + at * bytes_of(l->compensation) : 0;
-    struct part a = part_of(l->a, e->a, e->a_sizes, i, at, x[0]), b = part_of(l->b, e->b, e->b_sizes, i, at, x[1]);
+    const struct part a = part_of(l->a, e->a, e->a_sizes, i, at, x[0]);
+    const struct part b = part_of(l->b, e->b, e->b_sizes, i, at, x[1]);
 
-    read_elements(n, l->g, e->g[i] + at * bytes_of(l->g), g);
-    read_parameter(n, l->p, l->compensation, p_at, c_at, p);
-    if (a.at) read_state(n, a.format, a.at, a.sizes, a.x);
-    if (b.at) read_state(n, b.format, b.at, b.sizes, b.x);
+    const float *g = in_float32(n, l->g, e->g[i] + at * bytes_of(l->g), g_buffer);
+    int64_t in_place = l->p == FLOAT32 && !l->compensation;
+    float *p = in_place ? (float *)p_at : p_buffer;
+    if (!in_place) read_parameter(n, l->p, l->compensation, p_at, c_at, p);
+    if (is_copied(&a)) read_state(n, a.format, a.at, a.sizes, a.x);
+    if (is_copied(&b)) read_state(n, b.format, b.at, b.sizes, b.x);
     if (a.sizes || b.sizes || l->compensation == SIGNED_8BIT) draw(n, g, at, (uint32_t)l->seed, chance);
 
     int64_t bad = l->leave_out ? emo_not_finite(n, g) : 0;
@@ -135,10 +140,11 @@ static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t 
         int64_t some = to - from;
         e->rule->run(some, p + from, g + from, a.at ? a.x + from : 0, b.at ? b.x + from : 0,
                      e->scales ? &e->scales[i] : 0, e->h);
-        write_parameter(some, l->p, l->compensation, p + from, chance + from, p_at + from * bytes_of(l->p),
-                        c_at ? c_at + from * bytes_of(l->compensation) : 0);
-        if (a.at && !a.sizes) write_elements(some, a.format, a.x + from, a.at + from * bytes_of(a.format));
-        if (b.at && !b.sizes) write_elements(some, b.format, b.x + from, b.at + from * bytes_of(b.format));
+        if (!in_place)
+            write_parameter(some, l->p, l->compensation, p + from, chance + from, p_at + from * bytes_of(l->p),
+                            c_at ? c_at + from * bytes_of(l->compensation) : 0);
+        if (is_copied(&a) && !a.sizes) write_elements(some, a.format, a.x + from, a.at + from * bytes_of(a.format));
+        if (is_copied(&b) && !b.sizes) write_elements(some, b.format, b.x + from, b.at + from * bytes_of(b.format));
     }
     if (a.sizes) write_blocks(n, a.format, a.x, chance, a.sizes, a.at);
     if (b.sizes) write_blocks(n, b.format, b.x, chance, b.sizes, b.at);
@@ -177,8 +183,8 @@ static void one_piece(int64_t index, int64_t thread, const void *context) {
 
    Returns −1, or the index of the first tensor that lacks memory, and then nothing has been moved. */
 int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_t count, const int64_t *counts,
-                        const int64_t *ends, char **p, char **g, char **a, char **b, char **compensation,
-                        float **a_sizes, float **b_sizes, const float *scales, int64_t *left_out,
+                        const int64_t *ends, char **p, char **g, char **a, char **b,
+                        char **compensation, float **a_sizes, float **b_sizes, const float *scales, int64_t *left_out,
                         const struct layout *layout, const struct hyperparameters *h) {
     int64_t states = rule->state_tensors;
     int64_t plain = layout->p == FLOAT32 && layout->g == FLOAT32 && !layout->compensation &&

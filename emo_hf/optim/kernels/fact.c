@@ -45,13 +45,6 @@ static int64_t rows_at_once(int64_t rows, int64_t n) {
     return rows < fit ? rows : fit;
 }
 
-/* n elements from `at` on in float32: where they lie, or in `buffer`. */
-static const float *in_float32(int64_t n, int64_t format, const char *from, int64_t at, float *buffer) {
-    if (format == FLOAT32) return (const float *)from + at;
-    read_elements(n, format, from + at * bytes_of(format), buffer);
-    return buffer;
-}
-
 static float row_of_squares(int64_t n, const float *restrict g, float *restrict sums) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -73,7 +66,7 @@ static void squares(int64_t rows, const struct rows *x, float *restrict row_sums
         for (int64_t k = 0; k < some; k++) row_sums[i + k] = 0;
         for (int64_t at = 0; at < n; at += width) {
             int64_t wide = n - at < width ? n - at : width;
-            const float *g = in_float32(some * wide, format, x->g, i * n + at, buffer);
+            const float *g = in_float32(some * wide, format, x->g + (i * n + at) * bytes_of(format), buffer);
             for (int64_t k = 0; k < some; k++) row_sums[i + k] += row_of_squares(wide, g + k * wide, sums + at);
         }
     }
@@ -126,7 +119,7 @@ static void move_rows(int64_t rows, const struct rows *x, const float *restrict 
         some = rows_at_once(rows - i, n);
         for (int64_t at = 0; at < n; at += CHUNK) {
             int64_t wide = n - at < CHUNK ? n - at : CHUNK, all = some * wide, place = i * n + at;
-            const float *g = in_float32(all, l->g, x->g, place, buffer);
+            const float *g = in_float32(all, l->g, x->g + place * bytes_of(l->g), buffer);
             char *p_at = x->p + place * bytes_of(l->p);
             char *c_at = l->compensation ? x->compensation + place * bytes_of(l->compensation) : 0;
             read_parameter(all, l->p, l->compensation, p_at, c_at, p);

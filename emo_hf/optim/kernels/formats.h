@@ -74,6 +74,13 @@ static inline void read_elements(int64_t n, int64_t format, const void *from, fl
     }
 }
 
+/* The elements in float32: where they lie, or in `buffer`. */
+static inline const float *in_float32(int64_t n, int64_t format, const char *from, float *buffer) {
+    if (format == FLOAT32) return (const float *)from;
+    read_elements(n, format, from, buffer);
+    return buffer;
+}
+
 static inline void write_elements(int64_t n, int64_t format, const float *restrict from, void *to) {
     if (format == BFLOAT16) {
         uint16_t *x = to;
@@ -95,11 +102,11 @@ static inline uint32_t scattered(uint32_t x) {
     return x ^ x >> 16;
 }
 
-/* Chance for each of n elements, of which the first has this place in its tensor: 32 bits, the upper ones the better. */
+/* Chance for n elements, of which the first has this place in its tensor: 32 bits each, the upper ones the better. */
 static inline void draw(int64_t n, const float *restrict g, int64_t place, uint32_t seed, uint32_t *restrict chance) {
-    const uint32_t first = scattered(seed * 0x632be5abu) + (uint32_t)place * 0xc2b2ae35u;
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t x = bits_of(g[i]) * 0x9e3779b1u + (first + (uint32_t)i * 0xc2b2ae35u);
+    uint32_t of_place = scattered(seed * 0x632be5abu) + (uint32_t)place * 0xc2b2ae35u;
+    for (int64_t i = 0; i < n; i++, of_place += 0xc2b2ae35u) {
+        uint32_t x = bits_of(g[i]) * 0x9e3779b1u + of_place;
         chance[i] = (x ^ x >> 15) * 0x846ca68bu;
     }
 }
@@ -134,8 +141,8 @@ static inline void read_signed(int64_t n, const int8_t *restrict q, float size, 
     const float unit = size / (0.9375f - SIGNED_D);
     for (int64_t i = 0; i < n; i++) {
         int32_t code = q[i];
-        float size_of = value_of(code < 0 ? -code : code, SIGNED_D) * unit;
-        x[i] = code < 0 ? -size_of : size_of;
+        uint32_t sign = (uint32_t)code & 0x80000000u;
+        x[i] = from_bits(bits_of(value_of(code < 0 ? -code : code, SIGNED_D) * unit) | sign);
     }
 }
 
