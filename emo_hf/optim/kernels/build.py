@@ -17,7 +17,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from emo_hf.optim.kernels.cache import cache_folder, find_library, library_name, objection
@@ -85,8 +84,16 @@ def fingerprint(compiler: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def sources(pattern: str) -> Iterator[Path]:
-    return iter(sorted(SOURCES.glob(pattern)))
+def sources(pattern: str) -> list[Path]:
+    """The files of C that lie beside this one.
+
+    Raises:
+        FileNotFoundError: if the package was installed without them.
+    """
+    found = sorted(SOURCES.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"no {pattern} in {SOURCES}: the package was installed without its C sources")
+    return found
 
 
 def more_flags() -> list[str]:

@@ -227,6 +227,16 @@ def test_without_a_working_compiler_there_are_no_kernels_and_one_line_of_log(
 
 
 @needs_compiler
+def test_a_package_without_its_sources_steps_in_plain_torch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    monkeypatch.setattr(build, "SOURCES", tmp_path)
+    assert build.kernels() is None
+    (said,) = log()
+    assert "installed without its C sources" in said
+
+
+@needs_compiler
 @pytest.mark.parametrize("flags", ["-Wno-such-thing -nonsense", "'"])
 def test_flags_that_do_not_work_leave_the_user_without_kernels(
     flags: str, monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
