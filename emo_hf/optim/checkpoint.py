@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.state_keys import COMPENSATION, SHADOW
+from emo_hf.optim.saved_codes import NOTE, count, is_noted
+from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
 from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.update import State
 
@@ -33,6 +34,8 @@ def pack_emotion(optimizer: Any, packed: dict[str, Any]) -> None:
     if keeps_nothing(optimizer.rule):
         # torch looks for a tensor in a full state dict, to learn where ranks can meet, and takes no answer for none.
         emotion["device"] = torch.zeros(1, device=optimizer.param_groups[0]["params"][0].device)
+    if is_noted(packed):
+        emotion[NOTE] = count(packed, optimizer.rule.eight_bit_state)
     put_emotion(packed, emotion)
 
 
@@ -160,12 +163,13 @@ def check_fits(
             saved = state["state"].get(key)
             if not saved:  # without a gradient so far
                 continue
-            like = torch.empty(param.shape, dtype=param.dtype, device="meta")
+            whole = torch.empty(param.shape, dtype=param.dtype, device="meta")
+            like = torch.empty_like(param, device="meta") if is_sharded(param) else whole
             wanted = first_state(options, like)
             for name in wanted:
                 _check_tensor(name, saved.get(name), wanted[name], param)
             for name in saved.keys() - wanted.keys():
-                if name not in (SHADOW, COMPENSATION):
+                if name not in (SHADOW, COMPENSATION, AVERAGE):
                     raise ValueError(
                         f"this optimizer state has {name!r} for a parameter, which this optimizer does not know: it "
                         f"is of another optimizer, or damaged. {WHAT_TO_DO.capitalize()}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.emotion.decision import ShadowMix
 from emo_hf.optim.kernels.gpu.available import works_for as gpu_works_for
 from emo_hf.optim.kernels.launch import works_for
 from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.tensors import blocks
 from emo_hf.optim.tensors.chunking import ascending
 from emo_hf.optim.tensors.dispatch import by_device_and_dtype, kept_alike, on_own_elements
 from emo_hf.optim.tensors.dtensor import is_sharded
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, SMALLEST, is_eight_bit
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, is_eight_bit
 from emo_hf.optim.tensors.left_out import LEAVE_OUT, leaving_out, masked
 from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_eight_bits, in_float32
 from emo_hf.optim.tensors.relocation import follow_parameters
@@ -22,11 +25,14 @@ from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
+logger = logging.getLogger(__name__)
+
 
 class RuleOptimizer(Optimizer):
     """An update rule at work on parameter groups."""
 
     _rule: Rule
+    _has_told_of_floats = False
 
     def _update_group(
         self, group: dict[str, Any], h: Hyperparameters, shadow: ShadowMix | None, some: list[Any] | None = None
@@ -44,7 +50,7 @@ class RuleOptimizer(Optimizer):
                 )
             state = self.state[param]
             if not state:
-                state.update(self._first_state(group, param))
+                self._begin_state(group, param)
             params.append(param)
             states.append(state)
         for bucket in by_device_and_dtype(params):
@@ -64,19 +70,22 @@ class RuleOptimizer(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is not None and param.numel() > 0 and not self.state[param]:
-                    state = self.state[param]
-                    state.update(self._first_state(group, param))
+                    self._begin_state(group, param)
                     if group["use_shadow"]:
-                        make_shadow(param, state)
+                        make_shadow(param, self.state[param])
+
+    def _begin_state(self, group: dict[str, Any], param: torch.Tensor) -> None:
+        self.state[param].update(self._first_state(group, param))
+        if group["state"] == EIGHT_BITS and is_sharded(param) and not self._has_told_of_floats:
+            self._has_told_of_floats = True
+            asked = [p for some in self.param_groups if some["state"] == EIGHT_BITS for p in some["params"]]
+            said = blocks.left_in_floats(asked)
+            if said and dist.get_rank() == 0:
+                logger.warning("%s: %s", type(self).__name__, said)
 
     def _first_state(self, group: dict[str, Any], param: torch.Tensor) -> State:
         if param.is_complex():
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters: use torch.view_as_real")
-        if EIGHT_BITS in (group["compensate"], group["state"]) and is_sharded(param):
-            raise RuntimeError(
-                "state='8bit' and compensate='8bit' need whole parameters, and this one is sharded (FSDP2, tensor "
-                "parallelism), where blocks of 8-bit numbers would have no place in a checkpoint: leave them out"
-            )
         if group["compensate"] == EIGHT_BITS and param.dtype is torch.float16:
             raise RuntimeError("compensate='8bit' is for bfloat16, and a parameter is float16: take compensate=True")
         state = self._rule.new_state(param)
@@ -86,7 +95,7 @@ class RuleOptimizer(Optimizer):
             state = {key: value.float() if key in wide else value for key, value in state.items()}
         if low and group["compensate"]:
             state = compensated(state, param, group["compensate"])
-        if eight_bits and param.numel() >= SMALLEST:
+        if eight_bits and blocks.fit(param):
             state = in_eight_bits(state, self._rule.eight_bit_state)
         return state
 
@@ -105,7 +114,7 @@ class RuleOptimizer(Optimizer):
         eight_bits = any(map(is_eight_bit, state.values()))
         takes_fewer = (
             (is_native and rule.native_in_any_format)
-            or (is_triton and not eight_bits)
+            or is_triton
             or (is_fused and not (group["compensate"] or group["state"]))
         )
         if (param.dtype in LOW_PRECISION or eight_bits) and not takes_fewer:

@@ -20,6 +20,7 @@ from emo_hf.optim.checkpoint import (
 )
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.rule_optimizer import RuleOptimizer
+from emo_hf.optim.saved_codes import check_codes
 from emo_hf.optim.tensors.crossing import kept_as_here
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.tensors.low_precision import restore_dtypes
@@ -86,7 +87,7 @@ class SavingOptimizer(RuleOptimizer):
             if keeps_nothing(self._rule) and "state" not in given:  # an empty one is lost where torch flattens states
                 given = {"state": {}, **given}
             check_is_state(given, type(self).__name__)
-            self._saved_emotion(given)
+            check_codes(given, self._saved_emotion(given), self._rule.eight_bit_state)
             given, change = kept_as_here(given, self.param_groups, self._first_state)
             if change:
                 logger.warning("the state was kept in another way when it was saved, and is brought over: %s", change)

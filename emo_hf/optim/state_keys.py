@@ -7,3 +7,4 @@ COLUMN_RMS = "column_rms"  # k
 
 SHADOW = "shadow"
 COMPENSATION = "compensation"
+AVERAGE = "emo_average"  # also in the state of other optimizers

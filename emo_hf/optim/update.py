@@ -17,6 +17,26 @@ SMALLEST_FLOAT16 = 2.0**-24
 
 State: TypeAlias = "dict[str, torch.Tensor]"
 
+
+class StateOfPart(dict[str, torch.Tensor]):
+    """The state of a part of a parameter.
+
+    Attributes:
+        place: that of the part's first element in the whole parameter, flat.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], place: int) -> None:
+        super().__init__(tensors)
+        self.place = place
+
+
+def place_of(state: State) -> int:
+    """The place of the first element, in the whole parameter, of what a state belongs to."""
+    return state.place if isinstance(state, StateOfPart) else 0
+
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors whose elements are where they seem to be; a DTensor, say, is not among them."""
 

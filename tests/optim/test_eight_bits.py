@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from emo_hf import EmoCats, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoTion
 from emo_hf.optim.kernels import build
+from emo_hf.optim.rules.navi import Navi, adam_state
 from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG, EXP_AVG_SQ
 from emo_hf.optim.tensors import low_precision
 from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES, SMALLEST, decode, draw, encode, join, split
+from emo_hf.optim.tensors.low_precision import at_least_float32, compensated, in_eight_bits
+from emo_hf.optim.update import Hyperparameters, StateOfPart
 from tests.emo_cases import assert_identical, lr_for
 from tests.optim.test_low_precision import final_error
 
@@ -116,6 +119,28 @@ def test_kernels_and_torch_keep_the_same_codes(cls: type[EmoOptimizer], dtype: t
                 assert float((different > 0).float().mean()) < 1e-3
             else:
                 torch.testing.assert_close(codes, by_torch[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("by", [pytest.param("native", marks=needs_compiler), "torch"])
+def test_parts_of_a_tensor_come_to_the_codes_of_the_whole(by: str) -> None:
+    moves = Navi.implementations["native"] if by == "native" else at_least_float32(Navi.implementations["single"])
+    numbers = Hyperparameters(lr=1e-3, decay=1e-4, beta1=0.9, beta2=0.99, eps=1e-8, seed=3)
+    (param,) = params_of(torch.bfloat16, [(4 * SMALLEST,)])
+    gradient = torch.full((4 * SMALLEST,), 0.1, dtype=torch.bfloat16)  # what is equal is rounded by its place alone
+    first = in_eight_bits(compensated(adam_state(param), param, "8bit"), Navi.eight_bit_state)
+    kept = []
+    for parts in (1, 4):
+        p, state = param.detach().clone(), {key: value.clone().view(-1) for key, value in first.items()}
+        pieces = [list(tensor.chunk(parts)) for tensor in (p, gradient, *state.values())]
+        places = range(0, p.numel(), p.numel() // parts)
+        states = [
+            StateOfPart(dict(zip(state, own, strict=True)), place)
+            for place, *own in zip(places, *pieces[2:], strict=True)
+        ]
+        moves(pieces[0], pieces[1], list(states), numbers)
+        kept.append([p, *state.values()])
+    assert_identical(*kept)
+    assert bool((kept[0][0] != param).any())
 
 
 @pytest.mark.parametrize("native", [None, False])

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import emo_hf
 from emo_hf import EmoFact, EmoNavi, EmoOptimizer
+from tests.rank_jobs import eight_bits
 from tests.rank_jobs.fsdp2 import make, model, outcome, steps
 
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -98,3 +99,4 @@ JOBS = {
     for in_backward in (False, True)
 }
 JOBS |= {"gradients left": gradients_left, "refused": refused}
+JOBS |= eight_bits.JOBS

@@ -63,7 +63,7 @@ struct elements {
     const struct rule *rule;
     const struct layout *layout;
     int64_t count, total, plain;
-    const int64_t *counts, *ends;
+    const int64_t *counts, *ends, *places;
     char **p, **g, **a, **b, **compensation;
     float **a_sizes, **b_sizes;
     const float *scales;
@@ -116,6 +116,7 @@ static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t 
     const struct layout *l = e->layout;
     float p_buffer[CHUNK], g_buffer[CHUNK], x[2][CHUNK];
     uint32_t chance[CHUNK];
+    int64_t place = at + (e->places ? e->places[i] : 0);
     char *p_at = e->p[i] + at * bytes_of(l->p);
     char *c_at = l->compensation ? e->compensation[i] + at * bytes_of(l->compensation) : 0;
     const struct part a = part_of(l->a, e->a, e->a_sizes, i, at, x[0]);
@@ -127,7 +128,7 @@ static void by_float32(const struct elements *e, int64_t i, int64_t at, int64_t 
     if (!in_place) read_parameter(n, l->p, l->compensation, p_at, c_at, p);
     if (is_copied(&a)) read_state(n, a.format, a.at, a.sizes, a.x);
     if (is_copied(&b)) read_state(n, b.format, b.at, b.sizes, b.x);
-    if (a.sizes || b.sizes || l->compensation == SIGNED_8BIT) draw(n, g, at, (uint32_t)l->seed, chance);
+    if (a.sizes || b.sizes || l->compensation == SIGNED_8BIT) draw(n, g, place, (uint32_t)l->seed, chance);
 
     int64_t bad = l->leave_out ? emo_not_finite(n, g) : 0;
     if (bad) atomic_fetch_add(&e->left_out[i], bad);
@@ -179,11 +180,12 @@ static void one_piece(int64_t index, int64_t thread, const void *context) {
 }
 
 /* Moves `count` tensors by a rule. `a`, `b`, their sizes, `compensation` and `scales` are null where there are none;
+   `places` are those of the tensors' first elements in the parameters of which they are parts, null where all are whole.
    left_out[i] grows by the elements of tensor i that were left out.
 
    Returns −1, or the index of the first tensor that lacks memory, and then nothing has been moved. */
 int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_t count, const int64_t *counts,
-                        const int64_t *ends, char **p, char **g, char **a, char **b,
+                        const int64_t *ends, const int64_t *places, char **p, char **g, char **a, char **b,
                         char **compensation, float **a_sizes, float **b_sizes, const float *scales, int64_t *left_out,
                         const struct layout *layout, const struct hyperparameters *h) {
     int64_t states = rule->state_tensors;
@@ -195,7 +197,7 @@ int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_
         if (layout->compensation && !(compensation && compensation[i])) return i;
         if ((a_sizes && !a_sizes[i]) || (b_sizes && !b_sizes[i])) return i;
     }
-    struct elements e = {rule, layout,  count,   count ? ends[count - 1] : 0, plain, counts, ends, p, g, a, b,
+    struct elements e = {rule, layout,  count,   count ? ends[count - 1] : 0, plain, counts, ends, places, p, g, a, b,
                          compensation, a_sizes, b_sizes, scales, (_Atomic int64_t *)left_out, h};
     emo_share(one_piece, (e.total + PIECE - 1) / PIECE, team, &e);
     return -1;

@@ -29,7 +29,7 @@ from emo_hf.optim.tensors.dispatch import state_tensors, where
 from emo_hf.optim.tensors.eight_bits import SIZES, blocks_of, is_eight_bit
 from emo_hf.optim.tensors.left_out import masked
 from emo_hf.optim.tensors.low_precision import at_least_float32
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, place_of
 
 WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -100,19 +100,21 @@ class Kept:
     Attributes:
         compensation: one tensor per parameter, or none.
         sizes: for each state tensor of the rule, one tensor of blocks' sizes per parameter, or None.
+        places: those of the tensors' first elements in the parameters of which they are parts; None if all are whole.
     """
 
     compensation: list[torch.Tensor] | None = None
     sizes: Sequence[list[torch.Tensor] | None] = field(default_factory=list)
+    places: list[int] | None = None
 
     @staticmethod
     def of(states: list[State], keys: Sequence[str] = ()) -> Kept:
         """What lies in the states of parameters that are all kept in the same way."""
         first = states[0] if states else {}
-        return Kept(
-            state_tensors(states, COMPENSATION) if COMPENSATION in first else None,
-            [state_tensors(states, key + SIZES) if key + SIZES in first else None for key in keys],
-        )
+        compensation = state_tensors(states, COMPENSATION) if COMPENSATION in first else None
+        sizes = [state_tensors(states, key + SIZES) if key + SIZES in first else None for key in keys]
+        places = list(map(place_of, states)) if compensation or any(sizes) else []  # only chance depends on them
+        return Kept(compensation, sizes, places if any(places) else None)
 
 
 PLAINLY = Kept()
@@ -177,6 +179,7 @@ def run_elementwise(
         len(params),
         integers(counts),
         ends,
+        None if kept.places is None else integers(kept.places),
         *map(addresses, (params, grads, *pair[0], kept.compensation, *pair[1])),
         None if scales is None else scales.data_ptr(),
         left_out,

@@ -53,7 +53,7 @@ FLOATS = c_void_p
 
 TYPES: dict[str, list[Any]] = {
     "emo_elementwise": [
-        POINTER(ElementwiseRule), POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 7, FLOATS, COUNTS,
+        POINTER(ElementwiseRule), POINTER(Team), c_int64, *[COUNTS] * 3, *[ADDRESSES] * 7, FLOATS, COUNTS,
         POINTER(Layout), POINTER(KernelHyperparameters),
     ],
     "emo_fact_matrices": [

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, StateOfPart, place_of
 
 ELEMENTS = 1 << 24
 """What an implementation with temporaries is handed at once."""
@@ -66,10 +66,11 @@ def cut(
             pieces.append((p, g, state))
             continue
         parts = [value.view(-1).split(_share(key, elements)) for key, value in state.items()]
-        for p_piece, g_piece, *values in zip(
-            p.view(-1).split(elements), g.view(-1).split(elements), *parts, strict=True
+        places = range(place_of(state), place_of(state) + p.numel(), elements)
+        for place, p_piece, g_piece, *values in zip(
+            places, p.view(-1).split(elements), g.view(-1).split(elements), *parts, strict=True
         ):
-            pieces.append((p_piece, g_piece, dict(zip(state, values, strict=True))))
+            pieces.append((p_piece, g_piece, StateOfPart(dict(zip(state, values, strict=True)), place)))
     all_params, all_grads, all_states = zip(*pieces, strict=True)
     return list(all_params), list(all_grads), list(all_states)
 

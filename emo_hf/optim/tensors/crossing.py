@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors.eight_bits import HALF_A_BYTE, SIZES, decode, encode, is_eight_bit, join, split
+from emo_hf.optim.tensors.dtensor import dealt_like, whole
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, HALF_A_BYTE, SIZES, decode, encode, is_eight_bit, join, split
 from emo_hf.optim.update import State
 
 HOW_IT_IS_KEPT = ("state", "compensate")
@@ -20,7 +21,7 @@ def kept_as_here(
     groups: Sequence[Mapping[str, Any]],
     first_state: Callable[[dict[str, Any], torch.Tensor], State],
 ) -> tuple[dict[str, Any], str | None]:
-    """A saved state, kept as the optimizer with these groups keeps it.
+    """A saved state, kept as the optimizer with these groups keeps it; ranks that share parameters load together.
 
     Args:
         saved: what `state_dict()` gave; one of other groups or parameters is returned as it is.
@@ -38,20 +39,36 @@ def kept_as_here(
         for name, default in zip(HOW_IT_IS_KEPT, (None, False), strict=True)
         if there.get(name, default) != here[name]
     ]
-    if not changed:
+    if not changed and all(group["state"] != EIGHT_BITS for group in groups):
         return dict(saved), None
-    new_groups, new_states = [], dict(saved["state"])
+    new_groups, new_states, others = [], dict(saved["state"]), 0
     for there, here in zip(saved["param_groups"], groups, strict=True):
         new_groups.append({**there, **{name: here[name] for name in HOW_IT_IS_KEPT}})
         for key, param in zip(there["params"], here["params"], strict=True):
             if saved["state"].get(key):
                 wanted = first_state({**there, **new_groups[-1]}, torch.empty_like(param, device="meta"))
-                new_states[key] = _kept_as(wanted, saved["state"][key], param)
-    return {**saved, "state": new_states, "param_groups": new_groups}, "; ".join(dict.fromkeys(changed))
+                differs = _differ_in_bits(wanted, saved["state"][key])
+                others += differs
+                if changed or differs:
+                    new_states[key] = _kept_as(wanted, saved["state"][key], param)
+    if others and not changed:  # shards can be what makes the difference
+        changed = [f"in 8 bits there and in floats here, or the reverse: {others} of the parameters"]
+    return {**saved, "state": new_states, "param_groups": new_groups}, "; ".join(dict.fromkeys(changed)) or None
+
+
+def _differ_in_bits(wanted: State, saved: Mapping[str, Any]) -> bool:
+    return any(
+        isinstance(saved.get(key), torch.Tensor) and is_eight_bit(saved[key]) is not is_eight_bit(tensor)
+        for key, tensor in wanted.items()
+    )
 
 
 def _kept_as(wanted: State, saved: Mapping[str, Any], param: torch.Tensor) -> dict[str, Any]:
-    """The state of one parameter, kept as another is."""
+    """The state of one parameter, kept as another is, and dealt out as that is."""
+    ours = {key for key in saved if key in wanted or key.endswith(SIZES)}
+    saved = {
+        key: whole(value) if key in ours and isinstance(value, torch.Tensor) else value for key, value in saved.items()
+    }
     made = {key: value for key, value in saved.items() if not key.endswith(SIZES) and key != COMPENSATION}
     for key, value in list(made.items()):
         if not isinstance(value, torch.Tensor) or key not in wanted or value.shape != wanted[key].shape:
@@ -60,13 +77,15 @@ def _kept_as(wanted: State, saved: Mapping[str, Any], param: torch.Tensor) -> di
             continue
         in_float = decode(value, saved[key + SIZES]) if is_eight_bit(value) else value
         if is_eight_bit(wanted[key]):
-            made[key], made[key + SIZES] = encode(in_float.float(), wanted[key].dtype, None)
+            made[key], sizes = encode(in_float.float(), wanted[key].dtype, None)
+            made[key + SIZES] = sizes.view(wanted[key + SIZES].shape)
         else:
             made[key] = in_float.to(wanted[key].dtype)
     if COMPENSATION in wanted:
-        made[COMPENSATION] = _compensation(saved.get(COMPENSATION), wanted[COMPENSATION].dtype, param.detach())
+        made[COMPENSATION] = _compensation(saved.get(COMPENSATION), wanted[COMPENSATION].dtype, whole(param.detach()))
     # In the order of a first state: what belongs to a tensor follows it.
-    return {**{key: made[key] for key in wanted if key in made}, **made}
+    made = {**{key: made[key] for key in wanted if key in made}, **made}
+    return {key: dealt_like(value, wanted[key]) if key in wanted else value for key, value in made.items()}
 
 
 def _compensation(saved: torch.Tensor | None, dtype: torch.dtype, param: torch.Tensor) -> torch.Tensor:

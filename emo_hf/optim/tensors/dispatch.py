@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from emo_hf.optim.tensors.blocks import place_of_shard
 from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
-from emo_hf.optim.tensors.eight_bits import SIZES
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
+from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, StateOfPart
 
 
 def by_device_and_dtype(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
@@ -75,8 +76,15 @@ def on_own_elements(update: Implementation) -> Implementation:
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
         own_params = [own_elements(param) for param in params]
         own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
-        own_states = [{key: own_elements(value) for key, value in state.items()} for state in states]
+        own_states = list(map(_own_state, params, states))
         some = [i for i, param in enumerate(own_params) if param.numel() > 0]  # a rank may hold none of a small one
         update([own_params[i] for i in some], [own_grads[i] for i in some], [own_states[i] for i in some], h)
 
     return run
+
+
+def _own_state(param: torch.Tensor, state: State) -> State:
+    """What of the state of a parameter lies on this rank."""
+    own = {key: own_elements(value) for key, value in state.items()}
+    # Only what is rounded at random asks for its place.
+    return StateOfPart(own, place_of_shard(param)) if any(map(is_eight_bit, own.values())) else own

@@ -42,6 +42,45 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return placed
 
 
+def part_like(own: torch.Tensor, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+    """`own` as this rank's part of a tensor that is dealt out as `like` is; a plain one if `like` is plain.
+
+    Args:
+        own: the elements on this rank.
+        like: a DTensor or a plain tensor.
+        shape: of the whole tensor; None for that of `like`.
+    """
+    if not is_sharded(like):
+        return own
+    from torch.distributed.tensor import DTensor
+
+    size = like.shape if shape is None else torch.Size(shape)
+    dealt, stride = cast(DTensor, like), torch.empty(size, device="meta").stride()
+    return DTensor.from_local(own, dealt.device_mesh, dealt.placements, run_check=False, shape=size, stride=stride)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All elements of a tensor, collected from the ranks, all of which have to ask; a plain one is returned as it is.
+
+    They are brought to where the ranks can meet, and back: offloaded shards lie elsewhere.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor.detach()
+    collected: torch.Tensor = sharded.to(sharded.device_mesh.device_type).full_tensor()
+    return collected.to(tensor.device)
+
+
+def dealt_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, the same on all ranks, dealt out as `like` is, all ranks together; plain if `like` is plain."""
+    if not is_sharded(like) or is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = like
+    return distribute_tensor(tensor, sharded.device_mesh, sharded.placements).to(tensor.device)
+
+
 def splits_rows(placement: Any) -> bool | None:
     """True if a placement deals out rows, False if it deals out another dim, None if it deals out nothing."""
     return placement.dim == 0 if hasattr(placement, "dim") else None

@@ -80,7 +80,7 @@ def encode(values: torch.Tensor, dtype: torch.dtype, chance: torch.Tensor | None
         The codes, of the values' shape, and the sizes, one a block.
     """
     n, d, is_signed = values.numel(), D[dtype], dtype is torch.int8
-    x = torch.zeros(blocks_of(n), BLOCK, device=values.device)
+    x = torch.zeros(blocks_of(n), BLOCK, dtype=torch.float32, device=values.device)
     x.view(-1)[:n] = values.reshape(-1)
     sizes = x.abs().amax(dim=1)
     by = torch.where(sizes > 1e-30, (0.9375 - d) / sizes, torch.zeros_like(sizes))
@@ -105,7 +105,7 @@ def decode(codes: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
 
 def _bits(x: float) -> int:
-    return int(torch.tensor(x).view(torch.int32))
+    return int(torch.tensor(x, dtype=torch.float32).view(torch.int32))
 
 
 def join(param: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG_SQ, SHADOW
+from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, EXP_AVG_SQ, SHADOW
+from emo_hf.optim.tensors.blocks import place_of_shard, sizes_for
 from emo_hf.optim.tensors.chunking import is_flat, runs_of
+from emo_hf.optim.tensors.dtensor import own_elements, part_like
 from emo_hf.optim.tensors.eight_bits import (
     BLOCK,
     EIGHT_BITS,
     SIZES,
-    blocks_of,
     decode,
     draw,
     encode,
@@ -31,7 +32,7 @@ from emo_hf.optim.tensors.eight_bits import (
     join,
     split,
 )
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.update import Hyperparameters, Implementation, State, place_of
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -42,7 +43,10 @@ ELEMENTS_ON_DEVICE = 1 << 22
 
 @dataclass(slots=True)
 class _Piece:
-    """A parameter, or part of one, and its place in the whole."""
+    """A parameter, or part of one, and the place in the whole of its first element, or the first on this rank.
+
+    Formats of 8 bits are read and written where they lie, by this rank's elements of DTensors.
+    """
 
     param: torch.Tensor
     grad: torch.Tensor
@@ -55,27 +59,29 @@ class _Piece:
         if correction is None:
             wide = self.param.detach().to(torch.float32, copy=True)
         elif is_eight_bit(correction):
-            wide = join(self.param, correction)
+            wide = part_like(join(own_elements(self.param), own_elements(correction)), self.param)
         else:
             wide = self.param.detach().float().add_(correction)
         return wide, self.grad.float(), {key: self._wide(key) for key in self._names()}
 
     def _names(self) -> list[str]:
-        return [key for key in self.state if key not in (COMPENSATION, SHADOW) and not key.endswith(SIZES)]
+        return [key for key in self.state if key not in (COMPENSATION, SHADOW, AVERAGE) and not key.endswith(SIZES)]
 
     def _wide(self, key: str) -> torch.Tensor:
         value = self.state[key]
-        return decode(value, self.state[key + SIZES]) if is_eight_bit(value) else value.float()
+        if not is_eight_bit(value):
+            return value.float()
+        return part_like(decode(own_elements(value), own_elements(self.state[key + SIZES])), value)
 
     def take_back(self, wide: torch.Tensor, wide_state: State, seed: int) -> None:
         """Round what has been moved to what it is kept in."""
         correction = self.state.get(COMPENSATION)
         codes = any(map(is_eight_bit, self.state.values()))
-        chance = draw(self.grad, self.place, seed) if codes else torch.empty(0)
+        chance = draw(own_elements(self.grad, like=self.param), self.place, seed) if codes else torch.empty(0)
         if correction is not None and is_eight_bit(correction):
-            param, low = split(wide, chance)
-            self.param.copy_(param)
-            correction.copy_(low)
+            param, low = split(own_elements(wide), chance)
+            own_elements(self.param).copy_(param)
+            own_elements(correction).copy_(low)
         else:
             self.param.copy_(wide)
             if correction is not None:
@@ -83,9 +89,10 @@ class _Piece:
         for key, value in wide_state.items():
             kept = self.state[key]
             if is_eight_bit(kept):
-                rounded, sizes = encode(value, kept.dtype, chance)
-                kept.copy_(rounded)
-                self.state[key + SIZES].copy_(sizes)
+                rounded, sizes = encode(own_elements(value), kept.dtype, chance)
+                own_elements(kept).copy_(rounded)
+                own_sizes = own_elements(self.state[key + SIZES])
+                own_sizes.copy_(sizes.view_as(own_sizes))
             elif value is not kept:
                 kept.copy_(value)
 
@@ -102,7 +109,7 @@ def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
         to = min(at + elements, n)
         blocks = slice(at // BLOCK, -(-to // BLOCK))
         state = {key: value[blocks] if key.endswith(SIZES) else value[at:to] for key, value in flat.items()}
-        yield _Piece(param[at:to], grad[at:to], state, at)
+        yield _Piece(param[at:to], grad[at:to], state, piece.place + at)
 
 
 def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
@@ -110,7 +117,10 @@ def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Im
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
         limit = ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE
-        pieces = [_Piece(*of_one) for of_one in zip(params, grads, states, strict=True)]
+        pieces = [
+            _Piece(p, g, state, place_of(state) or place_of_shard(p))
+            for p, g, state in zip(params, grads, states, strict=True)
+        ]
         if elementwise:
             pieces = [part for whole in pieces for part in _pieces(whole, limit)]
         for begin, end in runs_of([piece.param.numel() for piece in pieces], limit):
@@ -155,7 +165,7 @@ def in_eight_bits(state: State, names: frozenset[str]) -> State:
             continue
         dtype = torch.uint8 if key == EXP_AVG_SQ else torch.int8
         kept[key] = torch.zeros_like(value, dtype=dtype, memory_format=torch.preserve_format)
-        kept[key + SIZES] = torch.zeros(blocks_of(value.numel()), device=value.device)
+        kept[key + SIZES] = sizes_for(value)
     return kept
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from emo_hf.optim.state_keys import COMPENSATION, SHADOW
+from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
 from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
 from emo_hf.optim.tensors.low_precision import LOW_PRECISION
 from emo_hf.optim.update import State
@@ -33,7 +33,7 @@ def follow_parameters(
                     break
                 state[key] = value.to(device)
                 continue
-            wide = low and (key in float32_state or (compensate and key not in (COMPENSATION, SHADOW)))
+            wide = low and (key in (*float32_state, AVERAGE) or (compensate and key not in (COMPENSATION, SHADOW)))
             wanted = torch.float32 if wide else dtype
             if value.dtype is wanted and value.device == device:
                 break
