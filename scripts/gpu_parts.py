@@ -22,9 +22,13 @@ from measuring import extra_memory, free_memory, in_turns, state_bytes
 from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
+
+KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers")
+"""What the tests of the Triton kernels are about."""
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_GENERATIONS = {cls.__name__: cls for cls in FAMILY.values()}
@@ -58,7 +62,7 @@ def kernels(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]
     """The Triton kernels on this device, against their formulas."""
     if options.device.type == "cuda":
         folder = Path("tests/optim/triton")
-        pytest(found, wrong, *(str(folder / f"on_device_{name}.py") for name in ("elementwise", "fact", "optimizers")))
+        pytest(found, wrong, *(str(folder / f"on_device_{name}.py") for name in KERNELS))
     for name, cls in FIRST_GENERATIONS.items():
         optimizer = cls([nn.Parameter(torch.ones(3, device=options.device))])
         chosen = optimizer._implementation(optimizer.param_groups[0], optimizer.param_groups[0]["params"][0])
@@ -76,13 +80,17 @@ def tests(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]) 
 
 
 def ways(device: torch.device) -> Iterator[tuple[str, Callable[[nn.Module], EmoOptimizer]]]:
-    """Every optimizer in every generation, by every implementation that it can be asked for on a device."""
+    """Every optimizer in every generation, by all that can be asked for on a device, and in 8 bits."""
     for cls in FAMILY.values():
         for version in cls.versions:
             lr = 10.0 if cls.version_named(version).lr_is_a_scale else 0.01
             known = cls.version_named(version).rule.implementations
-            asked: list[dict[str, bool]] = [{}, {"foreach": False, "fused": False, "native": False}]
+            asked: list[dict[str, Any]] = [{}, {"foreach": False, "fused": False, "native": False}]
             asked += [{name: True} for name in IMPLEMENTATION_OPTIONS[:2] if name in known]
+            in_8_bits = {"compensate": EIGHT_BITS}
+            if cls.version_named(version).rule.eight_bit_state:
+                in_8_bits["state"] = EIGHT_BITS
+            asked.append(in_8_bits)
             for choice in asked:
                 said = ", ".join(f"{key}={value}" for key, value in choice.items() if value) or (
                     "plain" if choice else "its choice"
@@ -91,6 +99,8 @@ def ways(device: torch.device) -> Iterator[tuple[str, Callable[[nn.Module], EmoO
                 def make(
                     module: nn.Module, cls: Any = cls, version: str = version, lr: float = lr, choice: Any = choice
                 ) -> EmoOptimizer:
+                    if "compensate" in choice:
+                        module.bfloat16()
                     made: EmoOptimizer = cls(module.parameters(), lr=lr, version=version, **choice)
                     return made
 
@@ -99,7 +109,8 @@ def ways(device: torch.device) -> Iterator[tuple[str, Callable[[nn.Module], EmoO
 
 def small_model(device: torch.device) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(16, 33), nn.Tanh(), nn.Linear(33, 5), nn.Linear(5, 1)).to(device)
+    layers = nn.Linear(16, 33), nn.Tanh(), nn.Linear(33, 128), nn.Linear(128, 5), nn.Linear(5, 1)
+    return nn.Sequential(*layers).to(device)  # one of the matrices is large enough for state in 8 bits
 
 
 def stall(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]) -> None:
@@ -109,8 +120,9 @@ def stall(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]) 
     for name, make in ways(options.device):
         module = small_model(options.device)
         optimizer = make(module)
+        dtype = next(module.parameters()).dtype
         for step in range(5):
-            loss = module(torch.randn(4, 16, device=options.device)).square().mean()
+            loss = module(torch.randn(4, 16, device=options.device, dtype=dtype)).square().mean()
             optimizer.observe(loss)
             loss.backward()
             if on_gpu and step > 1:
@@ -281,11 +293,7 @@ def memory(options: argparse.Namespace, found: dict[str, Any], wrong: list[str])
             said = ", ".join([str(dtype).removeprefix("torch."), *(f"{key}={value}" for key, value in own.items())])
             per = state_bytes(optimizer) / elements
             found[f"{name}, {said}"] = f"{per:.2f} bytes of state per parameter, {extra / 2**20:.1f} MiB beside"
-            if (
-                options.device.type == "cuda"
-                and "8bit" not in own.values()
-                and extra > 0.1 * elements * dtype.itemsize
-            ):
+            if options.device.type == "cuda" and extra > 0.1 * elements * dtype.itemsize:
                 wrong.append(f"{name}, {said}: a step takes {extra / 2**20:.0f} MiB beside the state")
             release(options.device)
 

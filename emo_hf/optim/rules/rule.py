@@ -18,7 +18,7 @@ class Rule:
 
     Class attributes of a rule:
         implementations: name → what moves tensors; `single`, which is always there, and any of `foreach`, `fused` and
-            `native`; `triton`, kernels for a GPU, which know 16 bits and leave out what is not finite by
+            `native`; `triton`, kernels for a GPU, which know 16 and 8 bits and leave out what is not finite by
             themselves; and if the rule is not elementwise `sharded`, which moves DTensors, and `finite`, which leaves
             out elements whose gradient is not finite (`native` does so by itself).
         preference: device type → names of implementations, the best first; `single` where there is none.

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from emo_hf.optim.kernels.launch import Kept
 from emo_hf.optim.rules.fact import MATRICES as IMPLEMENTATIONS
 from emo_hf.optim.state_keys import COLUMN_RMS, ROW_RMS
 from emo_hf.optim.update import Hyperparameters
@@ -63,7 +64,7 @@ def test_matrices_in_16_bits_are_moved_in_float32_and_rounded_once(dtype: torch.
     if compensation:
         for param, rest in zip(wide.params, compensation, strict=True):
             param.add_(rest)
-    move_matrices(low, h, compensation)
+    move_matrices(low, h, Kept(compensation))
     move_matrices(wide, h)
     for i, (param, whole) in enumerate(zip(low.params, wide.params, strict=True)):
         assert torch.equal(param, whole.to(dtype))

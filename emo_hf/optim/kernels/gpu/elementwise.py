@@ -10,11 +10,12 @@ import torch
 
 from emo_hf.optim.kernels.checks import UnfitError
 from emo_hf.optim.kernels.gpu.available import kernel, on, works_on
+from emo_hf.optim.kernels.gpu.kept import check_kept, has_eight_bits
 from emo_hf.optim.kernels.gpu.tables import addresses, are_aligned, begins, check_tensors, owners, table
-from emo_hf.optim.state_keys import COMPENSATION
+from emo_hf.optim.kernels.launch import PLAINLY, Kept
 from emo_hf.optim.tensors.dispatch import state_tensors
 from emo_hf.optim.tensors.left_out import leaving_out, masked
-from emo_hf.optim.tensors.low_precision import at_least_float32
+from emo_hf.optim.tensors.low_precision import in_float32_if_kept_in_less
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 BLOCK = 1024
@@ -34,7 +35,7 @@ def elementwise(
     *,
     by_norm: Callable[[Hyperparameters], bool] | None = None,
 ) -> Implementation:
-    """An implementation by an elementwise kernel; it leaves out what is to be left out, and knows 16-bit tensors.
+    """An implementation by an elementwise kernel; it leaves out what is to be left out, and knows 16 and 8 bits.
 
     Args:
         rule: the kernel's name in `source/elementwise.py`.
@@ -44,15 +45,12 @@ def elementwise(
     """
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        kept = [state_tensors(states, key) for key in keys]
-        move(rule, params, grads, kept, h, compensation_of(states), by_norm=by_norm is not None and by_norm(h))
+        of_rule = [state_tensors(states, key) for key in keys]
+        kept = Kept.of(states, keys)
+        move(rule, params, grads, of_rule, h, kept, by_norm=by_norm is not None and by_norm(h))
 
-    return where_it_fits(run, at_least_float32(leaving_out(otherwise, masked(otherwise))))
-
-
-def compensation_of(states: list[State]) -> list[torch.Tensor] | None:
-    """What rounding took from each parameter, if that is kept."""
-    return state_tensors(states, COMPENSATION) if states and COMPENSATION in states[0] else None
+    careful = leaving_out(otherwise, masked(otherwise))
+    return where_it_fits(run, in_float32_if_kept_in_less(careful, elementwise=by_norm is None))
 
 
 def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementation:
@@ -87,7 +85,7 @@ def move(
     grads: list[torch.Tensor],
     states: Sequence[list[torch.Tensor]],
     h: Hyperparameters,
-    compensation: list[torch.Tensor] | None = None,
+    kept: Kept = PLAINLY,
     *,
     by_norm: bool = False,
 ) -> None:
@@ -99,7 +97,8 @@ def move(
         grads: their gradients.
         states: a list for each state tensor of the rule, with one tensor for each parameter, of its shape.
         h: the numbers of the step; with `left_out`, elements without a finite gradient are left out and counted.
-        compensation: for each parameter what rounding took from it, in its dtype; None where nothing keeps it.
+        kept: what belongs to parameters and states in fewer than 32 bits: a compensation in the parameter's dtype, or
+            in int8 for bfloat16; the sizes of blocks of states in int8 or uint8; the places of parts of parameters.
         by_norm: whether the step is scaled by ‖g‖₂ + ε of each tensor.
 
     Raises:
@@ -107,31 +106,37 @@ def move(
         RuntimeError: if a tensor has another number of elements than its parameter, or no memory.
     """
     of_state = dict(zip(("first_state_tensor", "second_state_tensor"), states, strict=False))
-    if compensation is not None:
-        of_state["compensation"] = compensation
+    if kept.compensation is not None:
+        of_state["compensation"] = kept.compensation
     check_tensors(parameter=params, gradient=grads, **of_state)
-    if compensation is not None and compensation[0].dtype is not params[0].dtype:
-        raise UnfitError("the compensation is not of its parameters' dtype: leave native=None")
+    check_kept(params, states, kept)
     counts = list(map(torch.Tensor.numel, params))
     programs = [-(-count // (BLOCK * BLOCKS)) for count in counts]
     total = sum(programs)
     if not total:
         return
     nothing = [0] * len(params)
-    lists = [params, grads, *states, *[None] * (2 - len(states)), compensation]
+    eight_bits = has_eight_bits(states, kept)
+    lists = [params, grads, *states, *[None] * (2 - len(states)), kept.compensation]
     places = [nothing if tensors is None else addresses(tensors) for tensors in lists]
+    in_eight_bits = []
+    if eight_bits:
+        of_sizes = [nothing if sizes is None else addresses(sizes) for sizes in [*kept.sizes, None, None][:2]]
+        in_eight_bits = [kept.places or nothing, *of_sizes]
     device = params[0].device
     constants = {"ALIGNED": all(map(are_aligned, places)), "LEAVE_OUT": h.left_out is not None, "BLOCKS": BLOCKS}
+    formats = {"P": language(params), "G": language(grads), "C": language(kept.compensation or [])}
     with on(device):
-        where = table([*places, counts, begins(programs)], device)
+        where = table([*places, counts, begins(programs), *in_eight_bits], device)
         of = owners(programs, device), len(params)
         scales = _scales(where, *of, total, grads, h, constants) if by_norm else where
         left_out = where if h.left_out is None else h.left_out.counter(device)
         kernel("elementwise.move")[(total,)](
-            where, *of, scales, left_out,
+            where, *of, scales, left_out, seed_of(h),
             h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps,
-            RULE=rule, STATES=len(states), SCALED=by_norm, COMPENSATED=compensation is not None, BLOCK=BLOCK,
-            P=language(params), G=language(grads), A=language(*states[:1]), B=language(*states[1:]), **constants,
+            RULE=rule, STATES=len(states), SCALED=by_norm, COMPENSATED=kept.compensation is not None,
+            EIGHT_BITS=eight_bits, A=language(*states[:1]), B=language(*states[1:]), BLOCK=BLOCK,
+            **formats, **constants,
         )  # fmt: skip
     torch.autograd.graph.increment_version(params)
 
@@ -153,6 +158,11 @@ def _scales(
     return found
 
 
+def seed_of(h: Hyperparameters) -> int:
+    """The seed of a step, of which 32 bits count, as an int32: a kernel for larger ones would be another."""
+    return (h.seed + 2**31) % 2**32 - 2**31
+
+
 def language(tensors: Sequence[torch.Tensor] = ()) -> Any:
     """The dtype of a list of tensors in Triton's language; of an empty one it does not matter."""
     return _language(tensors[0].dtype if tensors else torch.float32)
@@ -162,4 +172,5 @@ def language(tensors: Sequence[torch.Tensor] = ()) -> Any:
 def _language(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
-    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+    floats = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+    return {**floats, torch.int8: tl.int8, torch.uint8: tl.uint8}[dtype]

@@ -11,8 +11,10 @@ import torch
 
 from emo_hf.optim.kernels.checks import UnfitError, check_numbers_of_elements
 from emo_hf.optim.kernels.gpu.available import kernel, on
-from emo_hf.optim.kernels.gpu.elementwise import compensation_of, language, where_it_fits
+from emo_hf.optim.kernels.gpu.elementwise import language, seed_of, where_it_fits
+from emo_hf.optim.kernels.gpu.kept import check_kept
 from emo_hf.optim.kernels.gpu.tables import TOGETHER, addresses, are_aligned, begins, check_tensors, owners, table
+from emo_hf.optim.kernels.launch import PLAINLY, Kept
 from emo_hf.optim.state_keys import COLUMN_RMS, ROW_RMS
 from emo_hf.optim.tensors.dispatch import state_tensors
 from emo_hf.optim.update import Hyperparameters, Implementation, State
@@ -46,7 +48,7 @@ LENGTH, SHARES = 32, 32
 
 
 def matrices(otherwise: Implementation) -> Implementation:
-    """An implementation for matrices; it leaves out what is to be left out, and knows 16-bit tensors.
+    """An implementation for matrices; it leaves out what is to be left out, and knows 16 and 24 bits.
 
     Args:
         otherwise: moves the matrices that the kernels cannot work on.
@@ -54,7 +56,7 @@ def matrices(otherwise: Implementation) -> Implementation:
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
         rows, columns = state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS)
-        move_matrices(params, grads, rows, columns, h, compensation_of(states))
+        move_matrices(params, grads, rows, columns, h, Kept.of(states))
 
     return where_it_fits(run, otherwise)
 
@@ -65,7 +67,7 @@ def move_matrices(
     rows: list[torch.Tensor],
     columns: list[torch.Tensor],
     h: Hyperparameters,
-    compensation: list[torch.Tensor] | None = None,
+    kept: Kept = PLAINLY,
 ) -> None:
     """Move matrices by the kernels of `source/fact.py`.
 
@@ -75,14 +77,15 @@ def move_matrices(
         rows: r of each, with an element for each row, in float32.
         columns: k of each, with an element for each column, in float32.
         h: the numbers of the step; with `left_out`, elements without a finite gradient are left out and counted.
-        compensation: for each parameter what rounding took from it, in its dtype; None where nothing keeps it.
+        kept: what belongs to parameters in fewer than 32 bits: a compensation in their dtype, or in int8 for bfloat16.
 
     Raises:
         UnfitError: if the kernels cannot work on a tensor. Nothing has been moved then.
         RuntimeError: if a tensor has another number of elements than it should, or no memory.
     """
-    of_state = {} if compensation is None else {"compensation": compensation}
+    of_state = {} if kept.compensation is None else {"compensation": kept.compensation}
     check_tensors(parameter=params, gradient=grads, **of_state)
+    check_kept(params, [], kept)
     if any(param.dim() < 2 for param in params):
         raise RuntimeError("a parameter with fewer than two dims has no rows and columns: `fact_vector` moves it")
     heights = [param.shape[0] for param in params]
@@ -99,7 +102,7 @@ def move_matrices(
         if elements[i]:
             aligned = width % TOGETHER == 0 and are_aligned(place[:2] + place[4:])
             groups.setdefault((NARROW if width <= NARROW_UP_TO else WIDE, aligned), []).append(i)
-    call = _Call(params[0].device, h, language(params), language(grads), compensation is not None)
+    call = _Call(params[0].device, h, params, grads, kept.compensation)
     with on(call.device):
         for (region, aligned), some in groups.items():
             call.move(
@@ -122,9 +125,14 @@ def _check_layout(
 class _Call:
     device: torch.device
     h: Hyperparameters
-    p: Any
-    g: Any
-    compensated: bool
+    params: list[torch.Tensor]
+    grads: list[torch.Tensor]
+    compensation: list[torch.Tensor] | None
+
+    def formats(self) -> dict[str, Any]:
+        """The constants of `fact.move` beside those of its regions."""
+        compensation = self.compensation or []
+        return {"P": language(self.params), "C": language(compensation), "COMPENSATED": bool(compensation)}
 
     def move(
         self, places: list[tuple[int, ...]], heights: list[int], widths: list[int], region: Region, aligned: bool
@@ -154,7 +162,7 @@ class _Call:
         lacking = torch.zeros(sum(lengths), dtype=torch.int32, device=device) if leave_out else sums
         left_out = sums if h.left_out is None else h.left_out.counter(device)
         own = owners(programs, device), count
-        of_regions = {"LEAVE_OUT": leave_out, "ALIGNED": aligned, "G": self.g, "ROWS": region.rows}
+        of_regions = {"LEAVE_OUT": leave_out, "ALIGNED": aligned, "G": language(self.grads), "ROWS": region.rows}
         of_regions |= {"COLUMNS": region.columns, "STEPS": region.steps}
         kernel("fact.squares")[(sum(programs),)](where, *own, sums, lacking, left_out, **of_regions)
         kernel("fact.sizes")[(sum(blocks),)](
@@ -162,5 +170,5 @@ class _Call:
             LEAVE_OUT=leave_out, LENGTH=LENGTH, SHARES=SHARES,
         )  # fmt: skip
         kernel("fact.move")[(sum(programs),)](
-            where, *own, h.lr, h.decay, h.eps, P=self.p, COMPENSATED=self.compensated, **of_regions
+            where, *own, seed_of(h), h.lr, h.decay, h.eps, **self.formats(), **of_regions
         )

@@ -19,6 +19,9 @@ from emo_hf.optim.update import PLAIN
 KEPT = 64
 """Tables that are kept; one is a few bytes for each tensor, or for some thousand elements."""
 
+KEPT_IN = (*WORKED_ON, torch.int8, torch.uint8)
+"""What state and compensation may be in."""
+
 TOGETHER = 16
 """Bytes that a thread moves at once where all tensors begin at a multiple of them."""
 
@@ -39,11 +42,13 @@ def check_tensors(**lists: list[torch.Tensor]) -> None:
         RuntimeError: if something has another number of elements than its parameter.
     """
     params = lists["parameter"]
+    in_floats = ("parameter", "gradient")
     counts = list(map(torch.Tensor.numel, params))
     contiguous = True
     for name, tensors in lists.items():
         kinds, dtypes, devices = (set(map(get, tensors)) for get in (type, _dtype, _device))
-        if not kinds.issubset(PLAIN) or len(dtypes) > 1 or not dtypes.issubset(WORKED_ON):
+        known = WORKED_ON if name in in_floats else KEPT_IN
+        if not kinds.issubset(PLAIN) or len(dtypes) > 1 or not dtypes.issubset(known):
             raise UnfitError(
                 f"of the {len(tensors)} {name}s some are no plain tensors of one dtype: leave native=None"
             )

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from emo_hf.optim.kernels.gpu.available import is_interpreted
+from emo_hf.optim.kernels.gpu.source.eight_bits import decode, encode, join, split
 
 BY_BITS = tl.constexpr(is_interpreted())
 """Triton's interpreter cuts off the bits that a bfloat16 lacks; a GPU rounds."""
@@ -57,19 +58,66 @@ def is_finite(g):
 
 
 @triton.jit
-def write_parameter(
-    at, rest_at, x, old, old_rest, finite, inside, C: tl.constexpr, P: tl.constexpr, L: tl.constexpr, M: tl.constexpr
-):
-    """Write a parameter: rounded to P, and if C (compensated), what rounding took to where that is kept.
+def read_state(at, sizes_at, inside, inside_sizes, FORMAT: tl.constexpr, MASKED: tl.constexpr):
+    """Elements of a state tensor in float32; the sizes of their blocks are read where they are codes."""
+    kept = read(at, inside, MASKED)
+    if FORMAT == tl.int8 or FORMAT == tl.uint8:  # noqa: SIM300
+        x = decode(kept, read(sizes_at, inside_sizes, MASKED), FORMAT)
+    else:
+        x = kept.to(tl.float32)
+    return x
 
-    If L (leave out), what is not finite gets the elements back that it had.
+
+@triton.jit
+def write_state(
+    at, sizes_at, x, old, chance, finite, inside, inside_sizes,
+    FORMAT: tl.constexpr, LEAVE_OUT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Put elements where `read_state` found `old`; with LEAVE_OUT, what is not finite gets that back.
+
+    In codes, that is `old` rounded again, because its block may have another size: a code stands for a share of it.
     """
-    new = rounded(x, P)
-    if C:
-        rest = rounded(x - new.to(tl.float32), P)
-        if L:
+    if LEAVE_OUT:
+        x = tl.where(finite, x, old)
+    if FORMAT == tl.int8 or FORMAT == tl.uint8:  # noqa: SIM300
+        codes, sizes = encode(x, chance, FORMAT)
+        write(at, codes, inside, MASKED)
+        write(sizes_at, sizes, inside_sizes, MASKED)
+    else:
+        write(at, rounded(x, FORMAT), inside, MASKED)
+
+
+@triton.jit
+def with_compensation(p, c, COMPENSATED: tl.constexpr, C: tl.constexpr):
+    """A parameter in float32. C is the format of its compensation: 8 bits, or that of the parameter."""
+    if COMPENSATED and C == tl.int8:  # noqa: SIM300
+        x = join(p, c)
+    elif COMPENSATED:
+        x = p.to(tl.float32) + c.to(tl.float32)
+    else:
+        x = p.to(tl.float32)
+    return x
+
+
+@triton.jit
+def write_parameter(
+    at, rest_at, x, old, old_rest, chance, finite, inside,
+    COMPENSATED: tl.constexpr, P: tl.constexpr, C: tl.constexpr, LEAVE_OUT: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Write a parameter rounded to P, and if COMPENSATED, what rounding took to where that is kept, in C.
+
+    With LEAVE_OUT, what is not finite gets the elements back that it had.
+    """
+    if COMPENSATED and C == tl.int8:  # noqa: SIM300
+        new, rest = split(x, chance)
+    else:
+        new = rounded(x, P)
+        if COMPENSATED:
+            rest = rounded(x - new.to(tl.float32), C)
+    if COMPENSATED:
+        if LEAVE_OUT:
             rest = tl.where(finite, rest, old_rest)
-        write(rest_at, rest, inside, M)
-    if L:
+        write(rest_at, rest, inside, MASKED)
+    if LEAVE_OUT:
         new = tl.where(finite, new, old)
-    write(at, new, inside, M)
+    write(at, new, inside, MASKED)

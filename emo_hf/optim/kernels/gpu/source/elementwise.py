@@ -7,7 +7,16 @@ gradient keeps all of these, if such are to be left out.
 import triton
 import triton.language as tl
 
-from emo_hf.optim.kernels.gpu.source.elements import address, is_finite, read, rounded, write, write_parameter
+from emo_hf.optim.kernels.gpu.source.eight_bits import SHARING, draw
+from emo_hf.optim.kernels.gpu.source.elements import (
+    address,
+    is_finite,
+    read,
+    read_state,
+    with_compensation,
+    write_parameter,
+    write_state,
+)
 
 
 @triton.jit
@@ -63,65 +72,77 @@ def neco(p, g, m, scale, lr, keep, beta1, gain1, beta2, gain2, SCALED: tl.conste
 
 @triton.jit
 def move_some(
-    p_at, g_at, a_at, b_at, c_at, inside, scale, lr, decay, keep, beta1, gain1, beta2, gain2, eps,
-    RULE: tl.constexpr, STATES: tl.constexpr, SCALED: tl.constexpr, COMPENSATED: tl.constexpr, LEAVE_OUT: tl.constexpr,
-    P: tl.constexpr, A: tl.constexpr, B: tl.constexpr, MASKED: tl.constexpr,
+    p_at, g_at, a_at, b_at, c_at, a_sizes_at, b_sizes_at, first, n, place, scale, seed,
+    lr, decay, keep, beta1, gain1, beta2, gain2, eps,
+    RULE: tl.constexpr, STATES: tl.constexpr, SCALED: tl.constexpr, COMPENSATED: tl.constexpr,
+    EIGHT_BITS: tl.constexpr, LEAVE_OUT: tl.constexpr, P: tl.constexpr, C: tl.constexpr, A: tl.constexpr,
+    B: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Move as many elements as there are addresses; returns 1 for each that is left out."""
-    old_p = read(p_at, inside, MASKED)
-    g = read(g_at, inside, MASKED).to(tl.float32)
-    p = old_p.to(tl.float32)
+    """Move BLOCK elements of n, from `first` on; returns 1 for each that is left out.
+
+    The first of the n has this place in its parameter.
+    """
+    at = first + tl.arange(0, BLOCK)
+    inside = at < n
+    old_p = read(p_at + at, inside, MASKED)
+    g = read(g_at + at, inside, MASKED).to(tl.float32)
+    finite = is_finite(g)
     old_c = old_p
     if COMPENSATED:
-        old_c = read(c_at, inside, MASKED)
-        p += old_c.to(tl.float32)
-    finite = is_finite(g)
+        old_c = read(c_at + at, inside, MASKED)
+    p = with_compensation(old_p, old_c, COMPENSATED, C)
+    chance, sizes_at, inside_sizes = g, at, inside  # where nothing reads them
+    if EIGHT_BITS:
+        chance = draw(g, place + at, seed)
+        sizes_at = first // SHARING + tl.arange(0, BLOCK // SHARING)
+        inside_sizes = sizes_at * SHARING < n
     if STATES > 0:
-        old_a = read(a_at, inside, MASKED)
-        a = old_a.to(tl.float32)
+        old_a = read_state(a_at + at, a_sizes_at + sizes_at, inside, inside_sizes, A, MASKED)
     if STATES > 1:
-        old_b = read(b_at, inside, MASKED)
-        b = old_b.to(tl.float32)
+        old_b = read_state(b_at + at, b_sizes_at + sizes_at, inside, inside_sizes, B, MASKED)
     if RULE == "navi":
-        p, a, b = navi(p, g, a, b, lr, decay, beta1, gain1, beta2, gain2, eps)
+        p, a, b = navi(p, g, old_a, old_b, lr, decay, beta1, gain1, beta2, gain2, eps)
     elif RULE == "lynx":
-        p, a = lynx(p, g, a, lr, keep, beta1, gain1, beta2, gain2)
+        p, a = lynx(p, g, old_a, lr, keep, beta1, gain1, beta2, gain2)
     elif RULE == "sign":
         p = sign(p, g, lr, decay)
     elif RULE == "fact_vector":
-        p, a = fact_vector(p, g, a, lr, decay, beta1, gain2, eps)
+        p, a = fact_vector(p, g, old_a, lr, decay, beta1, gain2, eps)
     else:
         tl.static_assert(RULE == "neco", "no such rule")
-        p, a = neco(p, g, a, scale, lr, keep, beta1, gain1, beta2, gain2, SCALED)
-    write_parameter(p_at, c_at, p, old_p, old_c, finite, inside, COMPENSATED, P, LEAVE_OUT, MASKED)
+        p, a = neco(p, g, old_a, scale, lr, keep, beta1, gain1, beta2, gain2, SCALED)
+    write_parameter(
+        p_at + at, c_at + at, p, old_p, old_c, chance, finite, inside, COMPENSATED, P, C, LEAVE_OUT, MASKED
+    )
     if STATES > 0:
-        new_a = rounded(a, A)
-        if LEAVE_OUT:
-            new_a = tl.where(finite, new_a, old_a)
-        write(a_at, new_a, inside, MASKED)
+        write_state(
+            a_at + at, a_sizes_at + sizes_at, a, old_a, chance, finite, inside, inside_sizes, A, LEAVE_OUT, MASKED
+        )
     if STATES > 1:
-        new_b = rounded(b, B)
-        if LEAVE_OUT:
-            new_b = tl.where(finite, new_b, old_b)
-        write(b_at, new_b, inside, MASKED)
+        write_state(
+            b_at + at, b_sizes_at + sizes_at, b, old_b, chance, finite, inside, inside_sizes, B, LEAVE_OUT, MASKED
+        )
     return (inside & (finite == 0)).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "seed"])
 def move(
-    table, owners, count, scales, left_out, lr, decay, keep, beta1, gain1, beta2, gain2, eps,
-    RULE: tl.constexpr, STATES: tl.constexpr, SCALED: tl.constexpr, COMPENSATED: tl.constexpr, LEAVE_OUT: tl.constexpr,
-    P: tl.constexpr, G: tl.constexpr, A: tl.constexpr, B: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    table, owners, count, scales, left_out, seed, lr, decay, keep, beta1, gain1, beta2, gain2, eps,
+    RULE: tl.constexpr, STATES: tl.constexpr, SCALED: tl.constexpr, COMPENSATED: tl.constexpr,
+    EIGHT_BITS: tl.constexpr, LEAVE_OUT: tl.constexpr, P: tl.constexpr, G: tl.constexpr, C: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Move BLOCK·BLOCKS elements of a tensor.
 
     Args:
         table: addresses of p, g, the first and the second state tensor, the compensation; numbers of elements; the
-            first program of each tensor.
+            first program of each tensor; and with EIGHT_BITS, which is whether anything is kept in them, the places of
+            the tensors' first elements in the parameters of which they are parts, and addresses of the sizes of the
+            first and of the second state tensor.
         owners: int32, the tensor of each program.
         scales: float32, one for each tensor, where the rule is SCALED.
         left_out: int64, grows by the elements that are left out, where LEAVE_OUT.
+        seed: int32, of the step, for what is rounded at random.
         lr … eps: the numbers of the step; keep is 1 − decay, gain is 1 − β.
     """
     program = tl.program_id(0)
@@ -132,26 +153,29 @@ def move(
     g_at = address(table, count + i, G, ALIGNED)
     a_at = address(table, 2 * count + i, A, ALIGNED)
     b_at = address(table, 3 * count + i, B, ALIGNED)
-    c_at = address(table, 4 * count + i, P, ALIGNED)
+    c_at = address(table, 4 * count + i, C, ALIGNED)
+    a_sizes_at, b_sizes_at, place = a_at, b_at, n  # where nothing reads them
+    if EIGHT_BITS:
+        place = tl.load(table + 7 * count + i)
+        a_sizes_at = address(table, 8 * count + i, tl.float32, False)
+        b_sizes_at = address(table, 9 * count + i, tl.float32, False)
     scale = 1.0
     if SCALED:
         scale = tl.load(scales + i)
     lacking = tl.zeros([BLOCK], tl.int32)
     if first + BLOCK * BLOCKS <= n:  # without masks, or the elements would be moved one by one
         for block in range(BLOCKS):
-            at = first + block * BLOCK + tl.arange(0, BLOCK)
             lacking += move_some(
-                p_at + at, g_at + at, a_at + at, b_at + at, c_at + at, at < n, scale,
+                p_at, g_at, a_at, b_at, c_at, a_sizes_at, b_sizes_at, first + block * BLOCK, n, place, scale, seed,
                 lr, decay, keep, beta1, gain1, beta2, gain2, eps,
-                RULE, STATES, SCALED, COMPENSATED, LEAVE_OUT, P, A, B, False,
+                RULE, STATES, SCALED, COMPENSATED, EIGHT_BITS, LEAVE_OUT, P, C, A, B, BLOCK, False,
             )  # fmt: skip
     else:
         for block in range(BLOCKS):
-            at = first + block * BLOCK + tl.arange(0, BLOCK)
             lacking += move_some(
-                p_at + at, g_at + at, a_at + at, b_at + at, c_at + at, at < n, scale,
+                p_at, g_at, a_at, b_at, c_at, a_sizes_at, b_sizes_at, first + block * BLOCK, n, place, scale, seed,
                 lr, decay, keep, beta1, gain1, beta2, gain2, eps,
-                RULE, STATES, SCALED, COMPENSATED, LEAVE_OUT, P, A, B, True,
+                RULE, STATES, SCALED, COMPENSATED, EIGHT_BITS, LEAVE_OUT, P, C, A, B, BLOCK, True,
             )  # fmt: skip
     if LEAVE_OUT:
         some = tl.sum(lacking, axis=0).to(tl.int64)

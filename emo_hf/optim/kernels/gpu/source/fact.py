@@ -15,7 +15,8 @@ keeps its size.
 import triton
 import triton.language as tl
 
-from emo_hf.optim.kernels.gpu.source.elements import address, is_finite, read, write_parameter
+from emo_hf.optim.kernels.gpu.source.eight_bits import draw
+from emo_hf.optim.kernels.gpu.source.elements import address, is_finite, read, with_compensation, write_parameter
 
 
 @triton.jit
@@ -117,24 +118,24 @@ def sizes(
     tl.store(at + j, tl.where(there > 0, new, size), mask=j < n)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "seed"])
 def move(
-    table, owners, count, lr, decay, eps,
-    P: tl.constexpr, G: tl.constexpr, COMPENSATED: tl.constexpr, LEAVE_OUT: tl.constexpr, ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
+    table, owners, count, seed, lr, decay, eps,
+    P: tl.constexpr, G: tl.constexpr, C: tl.constexpr, COMPENSATED: tl.constexpr, LEAVE_OUT: tl.constexpr,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STEPS: tl.constexpr,
 ):  # fmt: skip
     """Move a region, once r and k are known.
 
     Args:
         table, owners: as `squares` takes them.
-        lr, decay, eps: the numbers of the step.
+        seed, lr, decay, eps: the numbers of the step; the seed is int32, for what is rounded at random.
     """
     i, rows, columns, top, column, _, _ = region_of(table, owners, count, ALIGNED, ROWS, COLUMNS, STEPS)
     p_at = address(table, i, P, ALIGNED)
     g_at = address(table, count + i, G, ALIGNED)
     r_at = address(table, 2 * count + i, tl.float32, False)
     k_at = address(table, 3 * count + i, tl.float32, False)
-    c_at = address(table, 4 * count + i, P, ALIGNED)
+    c_at = address(table, 4 * count + i, C, ALIGNED)
     root_k = tl.sqrt(tl.load(k_at + column, mask=column < columns, other=1.0))
     for step in range(STEPS):
         row = top + step * ROWS + tl.arange(0, ROWS)
@@ -143,10 +144,13 @@ def move(
         old_p = read(p_at + at, inside, True)
         g = read(g_at + at, inside, True).to(tl.float32)
         root_r = tl.sqrt(tl.load(r_at + row, mask=row < rows, other=1.0))
-        p = old_p.to(tl.float32)
-        old_c = old_p
+        old_c, chance = old_p, g  # where nothing reads them
         if COMPENSATED:
             old_c = read(c_at + at, inside, True)
-            p += old_c.to(tl.float32)
+            if C == tl.int8:  # noqa: SIM300
+                chance = draw(g, at, seed)
+        p = with_compensation(old_p, old_c, COMPENSATED, C)
         p = p - decay * p - lr * (g / (root_r[:, None] * root_k[None, :] + eps))
-        write_parameter(p_at + at, c_at + at, p, old_p, old_c, is_finite(g), inside, COMPENSATED, P, LEAVE_OUT, True)
+        write_parameter(
+            p_at + at, c_at + at, p, old_p, old_c, chance, is_finite(g), inside, COMPENSATED, P, C, LEAVE_OUT, True
+        )
