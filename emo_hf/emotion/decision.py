@@ -29,6 +29,8 @@ class Decision:
         shadow: what to do with the shadow, for groups that use one; None leaves it alone, or unmade.
         stop_begins: whether the stop signal is given now and was not before.
         skip: whether the step is to be left out whole: nothing moves, no gradient enters an average.
+        average: share with which the weights after the step enter their average; 0 for a step that is passed over,
+            None where no average of the weights is kept.
     """
 
     scalar: float = 0.0
@@ -38,6 +40,7 @@ class Decision:
     shadow: ShadowMix | None = None
     stop_begins: bool = False
     skip: bool = False
+    average: float | None = None
 
     def step_size(self, lr: float) -> float:
         """The learning rate that a step is taken with: max(lr·coefficient, floor), and 0 where lr is 0."""

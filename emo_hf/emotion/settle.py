@@ -29,6 +29,9 @@ MISS = 0.4
 MISSES = 3
 COOLDOWN = 0.4  # of a known horizon
 
+POWER = 8  # weights of the age t enter the average with t⁷, so that it lags by a ninth of the age
+SAMPLES = 256  # of the weights that are in the average, at least
+
 DECISIONS = 32  # that are kept
 
 
@@ -57,6 +60,10 @@ class Settle(Law):
     An evaluation that is no better than the best makes c ← 0.4·c, the third in a row means done. With a known horizon
     N the coefficient is c·min(1, (N − t)/(0.4·N)). It lies in [0, 1000]; the weight decay is scaled alike.
 
+        average_weights:
+                w̄ ← w̄ + 8/(k + 7)·(w − w̄) with the k-th sample of the weights w, one in each t/512 … t/256 steps; it
+                takes the place of annealing towards a horizon; t and k begin anew where c is lowered or comes back
+
     Attributes:
         decisions: the last 32 of (step, what was decided, in words).
     """
@@ -71,6 +78,7 @@ class Settle(Law):
         "guard": Option(True, boolean, "leave out the step of a spike, or with gradients that are not finite"),
         "evaluations": Option(True, boolean, "ease where an evaluation is no better, stop at the third"),
         "horizon": Option(True, boolean, "anneal by the end of the run, where its length is known"),
+        "average_weights": Option(False, boolean, "evaluate and save an average of the weights, in place of that"),
     }
     zones = (
         Zone(FLAT, 1.0, "falling: go on", "boost"),
@@ -86,6 +94,7 @@ class Settle(Law):
     guard: bool
     evaluations: bool
     horizon: bool
+    average_weights: bool
 
     def __init__(self, **options: Any) -> None:
         self.rate = 1.0  # c, but for a known horizon
@@ -98,6 +107,7 @@ class Settle(Law):
         self.flat = self.done = self.exhausted = False
         self.gained = 0.0
         self.origin = self.mark = 0  # losses heard when the age and the window began
+        self.averaged_from = 0  # losses heard when the average of the weights began
         self.drifted = self.flat_from = 0.0  # ages
         self.best_evaluation = 0.0
         self.evaluated = self.misses = self.best_at = 0
@@ -124,10 +134,16 @@ class Settle(Law):
 
     def neutral(self) -> Decision:
         c = self.rate
-        if self.length and self.horizon and self.ease:
+        if self.length and self.horizon and self.ease and not self.average_weights:
             left = max(self.length - self.steps, 0)
             c *= min(1.0, left / (COOLDOWN * self.length))
-        return Decision(0.0, c, c)
+        return Decision(0.0, c, c, average=self._share_of_weights() if self.average_weights else None)
+
+    def _share_of_weights(self) -> float:
+        """What the weights after this step have of their average: 8/(k + 7) as its k-th sample, 0 if they are none."""
+        age = max(self._now - self.averaged_from, 1)
+        every = max(1 << (age // SAMPLES).bit_length() >> 1, 1)  # steps: a power of two
+        return 0.0 if age % every else POWER / (age // every + POWER - 1)
 
     def feel(self, loss: float) -> Decision:
         if not math.isfinite(loss):
@@ -192,6 +208,8 @@ class Settle(Law):
 
     def _set_peak(self, factor: float, why: str) -> None:
         self.rate = self.peak = self.rate * factor
+        if factor < 1.0:
+            self.averaged_from = self._now
         self._say(f"{'raised' if factor > 1.0 else 'lowered'}: {why}, ×{factor:.3g} → {self.rate:.3g}")
 
     def _end_start(self, why: str, *, after: bool = False) -> None:
@@ -276,7 +294,7 @@ class Settle(Law):
             f"rate ×{self.rate:.3g} → ×{self.peak:.3g}"
         )
         self.rate, self.flat, self.done, self.beginning.known = self.peak, False, False, False
-        self.origin = self.mark = self._now
+        self.origin = self.mark = self.averaged_from = self._now
         self.drifted = 0.0
         self.history.forget()
         return True

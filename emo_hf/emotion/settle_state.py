@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emo_hf.emotion.settle import Settle
 
 NUMBERS = ("rate", "gained", "drifted", "flat_from", "best_evaluation")
-COUNTS = ("spikes", "length", "origin", "mark", "evaluated", "misses", "best_at")
+COUNTS = ("spikes", "length", "origin", "mark", "averaged_from", "evaluated", "misses", "best_at")
 FLAGS = ("starting", "flat", "done", "exhausted")
 PARTS: dict[str, type[Any]] = {"history": History, "watch": Guard, "beginning": Start}
 """Attributes of a law whose fields are saved one by one, as `history_block`."""

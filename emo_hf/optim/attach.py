@@ -10,7 +10,7 @@ from torch.optim.optimizer import Optimizer
 from emo_hf.emotion.laws import make_law, read_law
 from emo_hf.emotion.v3_1 import V3_1
 from emo_hf.loss.rank_mean import GLOBAL
-from emo_hf.optim.attachment import Attachment, attached_to
+from emo_hf.optim.attachment import MODES, Attachment, attached_to
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.optimizer import EmoOptimizer
 
@@ -66,7 +66,12 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
         read_law(law)
     except ValueError as error:
         raise ValueError(f"there is no law {law!r} to attach: choose {error}") from None
-    return Attachment(inner, EmotionEngine(make_law(law, V3_1.name, law_options), sync, name))
+    made = make_law(law, V3_1.name, law_options)
+    if made.decision.average is not None and any(hasattr(inner, mode) for mode in MODES):
+        raise ValueError(
+            f"{name} keeps an average of the weights of its own (it has eval()): leave average_weights out"
+        )
+    return Attachment(inner, EmotionEngine(made, sync, name))
 
 
 def _innermost(optimizer: Any) -> Any:

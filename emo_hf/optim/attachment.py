@@ -13,9 +13,13 @@ from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
 from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
-from emo_hf.optim.overlay import lay_over
+from emo_hf.optim.overlay import give, lay_over
+from emo_hf.optim.weight_average import keep_precision
 
 ATTRIBUTE = "_emo_attachment"
+
+MODES = ("train", "eval")
+"""Methods of optimizers that show an average of the weights in evaluations; the Trainer and accelerate call them."""
 
 SCALE = 1e-3
 """Under a law that takes the learning rate as a scale around 1, a lower one is an oversight."""
@@ -37,10 +41,12 @@ class Attachment(HasEmotion):
         self._engine = engine
         self._fresh = engine.state_dict()
         takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
+        averages = engine.law.decision.average is not None
         self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
         self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step that is left out
         self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()
         self._in_closure = False
+        self._loading: Mapping[str, Any] = {}
         self._state_id = id(optimizer.state)
         if _saved_in(optimizer.param_groups):
             self._check(find_emotion({"param_groups": optimizer.param_groups}, engine.owner))
@@ -52,13 +58,15 @@ class Attachment(HasEmotion):
             optimizer.register_state_dict_pre_hook(self._settle),
             optimizer.register_state_dict_post_hook(self._pack),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
-            optimizer.register_load_state_dict_post_hook(self._pick_up),
+            optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
         # torch has hooks for neither: a step that raises, and zero_grad.
         self._take_off = [
             lay_over(optimizer, "step", self._giving_back),
             lay_over(optimizer, "zero_grad", self._dropping_losses),
         ]
+        if averages:
+            self._take_off += [give(optimizer, name, getattr(self, name)) for name in MODES]
         self._warn_about_rates(takes_a_scale)
         engine.begin()
 
@@ -96,6 +104,9 @@ class Attachment(HasEmotion):
     def _present_engine(self) -> EmotionEngine:
         self._pick_up()
         return self._engine
+
+    def _whose_weights(self) -> Optimizer:
+        return self.optimizer
 
     @property
     def effective_lr(self) -> dict[str, float]:
@@ -175,6 +186,7 @@ class Attachment(HasEmotion):
             return None
         self._give_back()
         self._pick_up()
+        self._engine.refuse_step_of_average()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self._scale(self._engine.decide(self.optimizer))
@@ -219,6 +231,7 @@ class Attachment(HasEmotion):
         self._depth = max(self._depth - 1, 0)
         if not self._depth:
             self._give_back()
+            self._engine.follow_weights(self.optimizer, self._engine.law.decision)
 
     def _give_back(self) -> None:
         for group, lr in self._plain_lr or ():
@@ -252,8 +265,14 @@ class Attachment(HasEmotion):
     def _pack(self, _: Optimizer, packed: dict[str, Any]) -> None:
         put_emotion(packed, self.emotion_state())
 
+    def _after_load(self, optimizer: Optimizer) -> None:
+        keep_precision(optimizer, self._loading)
+        self._loading = {}
+        self._pick_up()
+
     def _before_load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         self._settle()
+        self._loading = state
         if _saved_in(state["param_groups"]):
             self._check(find_emotion(state, self._engine.owner))
             return None

@@ -17,6 +17,7 @@ from emo_hf.emotion.metrics import PREFIX, CoefficientWindow, metrics
 from emo_hf.loss.accumulation import Loss
 from emo_hf.loss.rank_mean import RankMean
 from emo_hf.loss.step_loss import Mark, StepLoss
+from emo_hf.optim import weight_average
 from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 from emo_hf.optim.tensors.dtensor import own_elements
@@ -49,6 +50,7 @@ class EmotionEngine:
         self._has_warned_of_missing_loss = False
         self._has_passed_on_complaint = False
         self._has_warned_of_left_out = False
+        self.shows_average = False
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
@@ -116,6 +118,46 @@ class EmotionEngine:
             self.warn_of_left_out(optimizer)
         return self.law.refuse_gradients()
 
+    def follow_weights(self, optimizer: Optimizer, decision: Decision) -> None:
+        """After a step: have the weights enter their average, where the law keeps one."""
+        if decision.average is None or decision.skip:
+            return
+        if self.in_parts:
+            raise RuntimeError(
+                f"{self.owner}: average_weights=true is not for DeepSpeed, whose optimizer has copies of the weights, "
+                "a part at a time: leave it out, or train with FSDP2 or DDP"
+            )
+        if decision.average > 0.0:
+            weight_average.follow(optimizer, decision.average)
+
+    def show_average(self, optimizer: Optimizer) -> None:
+        """Have the parameters hold the average of the weights, where there is one."""
+        if not self.shows_average:
+            self.shows_average = weight_average.exchange(optimizer)
+
+    def show_weights(self, optimizer: Optimizer) -> None:
+        """Have the parameters hold the weights again."""
+        if self.shows_average:
+            weight_average.exchange(optimizer)
+            self.shows_average = False
+
+    def forget_average(self, optimizer: Optimizer) -> None:
+        """Leave in the parameters what has been loaded into them, and begin the average anew."""
+        weight_average.forget(optimizer)
+        self.shows_average = False
+
+    def refuse_step_of_average(self) -> None:
+        """Refuse a step while the parameters hold the average: its gradients would be of other weights.
+
+        Raises:
+            RuntimeError: in that case.
+        """
+        if self.shows_average:
+            raise RuntimeError(
+                f"{self.owner}: the parameters hold the average of the weights, since optimizer.eval() was called: "
+                "call optimizer.train() before the forward pass of a training step"
+            )
+
     def warn_of_left_out(self, optimizer: Optimizer) -> None:
         """Say once that gradients were not finite, as far as it is known without waiting for a device."""
         if self.left_out.count_in_main_memory:
@@ -167,7 +209,8 @@ class EmotionEngine:
 
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""
-        return {**self.law.state_dict(), "coefficients": self.coefficients.state()}
+        emotion = self.law.state_dict()
+        return {**emotion, "coefficients": self.coefficients.state(), "shows_average": self.shows_average}
 
     def check(self, saved: Mapping[str, Any]) -> CoefficientWindow:
         """Refuse what `load_state_dict` could not take; changes nothing.
@@ -191,6 +234,7 @@ class EmotionEngine:
         """
         coefficients = self.check(saved)
         self.law.load_state_dict(saved)
+        self.shows_average = bool(saved.get("shows_average", False))
         self.rank_mean.cancel()
         self.losses = StepLoss()
         self.coefficients = coefficients
@@ -226,6 +270,25 @@ class HasEmotion:
     def decisions(self) -> list[tuple[int, str]]:
         """The last things that the law has decided, in words: (step, what and why)."""
         return self._present_engine().law.decisions
+
+    def _whose_weights(self) -> Optimizer:
+        """The optimizer whose parameters they are."""
+        raise NotImplementedError
+
+    def eval(self) -> None:
+        """Have the parameters hold the average of the weights, where the law keeps one (`average_weights=true`).
+
+        Call it before an evaluation and before the model is saved; the Trainer does both. Twice is as good as once.
+        """
+        self._present_engine().show_average(self._whose_weights())
+
+    def train(self) -> None:
+        """Have the parameters hold the weights, after `eval`. Call it before the forward pass of a training step."""
+        self._present_engine().show_weights(self._whose_weights())
+
+    def forget_average(self) -> None:
+        """Drop the average of the weights: the parameters hold what has been loaded since, and it begins anew."""
+        self._present_engine().forget_average(self._whose_weights())
 
     def hear_evaluation(self, loss: float) -> None:
         """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""

@@ -10,6 +10,21 @@ from typing import Any
 from torch.optim.optimizer import Optimizer
 
 
+def give(optimizer: Optimizer, name: str, method: Callable[..., Any]) -> Callable[[], None]:
+    """Give an instance a method that its class does not have.
+
+    Returns:
+        What takes it away again.
+    """
+    setattr(optimizer, name, method)
+
+    def take_away() -> None:
+        if optimizer.__dict__.get(name) == method:
+            delattr(optimizer, name)
+
+    return take_away
+
+
 def lay_over(optimizer: Optimizer, name: str, around: Callable[..., Any]) -> Callable[[], None]:
     """Put `around(method, …)` in the place of an instance's method, which keeps its kind and signature.
 

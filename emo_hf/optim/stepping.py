@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
+from torch.optim.optimizer import Optimizer
 
 from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
@@ -133,11 +134,15 @@ class SteppingOptimizer(HasEmotion, SavingOptimizer):
             self._backward = BackwardSteps(self)
         self._backward.move(param)
 
+    def _whose_weights(self) -> Optimizer:
+        return self
+
     def _has_begun(self) -> bool:
         return self._backward is not None and self._backward.is_under_way
 
     def _begin_step(self) -> Decision:
         """The decision of the step, with all that comes before the first parameter moves."""
+        self._engine.refuse_step_of_average()
         decision = self._engine.decide(self)
         if decision.skip:
             self._engine.applied_lr = [0.0] * len(self.param_groups)
@@ -159,6 +164,7 @@ class SteppingOptimizer(HasEmotion, SavingOptimizer):
         """What comes after the last parameter has moved."""
         if self._engine.is_new_step and not decision.skip:
             self._rule.after_step(decision)
+        self._engine.follow_weights(self, decision)
         self._engine.warn_of_left_out(self)
         self._write()
 

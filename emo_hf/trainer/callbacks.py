@@ -181,9 +181,20 @@ class EmoCallback(TrainerCallback):
         self._before_save(args, state, control, optimizer)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         self._in_training = False
+        emo = unwrap(optimizer)
+        if emo is not None:  # what is saved at the end is what was evaluated
+            if args.load_best_model_at_end and state.best_model_checkpoint:
+                emo.forget_average()
+            else:
+                emo.eval()
         if self._in_backward is not None:
             self._in_backward.remove()
             self._in_backward = None
@@ -212,6 +223,8 @@ class EmoCallback(TrainerCallback):
     ) -> None:
         """Where the Trainer is about to save: after the step, or after the evaluation that comes in between."""
         emo = unwrap(optimizer)
+        if control.should_save and emo is not None:
+            emo.eval()
         if not control.should_save or control.should_evaluate or not args.should_save or emo is None:
             return
         step = state.global_step

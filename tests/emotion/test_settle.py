@@ -344,3 +344,37 @@ def test_the_guard_lets_one_in_ten_through_at_most_in_the_long_run() -> None:
     guard = Guard()
     skipped = sum(guard.is_spike(100.0**t if t > 50 and t % 3 == 0 and t < 150 else 1.0) for t in range(1000))
     assert skipped <= 13
+
+
+def test_the_average_of_the_weights_lags_by_a_ninth_of_the_age_at_any_age() -> None:
+    law, average, samples = Settle(average_weights=True), 0.0, 0
+    assert Settle().decision.average is None
+    for t in range(1, 8193):
+        law.feel(1.0 + 1.0 / t)
+        share = law.decision.average
+        assert share is not None
+        assert 0.0 <= share <= 1.0
+        average, samples = average + share * (t - average), samples + (share > 0.0)
+        if t in (64, 600, 2048, 8192):  # weights that stand for their step
+            assert average == pytest.approx(8 * t / 9, rel=0.03)
+    assert 1000 < samples < 2000  # not every step of a long run
+
+
+def test_the_average_begins_anew_where_the_rate_is_lowered_or_the_data_change() -> None:
+    law = Settle(average_weights=True, ease=False)
+    for t in range(400):
+        law.feel(1.0 if t < 20 else 5.0 + 0.01 * (t % 3))
+        if law.rate < 1.0:
+            break
+    assert law.rate < 1.0
+    assert law.decision.average == 1.0
+
+
+def test_with_an_average_of_the_weights_nothing_is_annealed_towards_a_horizon() -> None:
+    with_one, without = Settle(average_weights=True, ease=True), Settle()
+    for law in (with_one, without):
+        law.know_horizon(400)
+        for t in range(399):
+            law.feel(falling(t))
+    assert without.decision.coefficient < 0.02
+    assert with_one.decision.coefficient > 0.1
