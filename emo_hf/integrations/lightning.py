@@ -154,6 +154,18 @@ class EmoLightningCallback(_Callback):
         if trainer._logger_connector.should_update_logs:  # what Lightning's own LearningRateMonitor asks
             self._log(pl_module)
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        for emo in self._emotional.values():
+            emo.train()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        for emo in self._emotional.values():
+            emo.eval()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        for emo in self._emotional.values():  # until the next training batch: checkpoints hold what was evaluated
+            emo.eval()
+
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         loss = trainer.callback_metrics.get(self._validation_loss)
         if trainer.sanity_checking or loss is None or not self._emotional:

@@ -290,7 +290,13 @@ def without_emotion(module: Any) -> Any:
     return torch.optim.AdamW(module.parameters(), lr=1e-2)
 
 
-@pytest.mark.parametrize(("optimizer", "given"), [(navi, {}), (attached, {}), (without_emotion, {"emotion": "v3.1"})])
+AVERAGING = {"emotion": "settle", "average_weights": True}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given"),
+    [(navi, {}), (attached, {}), (without_emotion, {"emotion": "v3.1"}), (without_emotion, AVERAGING)],
+)
 @pytest.mark.parametrize("kind", [Regression, ManualRegression])
 def test_resuming_from_lightnings_checkpoint_is_exact_to_the_last_bit(
     kind: type[Regression], optimizer: Optimizers, given: dict[str, Any], tmp_path: Path
@@ -387,6 +393,23 @@ def test_a_law_that_hears_evaluations_hears_the_modules_validation_loss() -> Non
     fit.fit(Validated(listening), batches(), batches(2))
     assert len(heard) == 3, "one an epoch; the check before training decides nothing"
     assert heard[-1] == pytest.approx(float(fit.callback_metrics["val/loss"]))
+
+
+def test_validation_sees_the_average_of_the_weights_and_training_ends_with_it() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Validated(Regression):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            seen.append(self.net[0].weight.detach().clone())
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            assert not seen or not torch.equal(seen[-1], self.net[0].weight)
+            return super().training_step(batch, batch_idx)
+
+    module = Validated(without_emotion)
+    trainer(EmoLightningCallback(**AVERAGING), max_epochs=2, num_sanity_val_steps=0).fit(module, batches(), batches(1))
+    assert len(seen) == 2
+    assert torch.equal(seen[-1], module.net[0].weight)
 
 
 def test_a_trainer_without_an_emotion_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
