@@ -39,11 +39,17 @@ def digits_conv(seed: int, noise: float = 0.0, batch: int = 32) -> Task:
     return _task(net, noise, batch)
 
 
-def _task(net: nn.Module, noise: float, batch: int, shift_at: int = 0) -> Task:
-    images = idx("mnist_t10k", "t10k-images-idx3-ubyte.gz").float().div(255).sub(0.13).div(0.31).unsqueeze(1)
+def mnist() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images, (10000, 28, 28), bytes, and which digits they are; the first `TRAINING` are those to learn from."""
+    images = idx("mnist_t10k", "t10k-images-idx3-ubyte.gz")
     labels = idx("mnist_t10k", "t10k-labels-idx1-ubyte.gz").long()
     order = torch.randperm(len(labels), generator=generator(SPLIT))
-    images, labels = images[order], labels[order]
+    return images[order], labels[order]
+
+
+def _task(net: nn.Module, noise: float, batch: int, shift_at: int = 0) -> Task:
+    pixels, labels = mnist()
+    images = pixels.float().div(255).sub(0.13).div(0.31).unsqueeze(1)
     learned = with_noise(labels[:TRAINING], noise, 10)
     batches = epochs(lambda chosen: (images[chosen], learned[chosen]), TRAINING, batch)
     meant = labels[TRAINING:]
