@@ -112,7 +112,8 @@ def _docstrings_of(file: Path) -> Iterator[tuple[str, str]]:
             text = ast.get_docstring(node)
             if text:
                 yield text, owner
-        pending.extend((child, owner) for child in reversed(list(ast.iter_child_nodes(node))))
+        inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]  # none is in those
+        pending.extend((child, owner) for child in reversed(inner))
 
 
 def normalised(text: str) -> str:
