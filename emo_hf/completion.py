@@ -54,7 +54,8 @@ def all_options() -> dict[str, Options]:
     from emo_hf.plot.main import parser as plot
 
     found: dict[str, Options] = {name: {"--help": ()} for name in COMMANDS}
-    found["run"] = {"--help": (), "--emotion": law_names(), "-m": (), "--optim": family_names()}  # of the script
+    of_the_script = {"--optim": family_names()}
+    found["run"] = {"--help": (), "--emotion": law_names(), "--emotion_args": (), "-m": (), **of_the_script}
     found["plot"] = {**options_of(plot()), "--law": law_names()}
     found["doctor"] = {**options_of(doctor()), "--emotion": law_names()}
     found["completion"] = options_of(parser())

@@ -13,6 +13,7 @@ import torch
 
 from emo_hf.emotion.laws import law_names
 from emo_hf.run import main
+from tests.light_transformers import light_transformers
 
 REPORT = """
 import json, os, sys
@@ -72,7 +73,7 @@ def test_a_module_sees_what_python_m_would_have_shown_it(tmp_path: Path) -> None
     assert json.loads(ours.stdout) == json.loads(python.stdout)
 
 
-@pytest.mark.parametrize(("body", "code"), [("raise SystemExit(7)", 7), ("1 / 0", 1), ("pass", 0)])
+@pytest.mark.parametrize(("body", "code"), [("raise SystemExit(7)", 7), ("1 / 0", 1)])
 def test_the_exit_code_is_the_scripts(body: str, code: int, tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(f"import sys\n{body}\n")
     done = run("-m", "emo_hf.run", "script.py", cwd=tmp_path)
@@ -80,14 +81,16 @@ def test_the_exit_code_is_the_scripts(body: str, code: int, tmp_path: Path) -> N
     assert ("ZeroDivisionError" in done.stderr) == (body == "1 / 0")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"), [([], "usage: emo-hf run"), (["missing.py"], "there is no script 'missing.py'")]
-)
-def test_nothing_to_run_is_said_in_one_sentence(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = run("-m", "emo_hf.run", *arguments, cwd=tmp_path)
+def test_nothing_to_run_is_said_in_one_sentence(tmp_path: Path) -> None:
+    done = run("-m", "emo_hf.run", "missing.py", cwd=tmp_path)
     assert done.returncode == 2
-    assert said in done.stderr
+    assert "there is no script 'missing.py'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_arguments_the_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("usage: emo-hf run")
 
 
 TRAINING = ["train.py", "--output_dir", "out", "--optim", "emonavi", "--logging_steps", "1", "--report_to", "none",
@@ -106,20 +109,31 @@ ATTACHED = [*TRAINING, "--num_train_epochs", "1", "--optim", "adamw_torch"]
 
 def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimizer(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
-    done = run("-m", "emo_hf", "run", "--emotion", "v3.1", *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
+    emotion = ["--emotion", "settle", "--emotion_args", "average_weights=true,self_stop=off"]
+    done = run("-m", "emo_hf", "run", *emotion, *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
                cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "rank 0 of 1: observations 8" in done.stdout
     state = torch.load(tmp_path / "out" / "checkpoint-5" / "optimizer.pt", weights_only=True)
-    assert [group["emotion"]["law"] for group in state["param_groups"]] == ["v3.1", "v3.1"]
+    assert [group["emotion"]["law"] for group in state["param_groups"]] == ["settle", "settle"]
+    assert all("emo_average" in of_param for of_param in state["state"].values())
     assert state["param_groups"][0]["emotion"]["observations"] == 5
 
 
+SEEN = """
+import os, sys, transformers.training_args as t
+print([member.value for member in t.OptimizerNames][:2], os.environ["EMO_HF_RUN_EMOTION"], sys.argv[1:])
+"""
+
+
 def test_a_module_can_be_given_an_emotion(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(TRAIN)
-    done = run("-m", "emo_hf.run", "--emotion=v3.0", "-m", "train", *ATTACHED[1:], cwd=tmp_path)
+    """What becomes of it there is what becomes of a script's: a package that loads at once shows that it arrives."""
+    (tmp_path / "train.py").write_text(SEEN)
+    light = str(light_transformers(tmp_path))
+    done = run("-m", "emo_hf.run", "--emotion=v3.0", "-m", "train", "--optim", "adamw_torch", cwd=tmp_path,
+               PYTHONPATH=os.pathsep.join([light, *(path for path in sys.path if path)]))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "rank 0 of 1: observations 8" in done.stdout
+    assert done.stdout == "['adamw_torch', 'emonavi'] v3.0 ['--optim', 'adamw_torch']\n"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,25 @@ def test_a_law_that_there_is_not_is_refused_in_one_sentence(
     said = capsys.readouterr()
     assert said.err == f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {got!r}\n"
     assert not said.out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--emotion", "settle", "--emotion_args", "nope=1"], "the law settle has no option nope; its options: start"),
+        (
+            ["--emotion", "settle", "--emotion_args", "guard=maybe"],
+            "'maybe' is not acceptable: it takes true or false",
+        ),
+        (["--emotion", "settle", "--emotion_args=guard"], "takes key=value,key=value, got 'guard'"),
+        (["--emotion_args", "guard=true"], "comes after --emotion"),
+    ],
+)
+def test_options_of_a_law_that_there_are_not_are_refused_before_the_script_begins(
+    given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*given, "train.py"]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_it_trains_below_torchrun(tmp_path: Path) -> None:

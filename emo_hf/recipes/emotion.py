@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from emo_hf.optim.family import family_names
-from emo_hf.reading import read_value
 from emo_hf.recipes.errors import RecipeError, one_line
 from emo_hf.recipes.mapping import read_mapping
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.options import SELF_STOP_OPTIONS
-from emo_hf.trainer.self_stop import SelfStop
+from emo_hf.trainer.emotion_args import callback_arguments
 
 if TYPE_CHECKING:
     from emo_hf.recipes.config import Job
@@ -30,13 +28,7 @@ def emotion_callback(job: Job) -> EmoCallback | None:
     optim = job.training.optim.value
     if optim in family_names():
         raise RecipeError(f"emotion is for optimizers that have none; {optim} takes optim_args emo_law={law}")
-    if given.get("self_stop") is False:  # what YAML makes of `off`
-        given["self_stop"] = "off"
     try:
-        stop = {key: read_value(key, given.pop(key), read) for key, read in SELF_STOP_OPTIONS.items() if key in given}
-        self_stop = SelfStop(
-            **{key.removeprefix("self_stop_").replace("self_stop", "action"): stop[key] for key in stop}
-        )
-        return EmoCallback(law, self_stop=self_stop, **given)
+        return EmoCallback(law, **callback_arguments(given))
     except (ValueError, TypeError) as error:
         raise RecipeError(f"emotion: {one_line(error)}") from error

@@ -17,6 +17,21 @@ from typing import Any
 EMOTION = "EMO_HF_RUN_EMOTION"
 """Environment variable: the law that other optimizers are given an emotion of."""
 
+EMOTION_ARGS = "EMO_HF_RUN_EMOTION_ARGS"
+"""Environment variable: the options of that emotion, `key=value,key=value`."""
+
+
+def pairs_of(text: str) -> dict[str, str]:
+    """Options by their name.
+
+    Raises:
+        ValueError: for a part that is not `key=value`.
+    """
+    parts = [part.partition("=") for part in text.split(",")] if text else []
+    if not all(key.strip() and value.strip() for key, _, value in parts):
+        raise ValueError(f"takes key=value,key=value, got {text!r}")
+    return {key.strip(): value.strip() for key, _, value in parts}
+
 
 def _extend_names(module: ModuleType) -> None:
     from emo_hf.trainer.names import extend_names
@@ -28,7 +43,12 @@ def _register(module: ModuleType) -> None:
     from emo_hf.trainer.registry import register
 
     emotion = os.environ.get(EMOTION)
-    register(**({"emotion": emotion} if emotion else {}))
+    if not emotion:
+        register()
+        return
+    from emo_hf.trainer.emotion_args import callback_arguments
+
+    register(emotion=emotion, **callback_arguments(pairs_of(os.environ.get(EMOTION_ARGS, ""))))
 
 
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {
