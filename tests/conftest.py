@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that wait take no time from other processes
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process that a test starts compiles the package anew
 
 import pytest
 import torch

@@ -123,8 +123,10 @@ def _copied(value: Any) -> Any:
 
 def assert_identical(one: Any, other: Any) -> None:
     """Equal to the last bit, however deeply nested."""
-    torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True) if isinstance(one, Tensor) else None
-    if isinstance(one, dict):
+    if isinstance(one, Tensor):
+        if not _plainly_equal(one, other):
+            torch.testing.assert_close(one, other, rtol=0.0, atol=0.0, equal_nan=True)
+    elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:
             assert_identical(one[key], other[key])
@@ -132,5 +134,19 @@ def assert_identical(one: Any, other: Any) -> None:
         assert len(one) == len(other)
         for a, b in zip(one, other, strict=True):
             assert_identical(a, b)
-    elif not isinstance(one, Tensor):
+    else:
         assert one == other
+
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def _plainly_equal(one: Tensor, other: Any) -> bool:
+    """What `assert_close` would find equal, seen at a tenth of its time; False where it has to look."""
+    return (
+        type(one) in PLAIN
+        and type(other) in PLAIN
+        and (one.dtype, one.device, one.layout, one.shape) == (other.dtype, other.device, other.layout, other.shape)
+        and one.layout is torch.strided
+        and torch.equal(one, other)
+    )

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from emo_hf.run import STARTUP
+from tests.light_transformers import light_transformers
 from tests.test_run import TRAIN, TRAINING
 
 pytestmark = pytest.mark.long
@@ -80,27 +81,11 @@ def test_trl_sft_which_starts_its_script_by_accelerate_launch_trains_with_it(tmp
     assert [line["emo/observations"] for line in lines] == [1, 2, 3]
 
 
-NAMES = """
-from enum import Enum
-
-class OptimizerNames(str, Enum):
-    ADAMW_TORCH = "adamw_torch"
-"""
-
 CHILD = """
 import os, sys, transformers.training_args as t
 finders = [finder for finder in sys.meta_path if hasattr(finder, "is_of_emo_hf")]
 print([member.value for member in t.OptimizerNames][:2], len(finders), os.environ.get("EMO_HF_RUN_EMOTION"))
 """
-
-
-def light_transformers(tmp_path: Path) -> Path:
-    """A package of that name that loads at once: what is looked at here comes before anything of the real one."""
-    package = tmp_path / "light" / "transformers"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "training_args.py").write_text(NAMES)
-    return package.parent
 
 
 def start_child(tmp_path: Path, code: str, path: list[Path] | None = None) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
 from emo_hf.emotion.v3_1 import V3_1
 from tests.emo_cases import (
     OPTIMIZERS,
@@ -35,7 +37,7 @@ from tests.emo_cases import (
     two_groups,
 )
 
-STEPS, MORE = 40, 60  # the self-stop window is full by then
+STEPS, MORE = 40, 48  # the self-stop window is full by then; a leap of the loss comes after
 
 
 def as_it_is(state: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +51,38 @@ def through_torch_load(state: dict[str, Any]) -> Any:
     return torch.load(file, weights_only=True)
 
 
+@dataclass(frozen=True)
+class Interrupted:
+    """What a run was at the step where another one takes over, and at its end.
+
+    Attributes:
+        params: of each group, at that step.
+        state: of the optimizer, at that step.
+        then: everything, at that step.
+        end: everything, at the end.
+        emotion: at the end.
+        metrics: at the end; reading them begins a new span of them.
+    """
+
+    params: list[list[torch.Tensor]]
+    state: dict[str, Any]
+    then: tuple[list[torch.Tensor], dict[str, Any]]
+    end: tuple[list[torch.Tensor], dict[str, Any]]
+    emotion: EmotionView
+    metrics: dict[str, Any]
+
+
+@lru_cache(maxsize=1)
+def interrupted(cls: type[EmoOptimizer], implementation: str, dtype: torch.dtype, use_shadow: bool) -> Interrupted:
+    """The uninterrupted run, which the tests of one optimizer share: they follow each other."""
+    optimizer = build(cls, implementation, dtype, use_shadow=use_shadow)
+    run(optimizer, range(STEPS))
+    params = [[param.detach().clone() for param in group["params"]] for group in optimizer.param_groups]
+    state, then = copy.deepcopy(optimizer.state_dict()), snapshot(optimizer)
+    run(optimizer, range(STEPS, MORE))
+    return Interrupted(params, state, then, snapshot(optimizer), optimizer.emotion, optimizer.metrics())
+
+
 @pytest.mark.parametrize("travel", [as_it_is, through_torch_load])
 @pytest.mark.parametrize("use_shadow", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -60,21 +94,18 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     use_shadow: bool,
     travel: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-    uninterrupted = build(cls, implementation, dtype, use_shadow=use_shadow)
-    run(uninterrupted, range(STEPS))
-    saved = travel(copy.deepcopy(uninterrupted.state_dict()))
+    whole = interrupted(cls, implementation, dtype, use_shadow)
     resumed = build(cls, implementation, dtype, use_shadow=use_shadow)
-    for mine, theirs in zip(resumed.param_groups, uninterrupted.param_groups, strict=True):
-        for param, source in zip(mine["params"], theirs["params"], strict=True):
+    for group, sources in zip(resumed.param_groups, whole.params, strict=True):
+        for param, source in zip(group["params"], sources, strict=True):
             param.data.copy_(source)
-        mine["lr"] = 77.0  # comes back from the checkpoint
-    resumed.load_state_dict(saved)
-    assert_identical(snapshot(resumed), snapshot(uninterrupted))
-    run(uninterrupted, range(STEPS, MORE))
+        group["lr"] = 77.0  # comes back from the checkpoint
+    resumed.load_state_dict(travel(copy.deepcopy(whole.state)))
+    assert_identical(snapshot(resumed), whole.then)
     run(resumed, range(STEPS, MORE))
-    assert_identical(snapshot(resumed), snapshot(uninterrupted))
-    assert resumed.emotion == uninterrupted.emotion
-    assert resumed.metrics() == uninterrupted.metrics()
+    assert_identical(snapshot(resumed), whole.end)
+    assert resumed.emotion == whole.emotion
+    assert resumed.metrics() == whole.metrics
 
 
 def test_a_restored_optimizer_reads_the_same_in_logs_before_its_first_step() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +31,8 @@ from tests.emo_cases import (
     rule_of,
     run,
 )
+from tests.optim import memory_of_a_step
+from tests.ranks import begin
 
 needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="there is no C compiler")
 LONG_STEPS = 60
@@ -183,50 +183,25 @@ def test_a_step_by_the_kernels_counts_as_an_in_place_change() -> None:
         squared.backward()
 
 
-MEMORY_OF_A_STEP = """
-import sys, torch
-from pathlib import Path
-import tests.emo_cases as cases
-
-torch.set_num_threads(2)
-params = [torch.nn.Parameter(torch.ones(int(sys.argv[3]), 1024)) for _ in range(int(sys.argv[2]))]
-for param in params:
-    param.grad = torch.ones_like(param)
-options = {name: True for name in sys.argv[4].split()}
-optimizer = next(c for c in cases.OPTIMIZERS if c.__name__ == sys.argv[1])(params, **options)
-
-def step():
-    optimizer.observe(1.0)
-    optimizer.step()
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-step()
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS")
-step()
-print(resident("VmHWM") - before)
-"""
-
-
 @needs_compiler
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak of memory cannot be reset here")
+@pytest.mark.skipif(not os.access(memory_of_a_step.PEAK, os.W_OK), reason="the peak of memory cannot be reset here")
 @pytest.mark.parametrize(
     ("count", "rows", "options", "mebibytes"),
     [(48, 1024, "native", 4), (48, 1024, "native maximize", 72), (1, 48 * 1024, "foreach", 72)],
 )
 @pytest.mark.parametrize("cls", {rule_of(cls): cls for cls in reversed(OPTIMIZERS)}.values())
 def test_the_extra_memory_of_a_step_does_not_grow_with_the_model(
-    cls: type[EmoOptimizer], count: int, rows: int, options: str, mebibytes: int
+    cls: type[EmoOptimizer], count: int, rows: int, options: str, mebibytes: int, tmp_path: Path
 ) -> None:
     if not {*options.split()} - {"maximize"} <= rule_of(cls).implementations.keys():
         pytest.skip("this rule has no such implementation")
-    command = [sys.executable, "-c", MEMORY_OF_A_STEP, cls.__name__, str(count), str(rows), options]
-    kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    given = {name: True for name in options.split()}
+    figure, output = tmp_path / "kibibytes", tmp_path / "output"
+    process = begin(memory_of_a_step.measure, cls.__name__, count, rows, given, str(figure), output=output)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
     # 192 MiB of parameters, of which copies are held for at most 64 MiB at a time.
-    assert kibibytes < mebibytes * 1024
+    assert int(figure.read_text()) < mebibytes * 1024
 
 
 @pytest.mark.parametrize("implementation", ["single", "foreach"])

@@ -100,7 +100,7 @@ class TestEmoOptimizers(TestCase):
                 schedulers = [constructor(optimizer) for constructor in constructors]
                 closure = closure_for(optimizer)
                 initial = closure().item()
-                for _ in range(20):
+                for _ in range(12):
                     if separate_closure:
                         loss = closure()
                         optimizer.observe(loss)

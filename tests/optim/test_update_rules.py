@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -118,6 +119,7 @@ STEPS = 48
 SOME_SHAPES = [(), (5,), (4, 3), (2, 3, 2, 2), (1, 7), (0,), (33, 17)]
 
 
+@cache
 def long_losses() -> list[float | None]:
     """Leaps, slopes, waves and calm: every branch of every law; and steps without a usable loss."""
     waves = [0.9 + 0.22 * math.sin(0.6 * t) + 0.05 * math.sin(1.1 * t) for t in range(20)]

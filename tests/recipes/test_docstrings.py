@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from emo_hf.recipes import builtin
 from emo_hf.recipes.docstrings import (
     NEAR,
     Docstring,
@@ -46,7 +47,7 @@ def short():
 
 @pytest.fixture(scope="module")
 def sides() -> Sides:
-    return load_docstrings()
+    return builtin._docstrings(True)  # read once in a process, for the tests of tasks too
 
 
 def test_twenty_packages_give_thousands_of_examples(sides: Sides) -> None:

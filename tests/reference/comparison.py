@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +51,9 @@ class Case:
     law_options: dict[str, Any] = field(default_factory=dict)
     first_group_is_zero: bool = False  # at the start
 
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
 
 def laid_out(values: Tensor, layout: str) -> Tensor:
     """The same values, arranged differently in memory."""
@@ -90,7 +95,7 @@ def built(
 
 
 def built_reference(
-    cls: type[EmoOptimizer], version: Version, case: Case, params: list[list[nn.Parameter]], doubt: float
+    cls: type[EmoOptimizer], version: Version, case: Case, params: list[list[Tensor]], doubt: float
 ) -> ReferenceOptimizer:
     groups = [reference_group(version, group, row) for group, row in zip(case.groups, params, strict=True)]
     return ReferenceOptimizer(
@@ -113,7 +118,7 @@ def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
     return 1e-2 if any(half) else 1e-3
 
 
-def reference_group(version: Version, group: GroupCase, params: list[nn.Parameter]) -> ReferenceGroup:
+def reference_group(version: Version, group: GroupCase, params: list[Tensor]) -> ReferenceGroup:
     o = group.options
     numbers = Options(
         lr=lr_for(version, o["lr"]),
@@ -128,49 +133,72 @@ def reference_group(version: Version, group: GroupCase, params: list[nn.Paramete
     return ReferenceGroup(list(params), numbers, use_shadow=o["use_shadow"], maximize=o["maximize"])
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a case is run on: parameters by group, and gradients by step and group. Nobody may change them."""
+
+    params: list[list[Tensor]]
+    gradients: list[list[list[Tensor | None]]]
+
+
+@lru_cache(maxsize=4)
+def inputs_of(case: Case) -> Inputs:
+    generator = torch.Generator().manual_seed(case.seed)
+    params = [[random_values(tensor, generator) for tensor in group.tensors] for group in case.groups]
+    if case.first_group_is_zero:
+        params[0] = [torch.zeros_like(param) for param in params[0]]
+    missing, numbers = set(case.missing), itertools.count()
+
+    def one_gradient(tensor: TensorCase) -> Tensor | None:
+        values = random_values(tensor, generator, gradient=True)
+        return None if next(numbers) in missing else values
+
+    gradients = [[[one_gradient(tensor) for tensor in group.tensors] for group in case.groups] for _ in case.losses]
+    return Inputs(params, gradients)
+
+
+@lru_cache(maxsize=4)
+def run_of_reference(cls: type[EmoOptimizer], version: str, case: Case, doubt: float) -> ReferenceOptimizer:
+    """The reference at the end of a case: one run of it for all implementations of a rule."""
+    inputs = inputs_of(case)
+    reference = built_reference(cls, cls.versions[version], case, inputs.params, doubt)
+    for step, (loss, gradients) in enumerate(zip(case.losses, inputs.gradients, strict=True)):
+        for group, of_case in zip(reference.groups, case.groups, strict=True):
+            group.options = replace(group.options, lr=lr_at(cls.versions[version], of_case, step))
+        reference.step(loss, gradients)
+    return reference
+
+
+def lr_at(version: Version, group: GroupCase, step: int) -> float:
+    """The `lr` of a group at a step, as a scheduler gives it."""
+    return lr_for(version, group.options["lr"]) * (group.rates[step] if group.rates else 1.0)
+
+
 def compare(cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case) -> float:
     """Runs a case both ways; the share of the elements that could be compared."""
-    generator = torch.Generator().manual_seed(case.seed)
+    inputs = inputs_of(case)
     params = [
-        [nn.Parameter(laid_out(random_values(tensor, generator), tensor.layout)) for tensor in group.tensors]
-        for group in case.groups
+        [nn.Parameter(laid_out(p.clone(), tensor.layout)) for p, tensor in zip(row, group.tensors, strict=True)]
+        for row, group in zip(inputs.params, case.groups, strict=True)
     ]
-    if case.first_group_is_zero:
-        for param in params[0]:
-            nn.init.zeros_(param)
     optimizer = built(cls, version, implementation, case, params)
-    reference = built_reference(cls, version, case, params, doubt_about(optimizer, case))
-    count = 0
-    for step, loss in enumerate(case.losses):
-        schedule(optimizer, reference, case, version, step)
-        gradients: list[list[Tensor | None]] = []
-        for group, row in zip(case.groups, params, strict=True):
-            gradients.append([])
-            for tensor, param in zip(group.tensors, row, strict=True):
-                values = random_values(tensor, generator, gradient=True)
-                gradient = None if count in case.missing else laid_out(values, tensor.gradient_layout or tensor.layout)
-                gradients[-1].append(gradient)
-                param.grad = gradient
-                count += 1
-        kept = [[None if g is None else g.clone() for g in row] for row in gradients]
+    for step, (loss, gradients) in enumerate(zip(case.losses, inputs.gradients, strict=True)):
+        for group, of_case, row in zip(optimizer.param_groups, case.groups, gradients, strict=True):
+            if of_case.rates:
+                group["lr"] = lr_at(version, of_case, step)
+            for param, tensor, gradient in zip(group["params"], of_case.tensors, row, strict=True):
+                layout = tensor.gradient_layout or tensor.layout
+                param.grad = None if gradient is None else laid_out(gradient.clone(), layout)
+        given = [[param.grad for param in row] for row in params]
         if loss is not None:
             optimizer.observe(loss)
         optimizer.step()
-        reference.step(loss, kept)
-        assert_identical(gradients, kept)  # a step leaves the gradients as they were
+        assert_identical(given, gradients)  # a step leaves the gradients as they were
+    reference = run_of_reference(cls, version.name, case, doubt_about(optimizer, case))
     coarsest = max(TOLERANCE[tensor.dtype] for tensor in case.groups[0].tensors)
     least = coarsest if "norm" in optimizer._rule.memory() else 0.0  # a norm over the first group, and its rounding
     compared = [keep.double().mean().item() for keep in assert_close(params, reference, least) if keep.numel()]
     return sum(compared) / max(len(compared), 1)
-
-
-def schedule(optimizer: EmoOptimizer, reference: ReferenceOptimizer, case: Case, version: Version, step: int) -> None:
-    """Give the groups the learning rates of this step, as a scheduler does."""
-    groups = zip(optimizer.param_groups, reference.groups, case.groups, strict=True)
-    for group, reference_of_it, of_case in groups:
-        if of_case.rates:
-            group["lr"] = lr_for(version, of_case.options["lr"]) * of_case.rates[step]
-            reference_of_it.options = replace(reference_of_it.options, lr=group["lr"])
 
 
 def assert_close(params: list[list[nn.Parameter]], reference: ReferenceOptimizer, least: float) -> Iterator[Tensor]:
