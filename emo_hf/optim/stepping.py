@@ -107,6 +107,7 @@ class SteppingOptimizer(HasEmotion, SavingOptimizer):
             return loss
         if self._engine.creates_state_only(self):
             self._create_state()
+            self._engine.follow_weights(self, self._engine.law.decision)
             return loss
         decision = self._begin_step()
         if not decision.skip:

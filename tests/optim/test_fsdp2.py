@@ -62,6 +62,16 @@ def test_these_runs_visit_every_range_of_the_emotion_that_a_rule_tells_apart(
             assert any(low <= size <= high for size in sizes), f"|σ| was never between {low} and {high}: {sizes}"
 
 
+def test_the_average_of_the_weights_is_that_of_one_process_and_travels_in_checkpoints(fsdp2: Results) -> None:
+    one, other = (rank["averaged"] for rank in fsdp2)
+    assert_identical(one, other)
+    for what in ("average", "weights"):
+        assert_close(one[f"fsdp2, {what}"], one[f"alone, {what}"])
+    assert_identical(one["resumed"], one["fsdp2, weights"])
+    averages = [state["emo_average"] for state in one["fsdp2, weights"]["state"]]
+    assert not any(map(torch.equal, averages, one["fsdp2, weights"]["weights"]))
+
+
 def test_a_step_of_emofact_sums_the_columns_of_all_matrices_at_once(fsdp2: Results) -> None:
     # The loss, and for each parameter group the widths of its matrices.
     assert fsdp2[0]["collectives"]["elements"] == [2, 5 + 3, 4]

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from emo_hf import EmoFact, EmoOptimizer
+from emo_hf import EmoFact, EmoNavi, EmoOptimizer
 from emo_hf.emotion.laws import LAWS
 from tests.emo_cases import OPTIMIZERS, lr_for, version_of
 from tests.rank_jobs.kinds import one_of_each_kind
@@ -306,6 +306,35 @@ def crossing(folder: Path) -> dict[str, Any]:
     return results
 
 
+def averaged(folder: Path) -> dict[str, Any]:
+    """Runs with an average of the weights, and one that goes through DCP while the average is shown."""
+    options = {"emo_law": "settle", "average_weights": True}
+    results = {}
+    for kind in ("fsdp2", "alone"):
+        module = MODELS[kind]()
+        optimizer = make(EmoNavi, module, emo_sync=SYNC[kind], **options)
+        steps(module, optimizer, 0, STEPS)
+        optimizer.eval()
+        results[f"{kind}, average"] = outcome(module, optimizer)
+        if kind == "fsdp2":
+            weights, state = get_state_dict(module, optimizer)
+            save({"model": weights, "optimizer": state}, checkpoint_id=str(folder.parent / "averaged"))
+        optimizer.train()
+        steps(module, optimizer, STEPS, STEPS + LATER)
+        results[f"{kind}, weights"] = outcome(module, optimizer)
+        if kind == "fsdp2":
+            again = sharded()
+            resumed = make(EmoNavi, again, **options)
+            weights, state = get_state_dict(again, resumed)
+            target = {"model": weights, "optimizer": state}
+            load(target, checkpoint_id=str(folder.parent / "averaged"))
+            set_state_dict(again, resumed, model_state_dict=target["model"], optim_state_dict=target["optimizer"])
+            resumed.train()
+            steps(again, resumed, STEPS, STEPS + LATER)
+            results["resumed"] = outcome(again, resumed)
+    return results
+
+
 JOBS = {
     "each optimizer": each_optimizer,
     "collectives": collectives,
@@ -314,4 +343,5 @@ JOBS = {
     "spoilt": spoilt,
     "state dicts": state_dicts,
     "crossing": crossing,
+    "averaged": averaged,
 }
