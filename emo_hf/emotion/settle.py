@@ -327,6 +327,7 @@ class Settle(Law):
         return {**super().state_dict(), **saved_state(self)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        state = {"averaged_from": 0, **state}  # a state from before there were averages of weights has none
         if state.get("law") == self.label:
             put = read_state(state, DECISIONS)
         super().load_state_dict(state)

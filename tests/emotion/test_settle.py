@@ -360,6 +360,15 @@ def test_the_average_of_the_weights_lags_by_a_ninth_of_the_age_at_any_age() -> N
     assert 1000 < samples < 2000  # not every step of a long run
 
 
+def test_a_state_from_before_there_were_averages_of_weights_is_read() -> None:
+    before = felt(lambda t, _: falling(t), 300)
+    state = before.state_dict()
+    del state["averaged_from"]
+    after = Settle()
+    after.load_state_dict(state)
+    assert after.state_dict() == before.state_dict()
+
+
 def test_the_average_begins_anew_where_the_rate_is_lowered_or_the_data_change() -> None:
     law = Settle(average_weights=True, ease=False)
     for t in range(400):
