@@ -154,8 +154,8 @@ def test_a_state_is_plain_numbers_of_one_structure_from_the_first_step_on(law: s
 
 
 def needed(law: str) -> list[str]:
-    """What a state cannot do without; a coefficient is lacking in older ones."""
-    return [name for name in LAWS[law]().state_dict() if name != "coefficient"]
+    """What a state cannot do without; a coefficient, and when an average of the weights began, lack in older ones."""
+    return [name for name in LAWS[law]().state_dict() if name not in ("coefficient", "averaged_from")]
 
 
 @pytest.mark.parametrize(("law", "name"), [(law, name) for law in LAWS for name in needed(law)])
