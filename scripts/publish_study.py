@@ -60,8 +60,16 @@ def small(line: Line) -> dict[str, Any]:
         kept["emotion"] = {
             **{key: value for key, value in kept["emotion"].items() if key not in ("decay_factors", "sigma_curve")},
             "factors": [[step, round(mean, 4)] for step, mean in thinned(factors, POINTS) if mean is not None],
+            "law": without_folder(kept["emotion"]["law"]),
         }
     return kept
+
+
+def without_folder(law: str) -> str:
+    """`replay:FILE#RUN` without the folder that the file lay in."""
+    kind, _, where = law.partition(":")
+    file, hash_sign, run = where.partition("#")
+    return f"{kind}:{Path(file).name}#{run}" if hash_sign else law
 
 
 if __name__ == "__main__":
