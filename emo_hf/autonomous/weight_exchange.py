@@ -24,6 +24,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from emo_hf.autonomous.averaging import WEIGHTS, differ, mean
 from emo_hf.autonomous.period import check_period
+from emo_hf.integrations.accelerate import unwrap
+from emo_hf.optim.has_emotion import refuse_average
 
 logger = logging.getLogger(__name__)
 
@@ -166,10 +168,17 @@ class WeightExchangeCallback(TrainerCallback):
         self._exchange: WeightExchange | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         if args.world_size > 1:
             raise ValueError(f"WeightExchangeCallback is for nodes of one process each, got {args.world_size}")
+        refuse_average(unwrap(optimizer), "WeightExchangeCallback")
         self._exchange = WeightExchange(model, **self._options)
         self._exchange.join()
 

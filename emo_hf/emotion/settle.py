@@ -332,4 +332,5 @@ class Settle(Law):
             put = read_state(state, DECISIONS)
         super().load_state_dict(state)
         put(self)
-        self._decision = replace(self._decision, decay_factor=self._decision.coefficient)
+        c, average = self._decision.coefficient, self.neutral().average
+        self._decision = replace(self._decision, decay_factor=c, average=average)

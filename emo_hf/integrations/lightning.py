@@ -20,7 +20,7 @@ from emo_hf.integrations.lightning_losses import LossesOfBackward, emotional
 from emo_hf.loss.rank_mean import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.emotion_engine import HasEmotion
+from emo_hf.optim.has_emotion import ShowsAverage
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.trainer.self_stop import SelfStop
 
@@ -197,7 +197,7 @@ class EmoLightningCallback(_Callback):
         reasons = [self._why(emo) for emo in self._emotional.values()]
         return reasons[0] if reasons and None not in reasons else None
 
-    def _why(self, emo: HasEmotion) -> str | None:
+    def _why(self, emo: ShowsAverage) -> str | None:
         emotion = emo.emotion
         if emotion.has_decided_to_stop:
             return emo.decisions[-1][1] if emo.decisions else "done"

@@ -19,7 +19,8 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.backward_limits import refuse_what_needs_all_gradients
-from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
+from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.optimizer import EmoOptimizer
 
 HOW = "sharing_one_emotion"
@@ -76,6 +77,11 @@ class OneEmotion(HasEmotion):
             options = {**options, "writer": None}
         made = self.cls(params, **options)
         refuse_what_needs_all_gradients(made, HOW)
+        if made._engine.law.decision.average is not None:
+            raise ValueError(
+                f"{HOW}: what is offloaded are copies of the parameters, which nobody evaluates: leave "
+                "average_weights out"
+            )
         if self.optimizers:
             shared = self._engine
             if made._engine.law.label != shared.law.label:

@@ -12,7 +12,8 @@ from torch.optim.optimizer import Optimizer
 from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
-from emo_hf.optim.emotion_engine import EmotionEngine, HasEmotion
+from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.has_emotion import ShowsAverage
 from emo_hf.optim.overlay import give, lay_over
 from emo_hf.optim.weight_average import keep_precision
 
@@ -33,7 +34,7 @@ def attached_to(optimizer: Any) -> Attachment | None:
     return found
 
 
-class Attachment(HasEmotion):
+class Attachment(ShowsAverage):
     """An emotion at work on another optimizer; `attach` makes it."""
 
     def __init__(self, optimizer: Optimizer, engine: EmotionEngine) -> None:
@@ -71,10 +72,15 @@ class Attachment(HasEmotion):
         engine.begin()
 
     def detach(self) -> None:
-        """Leave the optimizer as it was before `attach`; doing it twice changes nothing."""
+        """Leave the optimizer as it was before `attach`; doing it twice changes nothing.
+
+        An average of the weights goes: where it is shown and is to stay, copy it before.
+        """
         if attached_to(self.optimizer) is not self:
             return
         self._settle()
+        self._engine.show_weights(self.optimizer)
+        self._engine.forget_average(self.optimizer)
         for hook in self._hooks:
             hook.remove()
         for take_off in self._take_off:
@@ -105,7 +111,8 @@ class Attachment(HasEmotion):
         self._pick_up()
         return self._engine
 
-    def _whose_weights(self) -> Optimizer:
+    @property
+    def _of_weights(self) -> Optimizer:
         return self.optimizer
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdRef
 
-from emo_hf.emotion.decision import Decision, EmotionView
+from emo_hf.emotion.decision import Decision
 from emo_hf.emotion.law import Law
 from emo_hf.emotion.metrics import PREFIX, CoefficientWindow, metrics
 from emo_hf.loss.accumulation import Loss
@@ -240,63 +240,6 @@ class EmotionEngine:
         self.coefficients = coefficients
         self.applied_lr = []
         self._decision_for_parts = None
-
-
-class HasEmotion:
-    """What an emo optimizer and an emotion that was attached to another one show of what is inside them."""
-
-    _engine: EmotionEngine
-
-    def _present_engine(self) -> EmotionEngine:
-        """The engine, with whatever has been loaded."""
-        return self._engine
-
-    @property
-    def emotion(self) -> EmotionView:
-        """A read-only snapshot of the emotion."""
-        return self._present_engine().law.view()
-
-    @property
-    def emo_sync(self) -> str:
-        """`global`, one emotion for all ranks, or `local`, each rank its own."""
-        return self._engine.rank_mean.mode
-
-    @property
-    def decision(self) -> Decision:
-        """What the last step was told."""
-        return self._present_engine().law.decision
-
-    @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last things that the law has decided, in words: (step, what and why)."""
-        return self._present_engine().law.decisions
-
-    def _whose_weights(self) -> Optimizer:
-        """The optimizer whose parameters they are."""
-        raise NotImplementedError
-
-    def eval(self) -> None:
-        """Have the parameters hold the average of the weights, where the law keeps one (`average_weights=true`).
-
-        Call it before an evaluation and before the model is saved; the Trainer does both. Twice is as good as once.
-        """
-        self._present_engine().show_average(self._whose_weights())
-
-    def train(self) -> None:
-        """Have the parameters hold the weights, after `eval`. Call it before the forward pass of a training step."""
-        self._present_engine().show_weights(self._whose_weights())
-
-    def forget_average(self) -> None:
-        """Drop the average of the weights: the parameters hold what has been loaded since, and it begins anew."""
-        self._present_engine().forget_average(self._whose_weights())
-
-    def hear_evaluation(self, loss: float) -> None:
-        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
-        self._present_engine().law.hear_evaluation(loss)
-
-    def know_horizon(self, steps: int | None) -> None:
-        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
-        self._present_engine().law.know_horizon(steps)
 
 
 def gradient_mark(optimizer: Optimizer) -> Mark:

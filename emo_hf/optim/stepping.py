@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer
 from emo_hf.emotion.decision import Decision
 from emo_hf.loss.accumulation import Loss
 from emo_hf.optim.backward_steps import BackwardSteps
-from emo_hf.optim.emotion_engine import HasEmotion
+from emo_hf.optim.has_emotion import ShowsAverage
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saving import SavingOptimizer
@@ -20,7 +20,7 @@ from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.update import Hyperparameters
 
 
-class SteppingOptimizer(HasEmotion, SavingOptimizer):
+class SteppingOptimizer(ShowsAverage, SavingOptimizer):
     """Takes losses in, and steps that are scaled by what the law makes of them."""
 
     _backward: BackwardSteps | None = None
@@ -135,7 +135,8 @@ class SteppingOptimizer(HasEmotion, SavingOptimizer):
             self._backward = BackwardSteps(self)
         self._backward.move(param)
 
-    def _whose_weights(self) -> Optimizer:
+    @property
+    def _of_weights(self) -> Optimizer:
         return self
 
     def _has_begun(self) -> bool:

@@ -140,12 +140,16 @@ class EmoCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         say_decisions(unwrap(optimizer), state)
-        if self._attachment is not None:
-            notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
-            state.stateful_callbacks[NOTES].update(notes)
         if self._watch is not None:
             self._watch.look(optimizer, args, state, control)
         self._before_save(args, state, control, optimizer)
+        self._note_emotion(state)
+
+    def _note_emotion(self, state: TrainerState) -> None:
+        """What `_resume` reads; also whether what is about to be saved is the average of the weights."""
+        if self._attachment is not None:
+            notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
+            state.stateful_callbacks[NOTES].update(notes)
 
     def on_epoch_end(
         self,
@@ -179,6 +183,7 @@ class EmoCallback(TrainerCallback):
         if self._watch is not None:
             self._watch.look(optimizer, args, state, control, has_evaluated=True)
         self._before_save(args, state, control, optimizer)
+        self._note_emotion(state)
 
     def on_train_end(
         self,

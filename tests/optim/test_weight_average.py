@@ -187,6 +187,33 @@ def test_steps_in_backward_have_the_average_of_ordinary_ones() -> None:
     assert_identical(*results)
 
 
+def test_detaching_while_the_average_is_shown_loses_no_weights() -> None:
+    params = parameters()
+    made = adamw(params)
+    (*_, weights) = train(made, params, range(5))
+    made[1].eval()
+    made[1].detach()
+    assert_identical(held(params), weights)
+    assert all(AVERAGE not in state for state in made[0].state.values())
+
+
+def test_state_follows_parameters_to_another_dtype_with_an_average_beside_it() -> None:
+    params = parameters()
+    made = emonavi(params)
+    train(made, params, range(3))
+    for param in params:
+        param.data, param.grad = param.data.bfloat16(), None
+    train(made, params, range(3, 5))
+    assert {state["exp_avg"].dtype for state in made[0].state.values()} == {torch.bfloat16}
+    assert {state[AVERAGE].dtype for state in made[0].state.values()} == {torch.float32}
+
+
+def test_optimizers_of_offloaded_copies_keep_no_average() -> None:
+    one = emo_hf.sharing_one_emotion(emo_hf.EmoNavi)
+    with pytest.raises(ValueError, match="leave average_weights out"):
+        one(parameters(), lr=1e-3, emo_law="settle", average_weights=True, guard=False)
+
+
 def test_detaching_takes_the_methods_away_and_a_copy_has_none() -> None:
     params = parameters()
     optimizer, handle = adamw(params)

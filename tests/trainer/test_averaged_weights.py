@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import emo_hf
 from emo_hf import EmoCallback
+from emo_hf.emotion.metrics import NOTES
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.optim.state_keys import AVERAGE
 from tests import tiny
@@ -78,6 +80,21 @@ def test_a_resumed_run_ends_as_the_one_that_was_not_interrupted(
     for made in (whole, resumed):
         unwrap(made.optimizer).train()
     assert_identical(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_the_notes_of_a_checkpoint_say_which_weights_it_holds(tmp_path: Path, evaluates: bool) -> None:
+    emo_hf.unregister()  # so that one callback does it all
+    trainer(tmp_path, ATTACHED, **({} if evaluates else {"eval_strategy": "no"})).train()
+    notes = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"][NOTES]
+    assert notes["emotion"]["shows_average"] is True
+
+
+def test_weights_that_nodes_exchange_have_no_average_beside_them(tmp_path: Path) -> None:
+    made = trainer(tmp_path / "out", OWN)
+    made.add_callback(emo_hf.WeightExchangeCallback(folder=tmp_path / "shared", node="one", every=2))
+    with pytest.raises(ValueError, match="does not go with average_weights=true"):
+        made.train()
 
 
 @either

@@ -33,7 +33,10 @@ def follow_parameters(
                     break
                 state[key] = value.to(device)
                 continue
-            wide = low and (key in (*float32_state, AVERAGE) or (compensate and key not in (COMPENSATION, SHADOW)))
+            if key == AVERAGE:  # the last, and in float32 for them: it says nothing of the others
+                state[key] = value.to(device=device, dtype=torch.float32 if low else dtype)
+                continue
+            wide = low and (key in float32_state or (compensate and key not in (COMPENSATION, SHADOW)))
             wanted = torch.float32 if wide else dtype
             if value.dtype is wanted and value.device == device:
                 break
