@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from emo_hf.emotion.decision import Decision, EmotionView
 from emo_hf.emotion.law import Law, Zone
+from emo_hf.emotion.settle_average import share_of_weights
 from emo_hf.emotion.settle_exponent import ANNEAL, FLAT, MIDDLE, Exponent
 from emo_hf.emotion.settle_guard import Guard
 from emo_hf.emotion.settle_history import HUGE, History, Trend
@@ -28,9 +29,6 @@ FLAT_AGE = 1.35  # grown so much all flat: done
 MISS = 0.4
 MISSES = 3
 COOLDOWN = 0.4  # of a known horizon
-
-POWER = 8  # weights of the age t enter the average with t⁷, so that it lags by a ninth of the age
-SAMPLES = 256  # of the weights that are in the average, at least
 
 DECISIONS = 32  # that are kept
 
@@ -60,9 +58,8 @@ class Settle(Law):
     An evaluation that is no better than the best makes c ← 0.4·c, the third in a row means done. With a known horizon
     N the coefficient is c·min(1, (N − t)/(0.4·N)). It lies in [0, 1000]; the weight decay is scaled alike.
 
-        average_weights:
-                w̄ ← w̄ + 8/(k + 7)·(w − w̄) with the k-th sample of the weights w, one in each t/512 … t/256 steps; it
-                takes the place of annealing towards a horizon; t and k begin anew where c is lowered or comes back
+        average_weights: see `settle_average.py`; in place of annealing towards a horizon; begins anew where c is
+                lowered or comes back
 
     Attributes:
         decisions: the last 32 of (step, what was decided, in words).
@@ -137,13 +134,8 @@ class Settle(Law):
         if self.length and self.horizon and self.ease and not self.average_weights:
             left = max(self.length - self.steps, 0)
             c *= min(1.0, left / (COOLDOWN * self.length))
-        return Decision(0.0, c, c, average=self._share_of_weights() if self.average_weights else None)
-
-    def _share_of_weights(self) -> float:
-        """What the weights after this step have of their average: 8/(k + 7) as its k-th sample, 0 if they are none."""
-        age = max(self._now - self.averaged_from, 1)
-        every = max(1 << (age // SAMPLES).bit_length() >> 1, 1)  # steps: a power of two
-        return 0.0 if age % every else POWER / (age // every + POWER - 1)
+        share = share_of_weights(max(self._now - self.averaged_from, 1)) if self.average_weights else None
+        return Decision(0.0, c, c, average=share)
 
     def feel(self, loss: float) -> Decision:
         if not math.isfinite(loss):
