@@ -8,8 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.emotion.decision import EmotionView
 from emo_hf.integrations import accelerate as _accelerate
+from emo_hf.laws.decision import EmotionView
 from emo_hf.optim import family as _family
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
@@ -19,11 +19,11 @@ from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.step_in_backward import step_in_backward
 
 if TYPE_CHECKING:
-    from emo_hf.autonomous.averaging import average_saved
-    from emo_hf.autonomous.local_sgd import LocalSGDCallback
-    from emo_hf.autonomous.weight_exchange import WeightExchange, WeightExchangeCallback
     from emo_hf.integrations.backward import feel_backward
     from emo_hf.integrations.torchao_offload import sharing_one_emotion
+    from emo_hf.nodes.averaging import average_saved
+    from emo_hf.nodes.local_sgd import LocalSGDCallback
+    from emo_hf.nodes.weight_exchange import WeightExchange, WeightExchangeCallback
     from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
     from emo_hf.trainer.checkpoints import last_whole_checkpoint
     from emo_hf.trainer.factory import create_optimizer
@@ -36,10 +36,10 @@ _LAZY = {
     "EmoCallback": "emo_hf.trainer.callbacks",
     "EmoEarlyStoppingCallback": "emo_hf.trainer.callbacks",
     "GroupOptions": "emo_hf.trainer.param_groups",
-    "LocalSGDCallback": "emo_hf.autonomous.local_sgd",
-    "WeightExchange": "emo_hf.autonomous.weight_exchange",
-    "WeightExchangeCallback": "emo_hf.autonomous.weight_exchange",
-    "average_saved": "emo_hf.autonomous.averaging",
+    "LocalSGDCallback": "emo_hf.nodes.local_sgd",
+    "WeightExchange": "emo_hf.nodes.weight_exchange",
+    "WeightExchangeCallback": "emo_hf.nodes.weight_exchange",
+    "average_saved": "emo_hf.nodes.averaging",
     "build_param_groups": "emo_hf.trainer.param_groups",
     "create_optimizer": "emo_hf.trainer.factory",
     "feel_backward": "emo_hf.integrations.backward",

@@ -30,7 +30,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        module="emo_hf.recipes.train",
+        module="emo_hf.train.train",
         summary="fine-tune a model (LoRA or full) from a YAML file and --options",
         examples=(
             ("emo-hf train configs/train/quickstart.yaml", "the quickstart: data and model come with the packages"),
@@ -50,7 +50,7 @@ COMMANDS = {
         ),
     ),
     "compare": Command(
-        module="emo_hf.compare.main",
+        module="emo_hf.study.main",
         summary="compare optimizers, laws, schedules: a study, from a YAML file to a report",
         examples=(
             (

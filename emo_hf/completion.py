@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def all_options() -> dict[str, Options]:
     """Command → its options, as far as what it needs is installed."""
     from emo_hf.doctor.main import parser as doctor
-    from emo_hf.emotion.laws import law_names
+    from emo_hf.laws.laws import law_names
     from emo_hf.optim.family import family_names
     from emo_hf.plot.main import parser as plot
 
@@ -68,13 +68,13 @@ def all_options() -> dict[str, Options]:
 
 
 def _compare() -> argparse.ArgumentParser:
-    from emo_hf.compare.main import parser
+    from emo_hf.study.main import parser
 
     return parser()
 
 
 def _train() -> argparse.ArgumentParser:
-    from emo_hf.recipes.config import _make_parser
+    from emo_hf.train.config import _make_parser
     from emo_hf.trainer.registry import is_registered, register, unregister
 
     was_registered = is_registered()

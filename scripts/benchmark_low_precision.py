@@ -30,7 +30,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
 from emo_hf.optim.tensors.eight_bits import join
-from emo_hf.recipes.model import resolve
+from emo_hf.train.model import resolve
 
 OPTIMIZERS: dict[str, tuple[type[EmoOptimizer], float]] = {
     "EmoNavi": (EmoNavi, 2e-5),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from emo_hf import FAMILY, EmoOptimizer
-from emo_hf.compare.task import Task
-from emo_hf.emotion.v3_1 import coefficient
+from emo_hf.laws.v3_1 import coefficient
+from emo_hf.study.task import Task
 
 MOMENTS = ("skewness", "kurtosis", "log skewness", "log kurtosis")
 BASELINE = "AdamW"

@@ -8,8 +8,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from emo_hf.compare.task import Task
-from emo_hf.compare.tasks import images
+from emo_hf.study.task import Task
+from emo_hf.study.tasks import images
 
 PRETRAINING = 400  # steps
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage, stats
 
-from emo_hf.compare.statistics import holm, mean_of_means_interval, paired_p
+from emo_hf.study.statistics import holm, mean_of_means_interval, paired_p
 
 CONFIRMED, REFUTED, NOT_SHOWN = "confirmed", "refuted", "not shown"
 SIGNIFICANT = 0.05

@@ -40,7 +40,7 @@ from claims_tasks import turned_digits
 from claims_verdicts import plain, recovery
 from measuring import write_report
 
-from emo_hf.compare.tasks import adapted, images, words
+from emo_hf.study.tasks import adapted, images, words
 
 HEAD = """# Claims that end losses cannot judge
 

@@ -77,8 +77,8 @@ def test_the_versions_are_one_a_line(option: str, capsys: pytest.CaptureFixture[
 def test_a_package_that_is_not_there_is_named_with_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "emo_hf.compare.main", raising=False)
-    monkeypatch.delitem(sys.modules, "emo_hf.compare.study", raising=False)
+    monkeypatch.delitem(sys.modules, "emo_hf.study.main", raising=False)
+    monkeypatch.delitem(sys.modules, "emo_hf.study.study", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert main(["compare", "study.yaml"]) == 2
     assert capsys.readouterr().err == 'emo-hf compare needs yaml: pip install "emo_hf[hf]"\n'
@@ -101,7 +101,7 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
 
 def test_run_lists_every_optimizer_and_law(capsys: pytest.CaptureFixture[str]) -> None:
     from emo_hf import FAMILY
-    from emo_hf.emotion.laws import LAWS
+    from emo_hf.laws.laws import LAWS
 
     assert main(["run", "--help"]) == 0
     said = capsys.readouterr().out

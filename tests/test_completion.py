@@ -11,7 +11,7 @@ import pytest
 import emo_hf
 from emo_hf.cli import COMMANDS
 from emo_hf.completion import all_options, bash, main, zsh
-from emo_hf.emotion.laws import law_names
+from emo_hf.laws.laws import law_names
 from emo_hf.trainer.registry import is_registered
 
 
@@ -87,8 +87,8 @@ def test_both_scripts_are_printed_and_nothing_stays_registered(capsys: pytest.Ca
 
 
 def test_every_option_of_every_parser_is_known() -> None:
-    from emo_hf.compare.main import parser as compare
     from emo_hf.plot.main import parser as plot
+    from emo_hf.study.main import parser as compare
 
     known = all_options()
     for name, parser in (("compare", compare()), ("plot", plot())):

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from emo_hf.emotion.law import Law
+from emo_hf.laws.law import Law
 
 TOLERANCE = 1e-3
 """Of the loss: logs are rounded, and averages are taken in another order."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from emo_hf.emotion.metrics import PREFIX
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.integrations.lightning_losses import LossesOfBackward, emotional
-from emo_hf.loss.rank_mean import LOCAL
+from emo_hf.laws.metrics import PREFIX
+from emo_hf.losses.rank_mean import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.has_emotion import ShowsAverage

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from emo_hf.emotion.decision import Decision
-from emo_hf.loss.accumulation import Loss
+from emo_hf.laws.decision import Decision
+from emo_hf.losses.accumulation import Loss
 from emo_hf.optim.backward_limits import refuse_what_needs_all_gradients
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.has_emotion import HasEmotion

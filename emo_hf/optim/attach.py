@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.laws import make_law, read_law
-from emo_hf.emotion.v3_1 import V3_1
-from emo_hf.loss.rank_mean import GLOBAL
+from emo_hf.laws.laws import make_law, read_law
+from emo_hf.laws.v3_1 import V3_1
+from emo_hf.losses.rank_mean import GLOBAL
 from emo_hf.optim.attachment import MODES, Attachment, attached_to
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.optimizer import EmoOptimizer

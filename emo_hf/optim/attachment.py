@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.decision import Decision
-from emo_hf.loss.accumulation import Loss
+from emo_hf.laws.decision import Decision
+from emo_hf.losses.accumulation import Loss
 from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
 from emo_hf.optim.emotion_engine import EmotionEngine
 from emo_hf.optim.has_emotion import ShowsAverage

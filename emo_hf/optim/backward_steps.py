@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.laws.decision import Decision
 from emo_hf.optim import backward_limits as limits
 from emo_hf.optim.loss_warnings import warn_at_the_caller
 from emo_hf.optim.update import Hyperparameters

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emo_hf.emotion.display import emotion_rows, emotion_text, html_table
+from emo_hf.laws.display import emotion_rows, emotion_text, html_table
 from emo_hf.optim.emotion_engine import group_names
 
 if TYPE_CHECKING:

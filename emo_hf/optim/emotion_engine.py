@@ -11,12 +11,12 @@ import torch
 from torch.optim.optimizer import Optimizer
 from torch.utils.weak import WeakIdRef
 
-from emo_hf.emotion.decision import Decision
-from emo_hf.emotion.law import Law
-from emo_hf.emotion.metrics import PREFIX, CoefficientWindow, metrics
-from emo_hf.loss.accumulation import Loss
-from emo_hf.loss.rank_mean import RankMean
-from emo_hf.loss.step_loss import Mark, StepLoss
+from emo_hf.laws.decision import Decision
+from emo_hf.laws.law import Law
+from emo_hf.laws.metrics import PREFIX, CoefficientWindow, metrics
+from emo_hf.losses.accumulation import Loss
+from emo_hf.losses.rank_mean import RankMean
+from emo_hf.losses.step_loss import Mark, StepLoss
 from emo_hf.optim import weight_average
 from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller

@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.decision import Decision, EmotionView
+from emo_hf.laws.decision import Decision, EmotionView
 from emo_hf.optim.emotion_engine import EmotionEngine
 
 

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.optimizer import ParamsT
 
-from emo_hf.emotion.ablation import read_ablation
-from emo_hf.emotion.laws import make_law
-from emo_hf.loss.rank_mean import GLOBAL
+from emo_hf.laws.ablation import read_ablation
+from emo_hf.laws.laws import make_law
+from emo_hf.losses.rank_mean import GLOBAL
 from emo_hf.optim.backward_steps import arm
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.display import optimizer_html, optimizer_text

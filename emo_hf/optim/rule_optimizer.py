@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.decision import ShadowMix
+from emo_hf.laws.decision import ShadowMix
 from emo_hf.optim.kernels.gpu.available import works_for as gpu_works_for
 from emo_hf.optim.kernels.launch import works_for
 from emo_hf.optim.rules.rule import Rule

@@ -9,8 +9,8 @@ from typing import Any, overload
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.emotion.decision import Decision
-from emo_hf.loss.accumulation import Loss
+from emo_hf.laws.decision import Decision
+from emo_hf.losses.accumulation import Loss
 from emo_hf.optim.backward_steps import BackwardSteps
 from emo_hf.optim.has_emotion import ShowsAverage
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters

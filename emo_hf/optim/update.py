@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.laws.decision import Decision
 
 if TYPE_CHECKING:
     from emo_hf.optim.tensors.left_out import LeftOut

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.emotion.law import Zone
-from emo_hf.emotion.metrics import PREFIX
+from emo_hf.laws.law import Zone
+from emo_hf.laws.metrics import PREFIX
 from emo_hf.plot.colors import BLACK, BLUE, DASHES, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from emo_hf.plot.labels import SIZE
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from emo_hf.emotion.metrics import NOTES
+from emo_hf.laws.metrics import NOTES
 from emo_hf.plot.errors import PlotError
 from emo_hf.plot.events import event_files, read_events
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.emotion.metrics import PREFIX
+from emo_hf.laws.metrics import PREFIX
 from emo_hf.plot.colors import DARK, style
 from emo_hf.plot.decisions import moments
 from emo_hf.plot.errors import PlotError

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emo_hf.emotion.metrics import PREFIX
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws.metrics import PREFIX
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from emo_hf.emotion.metrics import NOTES, PREFIX
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws.metrics import NOTES, PREFIX
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.checkpoint import EMOTION_KEY

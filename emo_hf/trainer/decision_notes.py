@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import TrainerState
 
-from emo_hf.emotion.metrics import NOTES, SKIPPED
+from emo_hf.laws.metrics import NOTES, SKIPPED
 
 logger = logging.getLogger(__name__)
 

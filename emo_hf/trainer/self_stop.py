@@ -6,9 +6,9 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.emotion.law import WINDOW
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.loss.rank_mean import LOCAL
+from emo_hf.laws.law import WINDOW
+from emo_hf.losses.rank_mean import LOCAL
 from emo_hf.trainer.options import SELF_STOP_ACTIONS
 
 if TYPE_CHECKING:

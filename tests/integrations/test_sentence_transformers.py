@@ -18,7 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
-from tests.recipes.tiny import save_bert
+from tests.train.tiny import save_bert
 
 WORDS = ["cat", "dog", "horse", "bird", "red", "green", "blue", "white"]
 

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import emo_hf
 from emo_hf import Attachment, EmoNavi, attach
-from emo_hf.emotion.laws import law_names, make_law
+from emo_hf.laws.laws import law_names, make_law
 from tests.emo_cases import assert_identical, give_gradients, losses, parameters, snapshot
 from tests.ranks import run_job
 

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmotionView
-from emo_hf.emotion.v3_1 import V3_1
+from emo_hf.laws.v3_1 import V3_1
 from tests.emo_cases import (
     OPTIMIZERS,
     SHAPES,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import emo_hf
-from emo_hf.recipes.config import read_job
-from emo_hf.recipes.errors import RecipeError
+from emo_hf.train.config import read_job
+from emo_hf.train.errors import RecipeError
 from emo_hf.trainer.options import SELF_STOP_OPTIONS, known_options, parse_optim_args, read_options
 from emo_hf.trainer.self_stop import SelfStop
 

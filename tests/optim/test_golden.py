@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from emo_hf import EmoOptimizer
-from emo_hf.emotion import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.version import Version
 from tests.emo_cases import make

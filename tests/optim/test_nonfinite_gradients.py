@@ -70,7 +70,7 @@ def test_without_its_guard_the_gradient_does_what_it_does_in_torch() -> None:
 
 def test_a_clean_run_is_the_same_with_and_without_a_look_at_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, looked = _trained(_own, None)
-    monkeypatch.setattr("emo_hf.emotion.settle.Settle.guards_gradients", False)
+    monkeypatch.setattr("emo_hf.laws.settle.Settle.guards_gradients", False)
     _, _, blind = _trained(_own, None)
     assert all(map(torch.equal, looked, blind))
 

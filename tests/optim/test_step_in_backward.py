@@ -13,7 +13,7 @@ from torch import nn
 
 import emo_hf
 from emo_hf import EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.emotion.laws import LAWS
+from emo_hf.laws.laws import LAWS
 from tests.emo_cases import OPTIMIZERS, assert_identical, losses, lr_for, rule_of, snapshot
 
 FITTING = [cls for cls in OPTIMIZERS if not rule_of(cls).reads_group]

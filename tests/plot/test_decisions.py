@@ -12,7 +12,7 @@ from emo_hf.plot.decisions import in_words, moments
 from emo_hf.plot.figure import figure
 from emo_hf.plot.moments import MOST_ROWS
 from emo_hf.plot.run import Run
-from emo_hf.recipes.summary import Summary
+from emo_hf.train.summary import Summary
 from tests.plot.histories import history
 
 DECISIONS = [

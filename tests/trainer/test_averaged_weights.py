@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import emo_hf
 from emo_hf import EmoCallback
-from emo_hf.emotion.metrics import NOTES
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws.metrics import NOTES
 from emo_hf.optim.state_keys import AVERAGE
 from tests import tiny
 from tests.emo_cases import assert_identical

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.recipes.errors import RecipeError
-from emo_hf.recipes.output import checkpoint_to_resume
+from emo_hf.train.errors import RecipeError
+from emo_hf.train.output import checkpoint_to_resume
 from emo_hf.trainer.checkpoints import what_is_missing
 from tests import tiny
 

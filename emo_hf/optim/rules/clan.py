@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.laws.decision import Decision
 from emo_hf.optim.rules.fact import FactAdamVectors
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
 from emo_hf.optim.rules.navi import Navi

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.laws.decision import Decision
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.reading import Option
 

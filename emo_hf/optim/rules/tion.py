@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from emo_hf.emotion.decision import Decision
+from emo_hf.laws.decision import Decision
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.rules.reference_norm import first_group_norm, remembered
 from emo_hf.optim.rules.rule import Rule

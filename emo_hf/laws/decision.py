@@ -1,0 +1,87 @@
+"""What a law hands to an update rule, and what it shows to logs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from emo_hf.laws.display import emotion_html, emotion_text
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowMix:
+    """How a parameter and its shadow meet: p ← keep·p + pull·shadow, then shadow ← shadow + follow·(p − shadow)."""
+
+    keep: float
+    pull: float
+    follow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one step is told. The defaults are the neutral step: the learning rate as the user gave it.
+
+    Attributes:
+        scalar: σ in (−1, 1), the change of the loss as the law sees it; 0 for a step without a usable loss.
+        coefficient: factor on the learning rate of the step.
+        decay_factor: factor on the learning rate of the weight decay.
+        floor: the lowest rate that either may come to, where the learning rate is above 0.
+        shadow: what to do with the shadow, for groups that use one; None leaves it alone, or unmade.
+        stop_begins: whether the stop signal is given now and was not before.
+        skip: whether the step is to be left out whole: nothing moves, no gradient enters an average.
+        average: share with which the weights after the step enter their average; 0 for a step that is passed over,
+            None where no average of the weights is kept.
+    """
+
+    scalar: float = 0.0
+    coefficient: float = 1.0
+    decay_factor: float = 1.0
+    floor: float = 0.0
+    shadow: ShadowMix | None = None
+    stop_begins: bool = False
+    skip: bool = False
+    average: float | None = None
+
+    def step_size(self, lr: float) -> float:
+        """The learning rate that a step is taken with: max(lr·coefficient, floor), and 0 where lr is 0."""
+        return max(lr * self.coefficient, self.floor) if lr else 0.0
+
+    def decay_size(self, lr: float) -> float:
+        """The learning rate that weights decay with: max(lr·decay_factor, floor), and 0 where lr is 0."""
+        return max(lr * self.decay_factor, self.floor) if lr else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmotionView:
+    """A read-only snapshot of an emotion, for logs.
+
+    Attributes:
+        law: the law that it follows.
+        short: fast average of the loss (gain 0.3), 0.0 before the first loss.
+        long: slow average of the loss (gain 0.01), 0.0 before the first loss.
+        scalar: σ of the last step; 0 if that had no usable loss.
+        coefficient: factor on the learning rate of the last step.
+        quiet: whether the last 32 scalars are quiet now (mean |σ| < 0.05 and variance < 0.005).
+        flat_steps: for how many observed steps on end it has been quiet without the slow average falling by 0.5 %.
+            Of no published law, whose quiet also covers a slow start, with a loss that falls gently for long.
+        should_stop: the law's own stop signal.
+        has_decided_to_stop: whether that signal stands and is a decision, to be acted upon at once.
+        observations: losses taken in so far.
+        skipped: losses left out so far: NaN or infinite, or of a step that was thrown away.
+        details: further numbers that this law keeps, by name.
+    """
+
+    law: str
+    short: float
+    long: float
+    scalar: float
+    coefficient: float
+    quiet: bool
+    flat_steps: int
+    should_stop: bool
+    observations: int
+    skipped: int
+    details: Mapping[str, float] = field(default_factory=dict)
+    has_decided_to_stop: bool = False
+
+    __repr__, _repr_html_ = emotion_text, emotion_html

@@ -1,0 +1,78 @@
+"""What an emotion has to say to a logger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from emo_hf.laws.decision import EmotionView
+
+PREFIX = "emo/"
+
+NOTES = "emo_hf"
+"""Under which name a run's state says, for pictures of it, which law it has followed."""
+
+SKIPPED = "skipped"
+"""How a law's decision to leave out a step begins."""
+
+AVERAGES = {"medium": "loss_medium"}
+"""Numbers of laws that have another name in the logs, beside `loss_short` and `loss_long`."""
+
+
+@dataclass(slots=True)
+class CoefficientWindow:
+    """Count, sum and range of the coefficient over the steps since the last log line."""
+
+    count: int = 0
+    total: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+    def add(self, c: float) -> None:
+        self.low = c if self.count == 0 else min(self.low, c)
+        self.high = c if self.count == 0 else max(self.high, c)
+        self.total += c
+        self.count += 1
+
+    def clear(self) -> None:
+        self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
+
+    def state(self) -> list[float]:
+        return [self.count, self.total, self.low, self.high]
+
+    def load(self, state: list[float]) -> None:
+        count, self.total, self.low, self.high = state
+        self.count = int(count)
+
+
+def metrics(
+    emotion: EmotionView, effective_lr: Mapping[str, float], named: Iterable[str], window: CoefficientWindow
+) -> dict[str, float]:
+    """The metrics of one log line.
+
+    Args:
+        emotion: the emotion as it is now.
+        effective_lr: the learning rate of the last step per group, the first of which stands for the whole, as the
+            Trainer's `learning_rate` does.
+        named: the groups that the user named, which get a line of their own.
+        window: the coefficients since the last log line.
+    """
+    c = emotion.coefficient
+    mean, low, high = (window.total / window.count, window.low, window.high) if window.count else (c, c, c)
+    values = {
+        **({"effective_lr": next(iter(effective_lr.values()))} if effective_lr else {}),
+        **{f"effective_lr/{name}": effective_lr[name] for name in named},
+        "coefficient": c,
+        "coefficient_mean": mean,
+        "coefficient_min": low,
+        "coefficient_max": high,
+        "scalar": emotion.scalar,
+        "loss_short": emotion.short,
+        "loss_long": emotion.long,
+        **{AVERAGES.get(name, name): value for name, value in emotion.details.items()},
+        "quiet": int(emotion.quiet),
+        "should_stop": int(emotion.should_stop),
+        "observations": emotion.observations,
+        "skipped": emotion.skipped,
+    }
+    return {PREFIX + name: value for name, value in values.items()}

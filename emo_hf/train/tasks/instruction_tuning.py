@@ -1,0 +1,96 @@
+"""The completion of a prompt: instruction tuning, with a loss on the completion alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+from peft import TaskType
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
+
+from emo_hf.train.builtin import docstrings_begun
+from emo_hf.train.data import Examples
+from emo_hf.train.errors import RecipeError
+from emo_hf.train.features import IGNORED, map_both, with_end, without_end
+from emo_hf.train.measures import PERPLEXITY
+from emo_hf.train.tasks.text import TextTask
+
+if TYPE_CHECKING:
+    from emo_hf.train.arguments import DataArguments
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may stand in `task_args`.
+
+    Attributes:
+        separator: stands between prompt and completion where the tokenizer has no chat template.
+    """
+
+    separator: str = "\n"
+
+
+class InstructionTuning(TextTask):
+    """Prompt and completion as one text, of which the prompt's tokens are read but not learned."""
+
+    name = "instruction-tuning"
+    options_class = Options
+    auto = AutoModelForCausalLM
+    builtin = {"python-docstrings": docstrings_begun}
+    columns = ("prompt", "completion")
+    takes_decoders = True
+    adapter = TaskType.CAUSAL_LM
+    divides_loss = True
+    measures = (PERPLEXITY,)
+
+    def make_features(
+        self, examples: Examples, processor: Any, options: DataArguments, own: Any
+    ) -> tuple[Dataset, Dataset | None]:
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            pairs = [
+                _cut(*_token_ids(prompt, completion, processor, own.separator), options.max_length)
+                for prompt, completion in zip(*(batch[column] for column in examples.columns), strict=True)
+            ]
+            return {
+                "input_ids": [prompt + completion for prompt, completion in pairs],
+                "attention_mask": [[1] * len(prompt + completion) for prompt, completion in pairs],
+                "labels": [[IGNORED] * len(prompt) + completion for prompt, completion in pairs],
+            }
+
+        return map_both(encode, examples)
+
+    def make_collator(self, processor: Any) -> Any:
+        return DataCollatorForSeq2Seq(processor)  # pads labels too
+
+
+def _token_ids(prompt: Any, completion: Any, tokenizer: Any, separator: str) -> tuple[list[int], list[int]]:
+    """Tokens of both, each by itself, so that none lies across the border."""
+    messages = isinstance(prompt, list)
+    if not tokenizer.chat_template:
+        if messages:
+            raise RecipeError("the prompts are lists of messages, but the tokenizer has no chat template")
+        before = without_end(tokenizer(f"{prompt}{separator}", verbose=False)["input_ids"], tokenizer)
+        return before, with_end(_plain(str(completion), tokenizer), tokenizer)
+    asked = prompt if messages else [{"role": "user", "content": str(prompt)}]
+    answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": str(completion)}]
+    start = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    whole = tokenizer.apply_chat_template([*asked, *answer], tokenize=False)
+    if not whole.startswith(start):
+        raise RecipeError("the tokenizer's chat template writes a prompt otherwise when an answer follows")
+    return _plain(start, tokenizer), _plain(whole[len(start) :], tokenizer)
+
+
+def _plain(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _cut(prompt: list[int], completion: list[int], length: int) -> tuple[list[int], list[int]]:
+    """At most `length` tokens: the prompt loses its beginning until the completion fits, or has half of them."""
+    room = length - min(len(completion), length - length // 2)
+    prompt = prompt[-room:] if room else []
+    return prompt, completion[: length - len(prompt)]
+
+
+TASK = InstructionTuning()

