@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 import zlib
@@ -13,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.study.averages import as_data, keeps_average
+from emo_hf.laws.decision import Note
 from emo_hf.study.task import HALVES, TUNE
 from emo_hf.study.trainers import Prepared
 
@@ -39,7 +40,7 @@ class Watch(TrainerCallback):
         self.losses: list[float] = []
         self.curves: dict[str, dict[str, list[list[float | None]]]] = {}
         self.metrics: dict[str, dict[str, Metrics]] = {}
-        self.notes: list[Any] = []
+        self.notes: list[Note] = []
         self.factors: list[float] = []
         self.skipped: list[int] = []
         self.evaluation_seconds = 0.0
@@ -65,7 +66,7 @@ class Watch(TrainerCallback):
         trainer.optimizer = None  # the Trainer's evaluation would have it show an average
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                if keeps_average(emo):
+                if emo is not None and emo.keeps_average:
                     emo.train()
                     heard = self._judge(WEIGHTS)
                     if trainer.state.global_step:
@@ -124,7 +125,7 @@ class Watch(TrainerCallback):
         if emo is not None:  # it may have heard the evaluation
             self._note(emo.decisions)
 
-    def _note(self, decisions: Sequence[Any]) -> None:
+    def _note(self, decisions: Sequence[Note]) -> None:
         """Keep what has been decided since it was last asked: a law keeps only its last decisions."""
         known = self.notes[-1:]
         new = decisions.index(known[0]) + 1 if known and known[0] in decisions else 0
@@ -144,7 +145,7 @@ class Watch(TrainerCallback):
             "losses": thinned(self.losses, CURVE_POINTS),
             "curves": self.curves,
             "metrics": {what: _finite(of_halves) for what, of_halves in self.metrics.items()},
-            "decisions": [as_data(note) for note in self.notes],
+            "decisions": [dataclasses.asdict(note) for note in self.notes],
             "factor": spread,
             "skipped": self.skipped,
             "fingerprint": {"weights": self.weights, "batches": self.batches},

@@ -45,8 +45,7 @@ class BestMetricCallback(TrainerCallback):
         name, emo = _named(args), unwrap(optimizer)
         if name is None or emo is None or metrics is None:
             return
-        rated = [group for group in emo.param_groups if group.get("lr") is not None]
-        current = emo._present_engine().current_metrics(rated)
+        current = emo.current_metrics()
         if name not in current:
             raise KeyError(
                 f"metric_for_best_model: the emotion has no metric {name!r}; it has: {', '.join(sorted(current))}"

@@ -13,8 +13,8 @@ from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.metrics import NOTES, PREFIX
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import family_names
+from emo_hf.optim.saving import EMOTION_KEY
 from emo_hf.optim.step_in_backward import StepInBackward
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.trainer import in_backward
@@ -106,7 +106,6 @@ class EmoCallback(TrainerCallback):
             self._self_stop = self._self_stop_if_attached or SelfStop()
         if emo is not None:
             begin_notes(emo, state)
-            emo.know_horizon(state.max_steps)
         self._watch = None if self._self_stop is None else SelfStopWatch(self._self_stop)
         self._in_backward = in_backward.begin(args, kwargs.get("model"), optimizer)
 
@@ -197,7 +196,7 @@ class EmoCallback(TrainerCallback):
         emo = unwrap(optimizer)
         if emo is not None:  # what is saved at the end is what was evaluated
             if args.load_best_model_at_end and state.best_model_checkpoint:
-                emo.forget_average()
+                emo.drop_average()
             else:
                 emo.eval()
         if self._in_backward is not None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emo_hf.laws.laws import law_options, read_law
+from emo_hf.laws import law_options, read_law
 from emo_hf.losses.rank_mean import SYNC_MODES
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
+from emo_hf.laws.words import text_of
 from emo_hf.losses.rank_mean import LOCAL
 from emo_hf.trainer.options import SELF_STOP_ACTIONS
 
@@ -92,7 +93,7 @@ class SelfStopWatch:
             )
         emotion = emo.emotion
         if emotion.has_decided_to_stop:
-            said = emo.decisions[-1][1] if emo.decisions else "done"
+            said = text_of(emo.decisions[-1]) if emo.decisions else "done"
             self._act(said, args, state, control, begins=not self._decided, has_evaluated=has_evaluated)
         elif emotion.flat_steps >= self.self_stop.patience * WINDOW and not has_evaluated:  # not in nearly every step
             self._look_how_long_it_is_flat(emotion.flat_steps, emotion.long, args, state, control)

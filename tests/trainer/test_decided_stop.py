@@ -14,9 +14,9 @@ from transformers import Trainer
 
 import emo_hf
 from emo_hf import EmoCallback, EmoEarlyStoppingCallback
+from emo_hf.laws import LAWS
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
-from emo_hf.laws.laws import LAWS
 from emo_hf.laws.metrics import NOTES
 from emo_hf.laws.settle import Settle
 from emo_hf.trainer import decision_notes

@@ -13,9 +13,9 @@ import torch
 import emo_hf
 from emo_hf import EmoOptimizer
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws import LAWS
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
-from emo_hf.laws.laws import LAWS
 from emo_hf.laws.metrics import NOTES
 from tests import tiny
 from tests.emo_cases import assert_identical, each_optimizer, give_gradients, lr_for, parameters, rule_of, snapshot
