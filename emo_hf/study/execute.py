@@ -7,6 +7,7 @@ again. It may be killed at any time: what it was doing is done by another, or by
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,6 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -183,8 +183,13 @@ def _attempt(run: Run, folder: Path, perform: Callable[[Run], Line]) -> Line:
 def _in_words(line: Line, plan: Plan) -> str:
     if "error" in line:
         return f"failed, {line['error']}"
-    ends = {each.name: end_of(line, each, JUDGE) for each in plan.study.judged.values() if each.arm.name == line["arm"]}
-    return ", ".join(f"{name} {end:.4g}" for name, end in ends.items()) + f" in {line['seconds']:.0f} s"
+    ends = {
+        each.name: end_of(line, each, JUDGE) for each in plan.study.judged.values() if each.arm.name == line["arm"]
+    }
+    return (
+        ", ".join(f"{name} {end:.4g}" if math.isfinite(end) else f"{name} lost" for name, end in ends.items())
+        + f" in {line['seconds']:.0f} s"
+    )
 
 
 def seconds_per_run(lines: Mapping[str, Line]) -> dict[str, float]:

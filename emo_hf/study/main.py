@@ -62,9 +62,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("study", type=Path, help="YAML file with tasks, arms, learning_rates, seeds and reference")
     made.add_argument("--output_dir", type=Path, required=True, help="folder for runs.jsonl and the report")
     made.add_argument(
-        "--only", action="append", default=[], metavar="TEXT", help="only runs whose id, task/arm/rate/seed, holds this"
+        "--only",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="only runs whose id, task/arm/rate/seed, holds this",
     )
-    made.add_argument("--plan", action="store_true", help="say which runs come next and about how long all will take")
+    made.add_argument("--dry-run", action="store_true", help="say how many runs are left and about how long they take")
     made.add_argument("--report", action="store_true", help="write the report from the runs that are there")
     made.add_argument("--processes", type=_at_least_one, help="runs at a time (default: one for each core)")
     made.add_argument("--threads", type=_at_least_one, help="threads of each run (default: 1)")
@@ -88,7 +92,7 @@ def _compare(options: argparse.Namespace) -> int:
     plan = Plan(study, Results(folder).lines)
     check_arms(study, plan)
     workers = Workers.choose(options.processes, options.threads)
-    if options.plan:
+    if options.dry_run:
         _say_what_comes(plan, folder, workers, options.only)
         return 0
     failures = execute(study, folder, workers, options.only)
@@ -130,9 +134,10 @@ def _say_what_comes(plan: Plan, folder: Path, workers: Workers, only: Sequence[s
         lines[f"probe of {name}"] = _probe(run, workers.threads)
     for name, seconds in sorted(seconds_per_run(lines).items()):
         if name in plan.study.tasks:
-            later = plan.later[name]
-            print(f"{name}: {sum(run.task.name == name for run in runs)} runs now, about {later} later, {seconds:.0f} s each")
-    print(f"{how_long(plan, lines, workers.processes)}, {workers.processes} at a time with {workers.threads} threads each")
+            now = sum(run.task.name == name for run in runs)
+            print(f"{name}: {now} runs now, about {plan.later[name]} later, {seconds:.0f} s each")
+    together = f"{workers.processes} at a time, {workers.threads} threads each"
+    print(f"{how_long(plan, lines, workers.processes)}, {together}")
 
 
 def _probe(run: Run, threads: int) -> Line:
@@ -148,7 +153,6 @@ def _probe(run: Run, threads: int) -> Line:
     evaluation = line["evaluation_seconds"] / 2  # at the start and at the end
     seconds = line["setup_seconds"] + stepping * steps / PROBE_STEPS + evaluation * (run.evaluations + 1)
     return {"task": run.task.name, "seconds": seconds}
-
 
 
 if __name__ == "__main__":

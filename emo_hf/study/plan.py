@@ -74,7 +74,10 @@ class Run:
         """All that decides what comes out, as plain values: no names, and nothing of how it is judged."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         del plain["phase"]
-        for part, keys in (("task", ("name", "steps", "seeds", "learning_rates", "rates_of")), ("arm", ("name", "learning_rates"))):
+        for part, keys in (
+            ("task", ("name", "steps", "seeds", "learning_rates", "rates_of")),
+            ("arm", ("name", "learning_rates")),
+        ):
             for key in keys:
                 del plain[part][key]
         plain["arm"]["average"] = bool(plain["arm"]["average"])
@@ -122,7 +125,7 @@ class Plan:
         return self.best.get((task.rates_of or task.name, judged))
 
     def losses(self, task: TaskSpec, judged: Judged, half: str) -> dict[int, float]:
-        """Rate → mean loss at the end over the tuning seeds, where all of them are done; infinite where one is lost."""
+        """Rate → mean loss of the tuning seeds at the end, where all are done; infinite where one is lost."""
         grid = self.grid(task, judged.arm)
         found = {}
         for quarter in range(grid[0] - 2 * WIDEN, grid[-1] + 2 * WIDEN + 1):
@@ -204,20 +207,23 @@ def next_rates(losses: Mapping[int, float], grid: range, near: int | None) -> li
     """
     if missing := [quarter for quarter in grid if quarter not in losses]:
         return missing
+    allowed = range(grid[0] - WIDEN, grid[-1] + WIDEN + 1)
+
+    def open_ones(quarters: Iterable[int]) -> list[int]:
+        return sorted({quarter for quarter in quarters if quarter in allowed} - losses.keys())
+
     halves = {quarter: loss for quarter, loss in losses.items() if quarter % HALF == 0}
     best, lowest, highest = best_of(halves), min(halves), max(halves)
     if not math.isfinite(halves[best]):  # lost everywhere: lower rates may do, higher ones will not
-        return [lowest - HALF] if lowest - HALF >= grid[0] - WIDEN else []
-    if best == lowest and lowest - HALF >= grid[0] - WIDEN:
-        return [lowest - HALF]
-    if best == highest and highest + HALF <= grid[-1] + WIDEN:
-        return [highest + HALF]
+        return open_ones([lowest - HALF])
+    if missing := open_ones([lowest - HALF] * (best == lowest) + [highest + HALF] * (best == highest)):
+        return missing
     best = best_of(losses)
-    if missing := [quarter for quarter in (best - 1, best + 1) if quarter not in losses]:
+    if missing := open_ones([best - 1, best + 1]):
         return missing
     wrong = [best + away for away in (-DECADE, -HALF, HALF, DECADE)]
     wrong += [] if near is None else [near - HALF, near, near + HALF]
-    return sorted({quarter for at in wrong for quarter in _around(at)} - losses.keys())
+    return open_ones(quarter for at in wrong for quarter in _around(at))
 
 
 def _around(at: int) -> tuple[int, ...]:

@@ -195,7 +195,9 @@ def _task(name: str, value: Any) -> TaskSpec:
     sources = [key for key in ("config", "function") if key in given]
     if len(sources) != 1:
         both = "both" if sources else "neither"
-        raise StudyError(f"{where} must have either config (an emo-hf train file) or function (module:name), got {both}")
+        raise StudyError(
+            f"{where} must have either config (an emo-hf train file) or function (module:name), got {both}"
+        )
     source = sources[0]
     text = given.pop(source)
     if source == "function":

@@ -31,7 +31,7 @@ def instructions(seed: int, batch: int = 8, rank: int = 8) -> Task:
     """
     lines = json_lines("instruct_self_instruct", "prompt_completion.jsonl")
     ids, answers = _encoded([(line["prompt"], line["completion"]) for line in lines])
-    size = len(lines) - HELD_OUT
+    size = len(lines) - min(HELD_OUT, len(lines) // 3)
     held_out = halves(torch.arange(size, len(lines)))
 
     def loss(model: nn.Module, texts: Texts) -> torch.Tensor:
@@ -60,7 +60,7 @@ def preferences(seed: int, batch: int = 4, rank: int = 8, beta: float = 0.1) -> 
     before = _pretrained()
     with torch.no_grad():
         known = [torch.cat([_log_likelihood(before, (i, a)) for i, a in _parts(texts)]) for texts in pairs]
-    size = len(lines) - HELD_OUT
+    size = len(lines) - min(HELD_OUT, len(lines) // 3)
     held_out = halves(torch.arange(size, len(lines)))
 
     def part(chosen: torch.Tensor) -> tuple[torch.Tensor, ...]:

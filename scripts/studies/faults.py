@@ -98,7 +98,9 @@ class Faults(TrainerCallback):
             group["lr"] = rate
         self._rates = []
 
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any
+    ) -> None:
         emo = unwrap(optimizer)
         left_out = (emo is not None and emo.decision.skip) or bool(getattr(model, "left_out_by_guard", False))
         kind = "faults" if self.step is not None else None if state.global_step in self._excused else "clean_steps"
@@ -112,7 +114,7 @@ class Faults(TrainerCallback):
 
 
 def begin_at(total: int, count: int, length: int, seed: int) -> list[int]:
-    """The steps, from 1, at which faults begin: after the first 10 %, one drawn in each of `count` parts of the rest."""
+    """The steps, from 1, at which faults begin: one in each of `count` parts of all but the first 10 %."""
     first = math.floor(QUIET_START * total)
     if (total - first) // count < length:
         raise ValueError(f"{count} faults of {length} steps do not fit into the last {total - first} of {total} steps")

@@ -70,7 +70,7 @@ def _texts(
     learned, unseen = rows(*train), rows(*held_out)
     ids = word_ids([line["sentence"].lower().split() for line in [*learned, *unseen]], known=WORDS, length=length)
     labels = torch.tensor([int(line["label"]) for line in [*learned, *unseen]])
-    size = len(learned) - moved
+    size = len(learned) - min(moved, len(learned) // 10)
     held_out = halves(torch.arange(size, len(labels)))
     seen = with_noise(labels[:size], noise, classes)
 
