@@ -102,10 +102,11 @@ class Attachment(ShowsAverage):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self._settle()
-        self._engine.tap(loss, weight, self.optimizer, last=last, together=together, in_parts=in_parts)
+        self._engine.tap(loss, weight, self.optimizer, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def _present_engine(self) -> EmotionEngine:
         self._pick_up()
@@ -214,8 +215,9 @@ class Attachment(ShowsAverage):
                 self._engine.losses.clear()
                 self._engine.rank_mean.cancel()
                 return loss
-            if loss is not None and not self._engine.losses.shown:
-                self._engine.observe(loss, None, self.optimizer)
+            if loss is not None and not self._engine.losses.of_next_step:
+                shown = loss.detach() if isinstance(loss, torch.Tensor) else loss  # its backward pass is over
+                self._engine.observe(shown, None, self.optimizer)
             self._scale(self._engine.decide(self.optimizer))
             return loss
 

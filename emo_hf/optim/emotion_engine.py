@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
-from torch.utils.weak import WeakIdRef
 
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
 from emo_hf.laws.metrics import PREFIX, CoefficientWindow, metrics
 from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
-from emo_hf.losses.step_loss import Mark, StepLoss
+from emo_hf.losses.step_loss import StepLoss
 from emo_hf.optim import weight_average
 from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
+from emo_hf.optim.same_on_ranks import same_on_ranks
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.optim.tensors.left_out import PROPAGATE, SKIP_STEP, LeftOut, not_finite
 
-on_construction: list[Callable[[], None]] = []
-"""Called whenever an engine begins its work: how the loss tap wires itself without being known here."""
+WIRED_BY = {"accelerate": "emo_hf.integrations.accelerate"}
+"""Where a process has imported the one, `wire()` of the other has losses reach an optimizer that is made."""
 
 
 class EmotionEngine:
@@ -54,30 +56,40 @@ class EmotionEngine:
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
-        for hook in on_construction:
-            hook()
+        for package, module in WIRED_BY.items():
+            if package in sys.modules:
+                importlib.import_module(module).wire()
 
     def observe(self, loss: Loss, weight: float | None, optimizer: Optimizer) -> None:
         """Take in a loss that the user shows; see `EmoOptimizer.observe`."""
         if weight is not None and not (math.isfinite(weight) and weight > 0.0):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
-        if self.losses.show(loss, weight, lambda: gradient_mark(optimizer)):
+        if self.losses.add(loss, weight, optimizer.param_groups):
             self.law.skip()
 
     def tap(
-        self, loss: Loss, weight: float | None, optimizer: Optimizer, *, last: bool, together: bool, in_parts: bool
+        self,
+        loss: Loss,
+        weight: float | None,
+        optimizer: Optimizer,
+        *,
+        last: bool,
+        together: bool,
+        in_parts: bool,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self.in_parts, self._decision_for_parts = in_parts, None
         self.rank_mean.cancel()  # what is under way lacks this loss
-        if self.losses.tap(loss, weight, last, lambda: gradient_mark(optimizer)):
+        if self.losses.tap(loss, weight, optimizer.param_groups, last=last, graph=graph):
             self.law.skip()
         if last and together and not self.losses.shown:
             self.rank_mean.start(self.losses.of_next_step, device_of(optimizer))
 
     def gradients_go(self, optimizer: Optimizer) -> None:
         """The gradients are about to be reset: a loss that came with them and saw no step goes with them."""
-        if self.losses.gradients_go(lambda: gradient_mark(optimizer)):
+        gradients = (param.grad for group in optimizer.param_groups for param in group["params"])
+        if self.losses.reset(any(gradient is not None for gradient in gradients)):
             self.rank_mean.cancel()
             self.law.skip()
 
@@ -91,6 +103,8 @@ class EmotionEngine:
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
         only_creates_state = self.creates_state_only(optimizer)
+        if not only_creates_state:
+            self.rank_mean.compare_options(lambda: same_on_ranks(optimizer, self.law), self.owner)
         loss = self.rank_mean.take(self.losses.of_next_step, device_of(optimizer), alone=only_creates_state)
         self.losses.clear()
         if loss is None:
@@ -240,13 +254,6 @@ class EmotionEngine:
         self.coefficients = coefficients
         self.applied_lr = []
         self._decision_for_parts = None
-
-
-def gradient_mark(optimizer: Optimizer) -> Mark:
-    """Stands for the gradients as they are now: another mark after each backward pass, None while there are none."""
-    gradients = (param.grad for group in optimizer.param_groups for param in group["params"])
-    # Not by its address: the next gradient often lies at the place of one that is gone, as old as that was.
-    return next(((WeakIdRef(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
 
 
 def device_of(optimizer: Optimizer) -> torch.device | None:

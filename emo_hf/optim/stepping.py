@@ -53,6 +53,7 @@ class SteppingOptimizer(ShowsAverage, SavingOptimizer):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
 
@@ -66,12 +67,13 @@ class SteppingOptimizer(ShowsAverage, SavingOptimizer):
                 can start now.
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
+            graph: the tensor that goes to backward, where `loss` is not it.
         """
         if self._backward is not None:
             self._backward.expect_loss(last=last, in_parts=in_parts)
         if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
-        self._engine.tap(loss, weight, self, last=last, together=together, in_parts=in_parts)
+        self._engine.tap(loss, weight, self, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
@@ -101,8 +103,8 @@ class SteppingOptimizer(ShowsAverage, SavingOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if loss is not None and not self._engine.losses.shown and not self._has_begun():
-                self._engine.observe(loss, None, self)
+            if loss is not None and not self._engine.losses.of_next_step and not self._has_begun():
+                self._engine.observe(_detached(loss), None, self)
         if self._backward is not None and self._backward.has_taken_the_step():
             return loss
         if self._engine.creates_state_only(self):
@@ -186,3 +188,8 @@ class SteppingOptimizer(ShowsAverage, SavingOptimizer):
     def version(self) -> str:
         """The generation of this optimizer."""
         return self._version.name
+
+
+def _detached(loss: Any) -> Any:
+    """The loss that a closure returns, whose backward pass is over."""
+    return loss.detach() if isinstance(loss, torch.Tensor) else loss
