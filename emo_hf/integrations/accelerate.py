@@ -22,7 +22,6 @@ from torch import nn
 from emo_hf.integrations.deepspeed_offload import keeping
 from emo_hf.integrations.felt_once import unfelt
 from emo_hf.optim.attachment import Attachment, attached_to
-from emo_hf.optim.engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:
@@ -180,8 +179,3 @@ def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
         seen.append(optimizer)
         optimizer = getattr(optimizer, "optimizer", None)
     return None
-
-
-# One of them, also where this module is loaded once more.
-on_construction[:] = [hook for hook in on_construction if hook.__module__ != __name__]
-on_construction.append(wire)

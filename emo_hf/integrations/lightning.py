@@ -19,7 +19,7 @@ from emo_hf.integrations.lightning_losses import LossesOfBackward, emotional
 from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.laws.words import text_of
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.has_emotion import HasEmotion

@@ -76,7 +76,7 @@ class LossesOfBackward:
         if len(got_none) == len(waiting):  # the strategy keeps gradients elsewhere, and nothing can be said
             return
         for emo in got_none:
-            emo._engine.losses.untap()
+            emo._engine.losses.take_back()
 
     def step_comes(self) -> None:
         """What was shown belongs to the step that comes now."""

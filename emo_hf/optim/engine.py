@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from emo_hf.laws import saved as codec
 from emo_hf.laws.decision import Decision
@@ -17,8 +21,8 @@ from emo_hf.optim.facts import Facts, group_names
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 from emo_hf.optim.tensors.left_out import LeftOut, not_finite
 
-on_construction: list[Callable[[], None]] = []
-"""Called whenever an engine begins its work: how the loss tap wires itself without being known here."""
+WIRED_BY = {"accelerate": "emo_hf.integrations.accelerate"}
+"""Where a process has imported the one, `wire()` of the other has losses reach an optimizer that is made."""
 
 SAVED: Mapping[str, codec.Reader] = {"coefficients": codec.numbers(4)}
 
@@ -51,30 +55,39 @@ class EmotionEngine:
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
-        for hook in on_construction:
-            hook()
+        for package, module in WIRED_BY.items():
+            if package in sys.modules:
+                importlib.import_module(module).wire()
 
     def observe(self, loss: Loss, weight: float | None, facts: Facts) -> None:
         """Take in a loss that the user shows; see `EmoOptimizer.observe`."""
         if weight is not None and not (math.isfinite(weight) and weight > 0.0):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
-        if self.losses.show(loss, weight, facts.gradient_mark):
+        if self.losses.add(loss, weight, facts.param_groups):
             self.law.drop_loss()
 
     def tap(
-        self, loss: Loss, weight: float | None, facts: Facts, *, last: bool, together: bool, in_parts: bool
+        self,
+        loss: Loss,
+        weight: float | None,
+        facts: Facts,
+        *,
+        last: bool,
+        together: bool,
+        in_parts: bool,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self.in_parts, self._decision_for_parts = in_parts, None
         self.rank_mean.cancel()  # what is under way lacks this loss
-        if self.losses.tap(loss, weight, last, facts.gradient_mark):
+        if self.losses.tap(loss, weight, facts.param_groups, last=last, graph=graph):
             self.law.drop_loss()
         if last and together and not self.losses.shown:
             self.rank_mean.start(self.losses.of_next_step, facts.device)
 
     def gradients_are_reset(self, facts: Facts) -> None:
         """The gradients are about to be reset: a loss that came with them and saw no step goes with them."""
-        if self.losses.gradients_go(facts.gradient_mark):
+        if self.losses.reset(facts.have_gradients):
             self.rank_mean.cancel()
             self.law.drop_loss()
 
@@ -88,6 +101,8 @@ class EmotionEngine:
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
         only_creates_state = self.creates_state_only(facts)
+        if not only_creates_state:
+            self.rank_mean.compare_options(lambda: facts.same_on_ranks(self.law), self.name)
         loss = self.rank_mean.take(self.losses.of_next_step, facts.device, alone=only_creates_state)
         self.losses.clear()
         if loss is None:

@@ -21,13 +21,19 @@ class HasEmotion:
     _average: WeightAverage
     param_groups: Any
     state: Any
+    defaults: Any
 
     def _between_steps(self) -> None:
         """Called before anything is shown or told: what a step has left behind is put in order."""
 
     @property
     def _facts(self) -> Facts:
-        return Facts(self.param_groups, self.state)
+        return Facts(self.param_groups, self.state, self.defaults, self._identity)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same on all ranks, beside the options."""
+        return {"optimizer": self._engine.name, "average_weights": self._average.kept}
 
     @property
     def emotion(self) -> EmotionView:

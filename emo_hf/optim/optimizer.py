@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss
+from emo_hf.losses.accumulation import Loss, detached
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.backward_steps import BackwardSteps, arm
@@ -166,6 +166,10 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         return self._version.name
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity, "version": self.version}
+
+    @property
     def effective_lr(self) -> dict[str, float]:
         """The learning rate that the last step was taken with, for each parameter group by its name.
 
@@ -231,6 +235,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
 
@@ -244,12 +249,13 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
                 can start now.
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
+            graph: the tensor that goes to backward, where `loss` is not it.
         """
         if self._backward is not None:
             self._backward.expect_loss(last=last, in_parts=in_parts)
         if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
-        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts)
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
@@ -280,8 +286,8 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
             with torch.enable_grad():
                 loss = closure()
             has_begun = self._backward is not None and self._backward.is_under_way
-            if loss is not None and not self._engine.losses.shown and not has_begun:
-                self._engine.observe(loss, None, self._facts)
+            if loss is not None and not self._engine.losses.of_next_step and not has_begun:
+                self._engine.observe(detached(loss), None, self._facts)
         if self._backward is not None and self._backward.has_taken_the_step():
             return loss
         if self._engine.creates_state_only(self._facts):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
 from emo_hf.laws.words import text_of
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.trainer.options import SELF_STOP_ACTIONS
 
 if TYPE_CHECKING:
