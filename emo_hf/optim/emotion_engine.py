@@ -18,10 +18,10 @@ from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import Mark, StepLoss
 from emo_hf.optim import weight_average
-from emo_hf.optim.finite import count_not_finite, gradients_are_finite
+from emo_hf.optim.finite import SeenNorm, count_not_finite, gradients_are_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.optim.tensors.left_out import PROPAGATE, SKIP_STEP, LeftOut, not_finite
+from emo_hf.optim.tensors.left_out import LEAVE_OUT, PROPAGATE, SKIP_STEP, LeftOut, not_finite
 
 on_construction: list[Callable[[], None]] = []
 """Called whenever an engine begins its work: how the loss tap wires itself without being known here."""
@@ -50,7 +50,12 @@ class EmotionEngine:
         self._has_warned_of_missing_loss = False
         self._has_passed_on_complaint = False
         self._has_warned_of_left_out = False
+        self._norm: SeenNorm | None = None
+        self._gradients_are_finite = False  # known of the step that is being taken
         self.shows_average = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_norm": None}  # it belongs to the gradients, which are not copied
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
@@ -75,6 +80,21 @@ class EmotionEngine:
         if last and together and not self.losses.shown:
             self.rank_mean.start(self.losses.of_next_step, device_of(optimizer))
 
+    def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
+        """Take note of a norm that clipping has taken: it says for nothing whether gradients are finite.
+
+        It holds for the gradients as they are now: the next backward pass, and the next step, end that.
+
+        Args:
+            norm: a number or a tensor of one element, of a norm of order 1 or more.
+            params: the parameters whose gradients it is of.
+        """
+        self._norm = SeenNorm(norm, params)
+
+    def left_out_by(self, group: Mapping[str, Any]) -> LeftOut | None:
+        """What counts the elements that a step leaves out of a group; None if it need not look for any."""
+        return self.left_out if group["nonfinite"] == LEAVE_OUT and not self._gradients_are_finite else None
+
     def gradients_go(self, optimizer: Optimizer) -> None:
         """The gradients are about to be reset: a loss that came with them and saw no step goes with them."""
         if self.losses.gradients_go(lambda: gradient_mark(optimizer)):
@@ -87,6 +107,8 @@ class EmotionEngine:
 
     def decide(self, optimizer: Optimizer) -> Decision:
         """The decision of the step that is being taken."""
+        norm, self._norm = self._norm, None
+        self._gradients_are_finite = norm is not None and norm.is_at_hand and norm.says_finite(optimizer.param_groups)
         self.is_new_step = self._decision_for_parts is None or bool(self.losses.of_next_step)
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
@@ -98,19 +120,26 @@ class EmotionEngine:
             if not self._has_warned_of_missing_loss and not steps_at_rate_0(optimizer):
                 self._has_warned_of_missing_loss = True
                 warn_at_the_caller(missing_loss(self.owner))
-            return self.law.neutral() if only_creates_state else self._guarded(self.law.neutral_step(), optimizer)
-        decision = self._guarded(self.law.feel(loss), optimizer)
+            return (
+                self.law.neutral() if only_creates_state else self._guarded(self.law.neutral_step(), optimizer, norm)
+            )
+        decision = self._guarded(self.law.feel(loss), optimizer, norm)
         self._pass_on_complaint()
         self.coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self.in_parts else None
         return decision
 
-    def _guarded(self, decision: Decision, optimizer: Optimizer) -> Decision:
+    def _guarded(self, decision: Decision, optimizer: Optimizer, norm: SeenNorm | None) -> Decision:
         """The decision, or another if a gradient on any rank is not finite and such steps are to be left out."""
         skips = any(group.get("nonfinite") == SKIP_STEP for group in optimizer.param_groups)
         if not (skips or self.law.guards_gradients) or decision.skip:  # the same on all ranks, as the loss is
             return decision
-        spoilt = not gradients_are_finite(optimizer)
+        spoilt = not (
+            self._gradients_are_finite
+            or (norm is not None and norm.says_finite(optimizer.param_groups))
+            or gradients_are_finite(optimizer)
+        )
+        self._gradients_are_finite = not spoilt
         if not self.rank_mean.on_any(spoilt, device_of(optimizer)):
             return decision
         if spoilt:

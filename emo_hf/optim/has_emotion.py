@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.laws.decision import Decision, EmotionView
@@ -38,6 +41,16 @@ class HasEmotion:
     def decisions(self) -> list[tuple[int, str]]:
         """The last things that the law has decided, in words: (step, what and why)."""
         return self._present_engine().law.decisions
+
+    def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
+        """Tell of a gradient norm that clipping has taken, which says for nothing whether the gradients are finite.
+
+        Args:
+            norm: a number or a tensor of one element, of a norm of order 1 or more; taken of the gradients as they
+                were or as they are, before or after they were clipped by it.
+            params: the parameters whose gradients it is of.
+        """
+        self._present_engine().saw_gradient_norm(norm, params)
 
     def hear_evaluation(self, loss: float) -> None:
         """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""

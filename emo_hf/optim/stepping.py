@@ -16,7 +16,6 @@ from emo_hf.optim.has_emotion import ShowsAverage
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saving import SavingOptimizer
-from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.update import Hyperparameters
 
 
@@ -159,7 +158,7 @@ class SteppingOptimizer(ShowsAverage, SavingOptimizer):
         return replace(
             self._rule.hyperparameters(group, decision),
             seed=self._engine.law.observations,
-            left_out=self._engine.left_out if group["nonfinite"] == LEAVE_OUT else None,
+            left_out=self._engine.left_out_by(group),
         )
 
     def _end_step(self, decision: Decision) -> None:
