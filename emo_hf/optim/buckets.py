@@ -14,16 +14,17 @@ from emo_hf.laws.decision import ShadowMix
 from emo_hf.optim.kernels.gpu.available import works_for as triton_works_for
 from emo_hf.optim.kernels.launch import works_for as kernels_work_for
 from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.state_keys import COMPENSATION
 from emo_hf.optim.tensors import blocks
 from emo_hf.optim.tensors.chunking import ascending
 from emo_hf.optim.tensors.dispatch import on_own_elements
 from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, SIZES
 from emo_hf.optim.tensors.left_out import LEAVE_OUT, leaving_out, masked
-from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_eight_bits, in_float32
+from emo_hf.optim.tensors.low_precision import LOW_PRECISION, first_compensation, in_eight_bits, in_float32
 from emo_hf.optim.tensors.relocation import follow_parameters
 from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State
+from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, any_lazy, as_memory_says
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
 OPTIONS_THAT_CHOOSE = (*IMPLEMENTATION_OPTIONS, "maximize", "nonfinite", "compensate", "state")
@@ -82,7 +83,7 @@ class Buckets:
         options = tuple([group[name] for name in OPTIONS_THAT_CHOOSE])
         for of_one_dtype in _by_placement(bucket):
             params, states = of_one_dtype.params, of_one_dtype.states
-            follow_parameters(params, states, bool(group["compensate"] or group["state"]), self._rule.float32_state)
+            follow_parameters(params, states, group, self._rule.float32_state)
             if group["use_shadow"] and shadow is not None:
                 mix_shadows(params, states, shadow)
             numbers = h.representable_in(params[0].dtype)
@@ -110,15 +111,14 @@ class Buckets:
         """
         if param.is_complex():
             raise RuntimeError(f"{self._name} does not support complex parameters: use torch.view_as_real")
-        if group["compensate"] == EIGHT_BITS and param.dtype is torch.float16:
-            raise RuntimeError("compensate='8bit' is for bfloat16, and a parameter is float16: take compensate=True")
         state = self._rule.new_state(param)
         low, eight_bits = param.dtype in LOW_PRECISION, group["state"] == EIGHT_BITS
         if low:
             wide = state if eight_bits else self._rule.float32_state
             state = {key: value.float() if key in wide else value for key, value in state.items()}
         if low and group["compensate"]:
-            state = compensated(state, param, group["compensate"])
+            state = {key: value.float() for key, value in state.items()}
+            state[COMPENSATION] = first_compensation(param, group["compensate"])
         if eight_bits and blocks.fit(param):
             state = in_eight_bits(state, self._rule.eight_bit_state)
         return state
@@ -167,6 +167,8 @@ class Buckets:
             moved.append(param)
             grads.append(gradient)
             states.append(of_one)
+        if any_lazy(grads):
+            grads = list(map(as_memory_says, grads))
         return Bucket(moved, grads, states)
 
     def _tell_of_floats(self, group: Mapping[str, Any], param: torch.Tensor) -> None:

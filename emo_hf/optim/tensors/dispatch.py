@@ -9,7 +9,7 @@ import torch
 from emo_hf.optim.tensors.blocks import place_of_shard
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.optim.tensors.eight_bits import is_eight_bit
-from emo_hf.optim.update import Hyperparameters, Implementation, State, StateOfPart
+from emo_hf.optim.update import Hyperparameters, Implementation, State, StateOfPart, any_lazy
 
 
 def state_tensors(states: list[State], key: str) -> list[torch.Tensor]:
@@ -37,7 +37,7 @@ def of_one_layout(*tensors: torch.Tensor) -> bool:
     """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
     first = tensors[0]
     dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
-    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors) and not any_lazy(tensors)
 
 
 def on_own_elements(update: Implementation) -> Implementation:
