@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, overload
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
@@ -17,15 +17,14 @@ from emo_hf.losses.accumulation import Loss, detached
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.backward_steps import BackwardSteps, arm
+from emo_hf.optim.buckets import Buckets
 from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group, without_empty_groups
-from emo_hf.optim.rule_optimizer import RuleOptimizer
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
@@ -33,7 +32,7 @@ from emo_hf.reading import read_value
 logger = logging.getLogger(__name__)
 
 
-class EmoOptimizer(HasEmotion, RuleOptimizer):
+class EmoOptimizer(HasEmotion, Optimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
@@ -90,6 +89,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         kept = self._engine.law.averages_weights if average is None else average
         self._average = WeightAverage(kept, is_default=average is None)
         self._rule = version.rule(defaults)
+        self._buckets = Buckets(self._rule, type(self).__name__)
         self._writer = writer
         self._steps_written = 0
         super().__init__(without_empty_groups(params), defaults)
@@ -291,13 +291,13 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         if self._backward is not None and self._backward.has_taken_the_step():
             return loss
         if self._engine.creates_state_only(self._facts):
-            self._create_state()
+            self._buckets.create_states(self.state, self.param_groups)
             self._average.begin_state(self.param_groups, self.state)
             return loss
         decision = self._begin_step()
         if not decision.skip:
             for group in self.param_groups:
-                self._update_group(group, self._numbers(group, decision), decision.shadow)
+                self._buckets.move(self.state, group, self._numbers(group, decision), decision.shadow)
         self._end_step(decision)
         return loss
 
@@ -337,7 +337,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         return replace(
             self._rule.hyperparameters(group, decision),
             seed=self._engine.law.observations,
-            left_out=self._engine.left_out if group["nonfinite"] == LEAVE_OUT else None,
+            left_out=self._engine.left_out_by(group),
         )
 
     def _end_step(self, decision: Decision) -> None:
@@ -395,7 +395,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
             rule=self._rule,
             engine=self._engine,
             average=self._average,
-            first_state=self._first_state,
+            first_state=self._buckets.first_state,
             read_options=self._read_group,
         )
         self._put(saved)
@@ -419,6 +419,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._buckets = Buckets(self._rule, type(self).__name__)
         self._begin()
 
     __repr__, _repr_html_ = optimizer_text, optimizer_html
