@@ -334,5 +334,5 @@ def test_elements_are_named_with_bounded_memory(
 
 
 def test_nonfinite_takes_three_words() -> None:
-    with pytest.raises(ValueError, match="nonfinite='ignore' .* it takes one of leave_out, skip_step, propagate"):
+    with pytest.raises(ValueError, match=r"nonfinite='ignore' .* it takes one of leave_out, skip_step, propagate"):
         emo_hf.EmoNavi(parameters(), nonfinite="ignore")
