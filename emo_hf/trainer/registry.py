@@ -15,7 +15,7 @@ from emo_hf.trainer.notebook import show_rates, show_rates_no_more
 from emo_hf.trainer.options import parse_optim_args, read_options
 from emo_hf.trainer.param_groups import has_adapters
 
-SUPPORTED_TRANSFORMERS = "5.2 to 5.23"
+SUPPORTED_TRANSFORMERS = "5.2 to 5.24"
 
 CALLBACKS = (EmoCallback, BestMetricCallback)
 """What joins the Trainer's default callbacks."""

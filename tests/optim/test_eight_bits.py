@@ -243,5 +243,5 @@ def test_what_cannot_be_kept_in_8_bits_says_so() -> None:
 def test_training_in_8_bits_ends_where_float32_does_and_in_plain_bfloat16_does_not(cls: type[EmoOptimizer]) -> None:
     exact = final_error(cls, torch.float32, width=256)
     in_8_bits = final_error(cls, torch.bfloat16, width=256, state="8bit", compensate="8bit")
-    assert in_8_bits == pytest.approx(exact, rel=0.05)
+    assert in_8_bits == pytest.approx(exact, rel=0.1)
     assert final_error(cls, torch.bfloat16, width=256) > 1.2 * exact

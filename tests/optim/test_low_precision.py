@@ -59,7 +59,7 @@ def test_compensated_bfloat16_training_ends_where_float32_does_and_plain_does_no
     cls: type[EmoOptimizer], at_least: float
 ) -> None:
     exact = final_error(cls, torch.float32)
-    assert final_error(cls, torch.bfloat16, compensate=True) == pytest.approx(exact, rel=0.02)
+    assert final_error(cls, torch.bfloat16, compensate=True) == pytest.approx(exact, rel=0.05)
     assert final_error(cls, torch.bfloat16) > at_least * exact
 
 
