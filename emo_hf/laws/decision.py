@@ -18,6 +18,23 @@ class ShadowMix:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """What a law has decided, as data.
+
+    Attributes:
+        step: optimizer steps taken by then.
+        kind: `skipped` (a step was left out), `lowered` (the rate), `done`, or `complaint`.
+        factor: what the learning rate is multiplied with from then on.
+        reason: why.
+    """
+
+    step: int
+    kind: str
+    factor: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What one step is told. The defaults are the neutral step: the learning rate as the user gave it.
 

@@ -66,12 +66,16 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
         read_law(law)
     except ValueError as error:
         raise ValueError(f"there is no law {law!r} to attach: choose {error}") from None
+    average = law_options.pop("average_weights", None) if law != "settle" else None
     made = make_law(law, V3_1.name, law_options)
-    if made.decision.average is not None and any(hasattr(inner, mode) for mode in MODES):
+    averages = made.decision.average is not None or average not in (None, False, "false")
+    if averages and any(hasattr(inner, mode) for mode in MODES):
         raise ValueError(
             f"{name} keeps an average of the weights of its own (it has eval()): leave average_weights out"
         )
-    return Attachment(inner, EmotionEngine(made, sync, name))
+    engine = EmotionEngine(made, sync, name)
+    engine.averages = averages
+    return Attachment(inner, engine)
 
 
 def _innermost(optimizer: Any) -> Any:

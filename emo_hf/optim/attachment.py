@@ -42,7 +42,7 @@ class Attachment(ShowsAverage):
         self._engine = engine
         self._fresh = engine.state_dict()
         takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
-        averages = engine.law.decision.average is not None
+        averages = engine.keeps_average
         self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
         self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step that is left out
         self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.weak import WeakIdRef
 
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
+from emo_hf.laws.settle_average import share_of_weights
 from emo_hf.laws.metrics import PREFIX, CoefficientWindow, metrics
 from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
@@ -51,6 +53,13 @@ class EmotionEngine:
         self._has_passed_on_complaint = False
         self._has_warned_of_left_out = False
         self.shows_average = False
+        self.averages = self.law.decision.average is not None
+        self.averaged = 0
+
+    @property
+    def keeps_average(self) -> bool:
+        """Whether there is an average of the weights."""
+        return self.averages
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
@@ -95,7 +104,8 @@ class EmotionEngine:
         self.losses.clear()
         if loss is None:
             # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
-            if not self._has_warned_of_missing_loss and not steps_at_rate_0(optimizer):
+            alone = self.averages and self.law.label == "none"
+            if not alone and not self._has_warned_of_missing_loss and not steps_at_rate_0(optimizer):
                 self._has_warned_of_missing_loss = True
                 warn_at_the_caller(missing_loss(self.owner))
             return self.law.neutral() if only_creates_state else self._guarded(self.law.neutral_step(), optimizer)
@@ -120,14 +130,17 @@ class EmotionEngine:
 
     def follow_weights(self, optimizer: Optimizer, decision: Decision) -> None:
         """After a step: have the weights enter their average, where the law keeps one."""
-        if decision.average is None or decision.skip:
+        if not self.averages or decision.skip:
             return
+        if decision.average is None:
+            self.averaged += 1
+            decision = replace(decision, average=share_of_weights(self.averaged))
         if self.in_parts:
             raise RuntimeError(
                 f"{self.owner}: average_weights=true is not for DeepSpeed, whose optimizer has copies of the weights, "
                 "a part at a time: leave it out, or train with FSDP2 or DDP"
             )
-        if decision.average > 0.0:
+        if decision.average:
             weight_average.follow(optimizer, decision.average)
 
     def show_average(self, optimizer: Optimizer) -> None:
@@ -144,7 +157,7 @@ class EmotionEngine:
     def forget_average(self, optimizer: Optimizer) -> None:
         """Leave in the parameters what has been loaded into them, and begin the average anew."""
         weight_average.forget(optimizer)
-        self.shows_average = False
+        self.shows_average, self.averaged = False, 0
 
     def refuse_step_of_average(self) -> None:
         """Refuse a step while the parameters hold the average: its gradients would be of other weights.
@@ -210,7 +223,7 @@ class EmotionEngine:
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""
         emotion = self.law.state_dict()
-        return {**emotion, "coefficients": self.coefficients.state(), "shows_average": self.shows_average}
+        return {**emotion, "coefficients": self.coefficients.state(), "shows_average": self.shows_average, "averaged": self.averaged}
 
     def check(self, saved: Mapping[str, Any]) -> CoefficientWindow:
         """Refuse what `load_state_dict` could not take; changes nothing.
@@ -235,6 +248,7 @@ class EmotionEngine:
         coefficients = self.check(saved)
         self.law.load_state_dict(saved)
         self.shows_average = bool(saved.get("shows_average", False))
+        self.averaged = int(saved.get("averaged", 0))
         self.rank_mean.cancel()
         self.losses = StepLoss()
         self.coefficients = coefficients

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.laws.decision import Decision, EmotionView
+from emo_hf.laws.decision import Decision, EmotionView, Note
 from emo_hf.optim.emotion_engine import EmotionEngine
 
 
@@ -35,9 +37,11 @@ class HasEmotion:
         return self._present_engine().law.decision
 
     @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last things that the law has decided, in words: (step, what and why)."""
-        return self._present_engine().law.decisions
+    def decisions(self) -> list[Note]:
+        """The last things that the law has decided."""
+        factor = self.decision.coefficient
+        said = self._present_engine().law.decisions
+        return [one if isinstance(one, Note) else _as_note(*one, factor) for one in said]
 
     def hear_evaluation(self, loss: float) -> None:
         """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
@@ -71,6 +75,37 @@ class ShowsAverage(HasEmotion):
         """Drop the average of the weights: the parameters hold what has been loaded since, and it begins anew."""
         self._present_engine().forget_average(self._of_weights)
 
+    @property
+    def keeps_average(self) -> bool:
+        """Whether there is an average of the weights, or will be after the first step."""
+        return self._present_engine().keeps_average
+
+    @contextmanager
+    def average_shown(self) -> Iterator[None]:
+        """Have the parameters hold the average inside, and outside what they held before."""
+        if self._present_engine().shows_average:
+            yield
+            return
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train()
+
+    def finish_average(self) -> None:
+        """Have the parameters hold the average for good; a new one begins with further training."""
+        self.eval()
+        self.forget_average()
+
+    def drop_average(self) -> None:
+        """Leave the parameters as they are; a new average begins with further training."""
+        self.forget_average()
+
+    def restart_average(self) -> None:
+        """Begin the average anew."""
+        self.train()
+        self.forget_average()
+
 
 def refuse_average(emo: HasEmotion | None, who: str) -> None:
     """Refuse an average of the weights where others put weights into the parameters, perhaps while it is shown.
@@ -87,3 +122,8 @@ def refuse_average(emo: HasEmotion | None, who: str) -> None:
             f"{who} averages the weights over nodes by itself, and does not go with average_weights=true: leave one "
             "of them out"
         )
+
+
+def _as_note(step: int, text: str, factor: float) -> Note:
+    kind, _, reason = text.partition(": ")
+    return Note(step, kind, factor, reason)

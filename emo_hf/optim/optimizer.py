@@ -63,12 +63,15 @@ class EmoOptimizer(SteppingOptimizer):
         writer: Any = None,
         step_in_backward: bool = False,
         clip_value: float | None = None,
+        average_weights: bool | str | None = None,
         **own: Any,
     ) -> None:
         if "compile" in own:
             warnings.warn("compile is called native now: it chooses kernels in C, not torch.compile", FutureWarning, 2)
             native = own.pop("compile") if native is None else native
         self._version = chosen = self.version_named(version)
+        if average_weights is not None and "average_weights" in chosen.own_options(emo_law):
+            own["average_weights"], average_weights = average_weights, None
         rule_options, law_options = self._sort_options(own, emo_law or chosen.law)
         if chosen.rule.reads_scalar and emo_law not in (None, chosen.law) and read_ablation(emo_law) is None:
             raise ValueError(
@@ -93,6 +96,7 @@ class EmoOptimizer(SteppingOptimizer):
         self._check_options(defaults)
         law = make_law(emo_law or chosen.law, chosen.law, law_options)
         self._engine = EmotionEngine(law, emo_sync, type(self).__name__)
+        self._engine.averages |= average_weights not in (None, False, "false")
         self._rule = chosen.rule(defaults)
         self._writer = writer
         self._steps_written = 0
