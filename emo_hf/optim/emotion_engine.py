@@ -14,8 +14,8 @@ from torch.utils.weak import WeakIdRef
 
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
-from emo_hf.laws.settle_average import share_of_weights
 from emo_hf.laws.metrics import PREFIX, CoefficientWindow, metrics
+from emo_hf.laws.settle_average import share_of_weights
 from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import Mark, StepLoss
@@ -223,7 +223,12 @@ class EmotionEngine:
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""
         emotion = self.law.state_dict()
-        return {**emotion, "coefficients": self.coefficients.state(), "shows_average": self.shows_average, "averaged": self.averaged}
+        return {
+            **emotion,
+            "coefficients": self.coefficients.state(),
+            "shows_average": self.shows_average,
+            "averaged": self.averaged,
+        }
 
     def check(self, saved: Mapping[str, Any]) -> CoefficientWindow:
         """Refuse what `load_state_dict` could not take; changes nothing.

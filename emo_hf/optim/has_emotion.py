@@ -117,7 +117,7 @@ def refuse_average(emo: HasEmotion | None, who: str) -> None:
     Raises:
         ValueError: if its law keeps one.
     """
-    if emo is not None and emo.decision.average is not None:
+    if emo is not None and emo._present_engine().keeps_average:
         raise ValueError(
             f"{who} averages the weights over nodes by itself, and does not go with average_weights=true: leave one "
             "of them out"

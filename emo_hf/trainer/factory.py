@@ -10,7 +10,7 @@ from torch import nn
 from emo_hf.optim.family import FAMILY, SHORTHANDS, family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.version import Version
-from emo_hf.trainer.options import COMMON_OPTIONS, SELF_STOP_OPTIONS, EmoOptions, read_options
+from emo_hf.trainer.options import CALLBACK_OPTIONS, COMMON_OPTIONS, EmoOptions, read_options
 from emo_hf.trainer.param_groups import build_param_groups
 
 
@@ -43,7 +43,7 @@ def create_optimizer(
     Raises:
         ValueError: for an unknown name or option, an unacceptable value, or a model with nothing to train.
     """
-    misplaced = sorted(SELF_STOP_OPTIONS.keys() & options.keys())
+    misplaced = sorted(CALLBACK_OPTIONS.keys() & options.keys())
     if misplaced:
         raise ValueError(f"{', '.join(misplaced)}: an optimizer cannot stop a loop; use EmoEarlyStoppingCallback")
     read = read_options(options)

@@ -1,12 +1,12 @@
-"""Every option that an emo optimizer takes beside the Trainer's own arguments, and how its text is read.
+"""`optim_args` and the keywords of `create_optimizer`, read once into one object.
 
-One table serves `--optim_args "key=value,…"`, `create_optimizer(..., key=value)` and the documentation.
+Options of the optimizers, of their laws and rules come from their own tables; here are those of the Trainer's side.
 """
 
 from __future__ import annotations
 
 import difflib
-import warnings
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +16,10 @@ from emo_hf.losses.rank_mean import SYNC_MODES
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.tensors.left_out import NONFINITE
-from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value, whole_number
+from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value
+from emo_hf.trainer.console import CONSOLE
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
-
-SELF_STOP_ACTIONS = ("off", "log", "save", "stop")
+from emo_hf.trainer.self_stop import OPTIONS as SELF_STOP_OPTIONS
 
 
 def _versions() -> tuple[str, ...]:
@@ -43,6 +43,7 @@ COMMON_OPTIONS: dict[str, Reader] = {
     "state": one_of(EIGHT_BITS),
     "compensate": boolean_or(EIGHT_BITS),
     "nonfinite": one_of(*NONFINITE),
+    "average_weights": boolean_or("rounded", "cpu"),
     "emo_sync": one_of(*SYNC_MODES),
     "emo_law": read_law,
     "step_in_backward": boolean,
@@ -56,25 +57,18 @@ COMMON_OPTIONS: dict[str, Reader] = {
 
 def optimizer_options() -> dict[str, Reader]:
     """What goes to the constructors of the optimizers; read anew each time, as laws and optimizers may be added."""
-    return COMMON_OPTIONS | _own_options()
+    return _own_options() | COMMON_OPTIONS
 
 
-GROUP_OPTIONS: dict[str, Reader] = {
-    f"{role}_{option}": number(0) for role in ROLES for option in ("lr", "lr_ratio", "weight_decay")
-}
-SELF_STOP_OPTIONS: dict[str, Reader] = {
-    "self_stop": one_of(*SELF_STOP_ACTIONS),
-    "self_stop_patience": whole_number(1),
-    "self_stop_min_steps": whole_number(0),
-}
+OF_GROUP = ("lr", "lr_ratio", "weight_decay")
+GROUP_OPTIONS: dict[str, Reader] = {f"{role}_{option}": number(0) for role in ROLES for option in OF_GROUP}
+CALLBACK_OPTIONS: dict[str, Reader] = {**SELF_STOP_OPTIONS, **CONSOLE}
 
 
 def known_options() -> dict[str, Reader]:
     """All options."""
-    return optimizer_options() | GROUP_OPTIONS | SELF_STOP_OPTIONS
+    return optimizer_options() | GROUP_OPTIONS | CALLBACK_OPTIONS
 
-
-FORMER_NAMES = {"compile": "native"}
 
 _ELSEWHERE = {
     "lr": "the learning rate is --learning_rate",
@@ -91,12 +85,27 @@ class EmoOptions:
     Attributes:
         optimizer: those that go to the optimizer's constructor (`beta1`, `beta2` still apart).
         roles: learning rate and weight decay per role of a parameter, for `build_param_groups`.
-        self_stop: those of the self-stop, without their prefix except for `self_stop` itself, which is `action`.
+        callback: those of `EmoCallback`: `self_stop`, …, `console`.
     """
 
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, GroupOptions] = field(default_factory=dict)
-    self_stop: Mapping[str, Any] = field(default_factory=dict)
+    callback: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, args: Any) -> EmoOptions:
+        """Those of `TrainingArguments.optim_args`.
+
+        Raises:
+            ValueError: as `read_options` and `parse_optim_args` do.
+        """
+        given = args.optim_args
+        return read_options(given) if isinstance(given, Mapping) else _of_text(given or "")
+
+
+@functools.lru_cache(maxsize=16)
+def _of_text(text: str) -> EmoOptions:
+    return read_options(parse_optim_args(text))
 
 
 def read_options(given: Mapping[str, Any]) -> EmoOptions:
@@ -108,24 +117,15 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     Raises:
         ValueError: for an unknown key (naming the known ones) or an unacceptable value (naming what is accepted).
     """
-    for former, present in FORMER_NAMES.items():
-        if former in given:
-            warnings.warn(f"the option {former} is called {present} now", FutureWarning, stacklevel=2)
-    renamed = {FORMER_NAMES.get(key, key): value for key, value in given.items()}
-    known = known_options()
-    values = {key: _read(key, value, known) for key, value in renamed.items()}
-    roles: dict[str, dict[str, Any]] = {}
-    for role in ROLES:
-        for option in ("lr", "lr_ratio", "weight_decay"):
-            if f"{role}_{option}" in values:
-                roles.setdefault(role, {})[option] = values[f"{role}_{option}"]
-    self_stop = {key.removeprefix("self_stop_"): values[key] for key in SELF_STOP_OPTIONS if key in values}
-    if "self_stop" in self_stop:
-        self_stop["action"] = self_stop.pop("self_stop")
+    known, of_optimizer = known_options(), optimizer_options()
+    values = {key: _read(key, value, known) for key, value in given.items()}
+    roles = {
+        role: {option: values[key] for option in OF_GROUP if (key := f"{role}_{option}") in values} for role in ROLES
+    }
     return EmoOptions(
-        optimizer={key: values[key] for key in optimizer_options() if key in values},
-        roles={role: GroupOptions(**settings) for role, settings in roles.items()},
-        self_stop=self_stop,
+        optimizer={key: value for key, value in values.items() if key in of_optimizer},
+        roles={role: GroupOptions(**given) for role, given in roles.items() if given},
+        callback={key: value for key, value in values.items() if key in CALLBACK_OPTIONS},
     )
 
 
@@ -154,6 +154,15 @@ def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
             raise ValueError(f"optim_args: {key} is given twice in {given!r}")
         parsed[key] = value
     return parsed
+
+
+def as_text(optim_args: Mapping[str, Any]) -> str:
+    """`optim_args` that were given as a mapping in the form of `--optim_args`."""
+
+    def value(given: Any) -> str:
+        return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+
+    return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
 
 
 def _read(key: str, value: Any, known: Mapping[str, Reader]) -> Any:
