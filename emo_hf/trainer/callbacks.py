@@ -20,6 +20,7 @@ from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.backward_limits import HOW
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import family_names
+from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.step_in_backward import StepInBackward
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.reading import read_value
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 MOST_NOTES = 300
 """Decisions that are kept of a run; of more the oldest steps that were left out go first."""
+
+KEPT = {"params", "lr", "name", EMOTION_KEY}
+"""What of a parameter group is no option."""
 
 EVALUATION = "eval_"
 """What the Trainer puts before the name of a metric, unless it begins so."""
@@ -184,14 +188,16 @@ class EmoCallback(TrainerCallback):
             given: the parameter groups as they were before.
             optimizer: has loaded.
         """
-        if unwrap(optimizer) is None and self._emotion is None and not self._average:
+        emo = unwrap(optimizer)
+        if emo is None and self._emotion is None and not self._average:
             return
+        of_others = {"initial_lr", "betas", "eps", "weight_decay"}  # whose groups may hold state as well
         overridden = {}
         for before, after in zip(given, optimizer.param_groups, strict=False):
-            for key in before.keys() & after.keys() - {"params", "lr", "name", EMOTION_KEY}:
-                if before[key] != after[key]:
+            for key in before.keys() & (after.keys() - KEPT if isinstance(emo, EmoOptimizer) else of_others):
+                if before[key] != after.get(key):
                     name = "learning_rate" if key == "initial_lr" else key
-                    overridden.setdefault(name, f"{name} {after[key]} (given: {before[key]})")
+                    overridden.setdefault(name, f"{name} {after.get(key)} (given: {before[key]})")
         if overridden:
             logger.warning(
                 "The optimizer goes on with the options of its checkpoint: %s. To have those that were given, resume "

@@ -15,7 +15,6 @@ from transformers import Trainer, TrainerCallback
 
 import emo_hf
 from emo_hf import EmoCallback, attach
-from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.metrics import NOTES
 from emo_hf.trainer import patches
 from tests import tiny

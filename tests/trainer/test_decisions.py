@@ -83,7 +83,13 @@ def laws() -> Iterator[None]:
 
 
 def run(
-    folder: Path, action: str, attached: bool, *, law: str = DoneAtSeven.name, resume: str | None = None, **changes: Any
+    folder: Path,
+    action: str,
+    attached: bool,
+    *,
+    law: str = DoneAtSeven.name,
+    resume: str | None = None,
+    **changes: Any,
 ) -> Trainer:
     settings: dict[str, Any] = {"max_steps": 10, "logging_steps": 5, "eval_dataset": tiny.examples(8)}
     if attached:
