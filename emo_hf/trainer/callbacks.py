@@ -100,29 +100,30 @@ class EmoCallback(TrainerCallback):
                 "emotion='v3.1'"
             )
         given_stop = chosen.get("self_stop")
-        self._self_stop_if_attached = given_stop if isinstance(given_stop, SelfStop) else SelfStop.of(chosen)
+        self._if_attached = given_stop if isinstance(given_stop, SelfStop) else SelfStop.of(chosen)
         self._law_options = {key: value for key, value in chosen.items() if key not in CALLBACK_OPTIONS}
         if self._emotion is not None:
             attach(torch.optim.SGD([torch.zeros(1)], lr=1.0), self._emotion, **self._law_options)
-        self._self_stop: SelfStop | None = None
+        self._args: TrainingArguments | None = None  # those that have been read
+        self._options = EmoOptions()
         self._watch: SelfStopWatch | None = None
         self._known: list[Note] = []  # decisions that have been said
-        self._attachment: Attachment | None = None
         self._in_backward: StepInBackward | None = None
-        self._options = EmoOptions()
         patches.install()
 
     # Before and at the beginning of training
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Bad options shall fail before data and model are prepared.
-        metric = _own_metric(args)
+    def on_init_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._read(args)  # bad options shall fail before data and model are prepared
+
+    def _read(self, args: TrainingArguments) -> None:
+        self._args, self._options = args, EmoOptions()
+        metric, name = _own_metric(args), getattr(args.optim, "value", args.optim)
         if metric is not None and metric.startswith(PREFIX + "loss") and args.greater_is_better:
             logger.warning(
                 "metric_for_best_model=%s with greater_is_better=True keeps the checkpoint of the largest loss: give "
                 "greater_is_better=False. (The Trainer's default is False for names that end in 'loss' only.)", metric
             )  # fmt: skip
-        name = getattr(args.optim, "value", args.optim)
         if name not in family_names():
             return
         if isinstance(args.optim_args, Mapping):  # the Trainer goes on to split it as a text
@@ -131,23 +132,21 @@ class EmoCallback(TrainerCallback):
         if self._average is not None and "average_weights" not in self._options.optimizer:
             args.optim_args = ",".join(filter(None, [args.optim_args, f"average_weights={self._average}"]))
             self._options = EmoOptions.of(args)
-        self._self_stop = SelfStop.of(self._options.callback)
+        SelfStop.of(self._options.callback)
         refuse_early(name, self._options)
         if self._options.optimizer.get(HOW):
             in_backward.refuse(args)
         warn_if_cut_short(args.resume_from_checkpoint, args.output_dir)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, model: Any = None, **_: Any
+    ) -> None:
         patches.install()
-        self._attachment = None
-        emo = unwrap(optimizer)
+        if self._args is not args:  # it was added to the Trainer later
+            self._read(args)
+        self._watch, emo = None, unwrap(optimizer)
         if emo is None and (self._emotion is not None or self._average):
-            emo = attach(optimizer, self._emotion or "none", **self._attached_options())
-            self._resume(emo, state)
-        if isinstance(emo, Attachment):
-            if self._emotion not in (None, emo.emotion.law):
-                logger.warning("The optimizer has an emotion of the law %s already.", emo.emotion.law)
-            self._attachment, self._self_stop = emo, self._self_stop_if_attached
+            emo = self._attach(optimizer, state)
         if emo is None:
             return
         if self._average and not emo.keeps_average:
@@ -155,31 +154,30 @@ class EmoCallback(TrainerCallback):
                 f"EmoCallback(average_weights={self._average!r}): the optimizer was made without an average of the "
                 "weights. Make it, or attach to it, with average_weights=True"
             )
-        model = kwargs.get("model")
+        if isinstance(emo, Attachment) and self._emotion not in (None, emo.emotion.law):
+            logger.warning("The optimizer has an emotion of the law %s already.", emo.emotion.law)
         if not state.global_step:
             emo.restart_average()
         emo.train()
         if emo.keeps_average:
             _warn_of_statistics(model)
         self._begin_notes(emo, state)
-        self._watch = None if self._self_stop is None else SelfStopWatch(self._self_stop)
-        if self._watch is not None:
-            self._watch.begin(optimizer, args, state)
+        self_stop = self._if_attached if isinstance(emo, Attachment) else SelfStop.of(self._options.callback)
+        self._watch = SelfStopWatch(self_stop)
+        self._watch.begin(optimizer, args, state)
         self._in_backward = in_backward.begin(args, self._options, model, optimizer)
 
-    def _attached_options(self) -> dict[str, Any]:
+    def _attach(self, optimizer: Any, state: TrainerState) -> Attachment:
+        """Give the optimizer what was asked for; where it could not load it (FSDP), it is read from the notes."""
+        has_loaded = any(group.get(EMOTION_KEY) for group in optimizer.param_groups)
         average = {} if self._average is None else {"average_weights": self._average}
-        return {**average, **self._law_options}
-
-    def _resume(self, attachment: Attachment, state: TrainerState) -> None:
-        """Where an optimizer that had no emotion yet could not load it (FSDP), it is read from the notes."""
-        if not state.global_step or attachment.emotion.observations:
-            return
+        emo = attach(optimizer, self._emotion or "none", **average, **self._law_options)
         notes = state.stateful_callbacks.get(NOTES) or {}
-        if EMOTION_KEY in notes and notes.get("step") == state.global_step:
-            attachment.load_emotion(notes[EMOTION_KEY])
-        else:
+        if EMOTION_KEY in notes and notes.get("step") == state.global_step and not has_loaded:
+            emo.load_emotion(notes[EMOTION_KEY])
+        elif state.global_step and not has_loaded:
             logger.warning("The checkpoint of step %d holds no emotion: it starts afresh.", state.global_step)
+        return emo
 
     def after_loading(self, given: list[dict[str, Any]], optimizer: Any) -> None:
         """Called when a checkpoint of the optimizer has been loaded: name the options that it has overridden.
@@ -262,8 +260,8 @@ class EmoCallback(TrainerCallback):
         emo = unwrap(optimizer)
         if emo is None:
             return
-        if self._attachment is not None and NOTES in state.stateful_callbacks:  # what `_resume` reads
-            notes = {"step": state.global_step, EMOTION_KEY: self._attachment.emotion_state()}
+        if isinstance(emo, Attachment) and NOTES in state.stateful_callbacks:  # what `_attach` reads
+            notes = {"step": state.global_step, EMOTION_KEY: emo.emotion_state()}
             state.stateful_callbacks[NOTES].update(notes)
         if not args.should_save:
             return

@@ -303,10 +303,17 @@ def test_a_second_training_is_told_of_its_own_decisions_only(tmp_path: Path) -> 
     assert [note["step"] for note in trainer.state.stateful_callbacks[NOTES]["decisions"]] == [4, 5, 6]
 
 
+def test_a_callback_that_is_added_later_obeys_the_options_too(tmp_path: Path) -> None:
+    trainer = tiny.trainer(tmp_path, optim_args=f"emo_law={DoneAtSeven.name},self_stop=stop", max_steps=10)
+    trainer.add_callback(EmoCallback(console="all"))
+    trainer.train()
+    assert trainer.state.global_step == 7
+
+
 def test_arguments_of_the_callback_may_be_texts() -> None:
     made = EmoCallback("v3.1", self_stop="stop", self_stop_patience="2", console="all")
-    assert made._self_stop_if_attached == SelfStop(action="stop", patience=2)
-    assert EmoCallback("v3.1", self_stop=False)._self_stop_if_attached.action == "off"  # YAML's `off`
+    assert made._if_attached == SelfStop(action="stop", patience=2)
+    assert EmoCallback("v3.1", self_stop=False)._if_attached.action == "off"  # YAML's `off`
     with pytest.raises(ValueError, match="self_stop='halt' is not acceptable: it takes one of off, log, save, stop"):
         EmoCallback("v3.1", self_stop="halt")
     assert emo_hf.EmoCallback is EmoCallback
