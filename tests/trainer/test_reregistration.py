@@ -6,10 +6,8 @@ import importlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainingArguments
@@ -19,12 +17,6 @@ import emo_hf
 from emo_hf.integrations import accelerate as loss_tap
 from emo_hf.trainer import registry
 from tests import tiny
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    yield
-    emo_hf.unregister()
 
 
 def assert_registered_once() -> None:
