@@ -23,7 +23,7 @@ from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
 

@@ -40,7 +40,7 @@ def test_the_types_hold() -> None:
 
 
 def test_every_option_and_every_metric_is_in_the_documents() -> None:
-    from emo_hf.laws.laws import law_names
+    from emo_hf.laws import law_names
     from emo_hf.trainer.options import GROUP_OPTIONS, known_options
     from emo_hf.trainer.param_groups import ROLES
 

@@ -22,7 +22,7 @@ from torch import nn
 from emo_hf.integrations.deepspeed_offload import keeping
 from emo_hf.integrations.felt_once import unfelt
 from emo_hf.optim.attachment import Attachment, attached_to
-from emo_hf.optim.emotion_engine import on_construction
+from emo_hf.optim.engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emo_hf.laws.display import emotion_rows, emotion_text, html_table
-from emo_hf.optim.emotion_engine import group_names
+from emo_hf.laws.words import emotion_rows, emotion_text, html_table
+from emo_hf.optim.facts import group_names
 
 if TYPE_CHECKING:
     from emo_hf.optim.optimizer import EmoOptimizer

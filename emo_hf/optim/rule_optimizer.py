@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 from emo_hf.laws.decision import ShadowMix
 from emo_hf.optim.kernels.gpu.available import works_for as gpu_works_for
 from emo_hf.optim.kernels.launch import works_for
+from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.tensors import blocks
 from emo_hf.optim.tensors.chunking import ascending
@@ -23,7 +24,6 @@ from emo_hf.optim.tensors.low_precision import LOW_PRECISION, compensated, in_ei
 from emo_hf.optim.tensors.relocation import follow_parameters
 from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
 from emo_hf.optim.update import Hyperparameters, Implementation, State
-from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
 logger = logging.getLogger(__name__)
 

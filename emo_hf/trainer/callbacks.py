@@ -14,13 +14,14 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
-from emo_hf.laws.words import text_of
+from emo_hf.laws.words import SKIPPED, text_of
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.backward_limits import HOW
-from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import family_names
 from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.optim.options import TABLE
+from emo_hf.optim.saving import EMOTION_KEY
 from emo_hf.optim.step_in_backward import StepInBackward
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.reading import read_value
@@ -28,7 +29,7 @@ from emo_hf.trainer import in_backward, patches
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
 from emo_hf.trainer.console import ALL, SHORT
 from emo_hf.trainer.factory import refuse_early
-from emo_hf.trainer.options import CALLBACK_OPTIONS, COMMON_OPTIONS, EmoOptions
+from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions
 from emo_hf.trainer.options import as_text as as_text
 from emo_hf.trainer.self_stop import SelfStop, SelfStopWatch
 
@@ -90,10 +91,10 @@ class EmoCallback(TrainerCallback):
         self._emotion: str | None = chosen.pop("emotion", None)
         self._average: bool | str | None = chosen.pop("average_weights", None)
         if self._average is not None:
-            self._average = read_value("average_weights", self._average, COMMON_OPTIONS["average_weights"])
+            self._average = read_value("average_weights", self._average, TABLE["average_weights"].read)
         self._console: str | None = chosen.pop("console", None)
         if self._console is not None:
-            self._console = read_value("console", self._console, CALLBACK_OPTIONS["console"])
+            self._console = read_value("console", self._console, CALLBACK_OPTIONS["console"].read)
         if self._emotion is None and chosen:
             raise ValueError(
                 f"EmoCallback was given {', '.join(chosen)} but no emotion that this is for: name a law, "
@@ -157,7 +158,7 @@ class EmoCallback(TrainerCallback):
         if isinstance(emo, Attachment) and self._emotion not in (None, emo.emotion.law):
             logger.warning("The optimizer has an emotion of the law %s already.", emo.emotion.law)
         if not state.global_step:
-            emo.restart_average()
+            emo.begin_run()
         emo.train()
         if emo.keeps_average:
             _warn_of_statistics(model)
@@ -232,7 +233,7 @@ class EmoCallback(TrainerCallback):
         name, emo = _own_metric(args), unwrap(optimizer)
         if name is None or emo is None or metrics is None:
             return
-        current = emo._present_engine().current_metrics([g for g in emo.param_groups if g.get("lr") is not None])
+        current = emo.current_metrics()
         if name not in current:
             raise KeyError(
                 f"metric_for_best_model: the emotion has no metric {name!r}; it has: {', '.join(sorted(current))}"
@@ -307,10 +308,13 @@ class EmoCallback(TrainerCallback):
         if decisions[-1:] == self._known[-1:]:  # what nearly every step is
             return
         new = [note for note in decisions if note not in self._known]
+        said_before = {note["kind"] for note in notes["decisions"]}
         self._known = decisions
         notes["decisions"] = _shortened([*notes["decisions"], *map(asdict, new)])
         for note in new if state.is_world_process_zero else ():
-            logger.warning("Step %d: %s", note.step, text_of(note))
+            if note.kind != SKIPPED or SKIPPED not in said_before:  # of such steps the logs have the count
+                logger.warning("Step %d: %s", note.step, text_of(note, first=note.kind not in said_before))
+            said_before.add(note.kind)
 
 
 def _show_weights(optimizer: Any) -> None:
@@ -333,7 +337,7 @@ def _shortened(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     spare = max(len(decisions) - MOST_NOTES, 0)
     kept = []
     for note in decisions:
-        if spare and note["kind"] == "skipped":
+        if spare and note["kind"] == SKIPPED:
             spare -= 1
         else:
             kept.append(note)

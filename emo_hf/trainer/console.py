@@ -11,28 +11,26 @@ from typing import Any
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.metrics import NOTES, PREFIX
-from emo_hf.reading import Reader, one_of
+from emo_hf.reading import Option, one_of
 
 SHORT, ALL = "short", "all"
-CONSOLE: dict[str, Reader] = {"console": one_of(SHORT, ALL)}
-"""The option that says how much is printed."""
+CONSOLE: dict[str, Option] = {
+    "console": Option(SHORT, one_of(SHORT, ALL), "print the most telling metrics of the emotion, or all")
+}
 
-ALWAYS = (PREFIX + "effective_lr", PREFIX + "coefficient")
-SIGMA = PREFIX + "scalar"
-IF_ANY = tuple(PREFIX + name for name in ("skipped", "spikes", "nonfinite_gradients"))
+ALWAYS = tuple(PREFIX + name for name in ("effective_lr", "coefficient", "scalar"))
+IF_ANY = tuple(PREFIX + name for name in ("skipped", "nonfinite_gradients"))
 """Counts of what has been left out."""
 
 
-def for_console(logs: Mapping[str, Any], state: Any, optimizer: Any) -> dict[str, Any]:
+def for_console(logs: Mapping[str, Any], state: Any) -> dict[str, Any]:
     """The values of a log line that are printed: all that are not of an emotion, and its most telling."""
     if (state.stateful_callbacks.get(NOTES) or {}).get("console") == ALL:
         return dict(logs)
-    emo = unwrap(optimizer)
-    shown = (*ALWAYS, *([SIGMA] if emo is not None and emo._present_engine().law.zones else []))
     return {
         key: value
         for key, value in logs.items()
-        if not key.startswith(PREFIX) or key in shown or (key in IF_ANY and value)
+        if not key.startswith(PREFIX) or key in ALWAYS or (key in IF_ANY and value)
     }
 
 
@@ -42,7 +40,7 @@ def prints_less(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
         if any(key.startswith(PREFIX) for key in logs or ()):
-            logs = for_console(logs, state, kwargs.get("optimizer"))
+            logs = for_console(logs, state)
         return original(self, args, state, control, logs=logs, **kwargs)
 
     return on_log

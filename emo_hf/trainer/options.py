@@ -8,64 +8,43 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from emo_hf.laws.laws import law_options, read_law
-from emo_hf.losses.rank_mean import SYNC_MODES
+from emo_hf.laws import law_options
 from emo_hf.optim.family import FAMILY
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import NONFINITE
-from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value
+from emo_hf.optim.options import TABLE
+from emo_hf.reading import Option, number, one_of, read_value
 from emo_hf.trainer.console import CONSOLE
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
 from emo_hf.trainer.self_stop import OPTIONS as SELF_STOP_OPTIONS
 
+_OF_GROUP = ("lr", "lr_ratio", "weight_decay")
 
-def _versions() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for cls in FAMILY.values() for name in cls.versions))
-
-
-def _own_options() -> dict[str, Reader]:
-    """The options of all laws and rules."""
-    of_rules = (version.rule.options for cls in FAMILY.values() for version in cls.versions.values())
-    every = {name: option for options in (law_options(), *of_rules) for name, option in options.items()}
-    return {name: option.read for name, option in every.items()}
-
-
-COMMON_OPTIONS: dict[str, Reader] = {
-    "version": lambda value: one_of(*_versions())(value),
-    "use_shadow": boolean,
-    "maximize": boolean,
-    "foreach": boolean_or_auto,
-    "fused": boolean_or_auto,
-    "native": boolean_or_auto,
-    "state": one_of(EIGHT_BITS),
-    "compensate": boolean_or(EIGHT_BITS),
-    "nonfinite": one_of(*NONFINITE),
-    "average_weights": boolean_or("rounded", "cpu"),
-    "emo_sync": one_of(*SYNC_MODES),
-    "emo_law": read_law,
-    "step_in_backward": boolean,
-    "clip_value": number(0),
-    "beta1": number(0, below=1),
-    "beta2": number(0, below=1),
-    "eps": number(0),
+GROUP_OPTIONS: dict[str, Option] = {
+    f"{role}_{option}": Option(None, number(0), f"{option} of parameters with the role {role}")
+    for role in ROLES
+    for option in _OF_GROUP
 }
-"""The options of all optimizers."""
+CALLBACK_OPTIONS: dict[str, Option] = {**SELF_STOP_OPTIONS, **CONSOLE}
+"""What `EmoCallback` obeys."""
+
+_ADAM: dict[str, Option] = {
+    "beta1": Option(None, number(0, below=1), "β1; None for --adam_beta1"),
+    "beta2": Option(None, number(0, below=1), "β2; None for --adam_beta2"),
+    "eps": Option(None, number(0), "ε; None for --adam_epsilon"),
+}
 
 
-def optimizer_options() -> dict[str, Reader]:
+def optimizer_options() -> dict[str, Option]:
     """What goes to the constructors of the optimizers; read anew each time, as laws and optimizers may be added."""
-    return _own_options() | COMMON_OPTIONS
+    versions = [version for cls in FAMILY.values() for version in cls.versions.values()]
+    of_rules = {name: option for version in versions for name, option in version.rule.options.items()}
+    names = one_of(*dict.fromkeys(version.name for version in versions))
+    return {**TABLE, **_ADAM, **law_options(), **of_rules, "version": replace(TABLE["version"], read=names)}
 
 
-OF_GROUP = ("lr", "lr_ratio", "weight_decay")
-GROUP_OPTIONS: dict[str, Reader] = {f"{role}_{option}": number(0) for role in ROLES for option in OF_GROUP}
-CALLBACK_OPTIONS: dict[str, Reader] = {**SELF_STOP_OPTIONS, **CONSOLE}
-
-
-def known_options() -> dict[str, Reader]:
+def known_options() -> dict[str, Option]:
     """All options."""
     return optimizer_options() | GROUP_OPTIONS | CALLBACK_OPTIONS
 
@@ -120,7 +99,7 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     known, of_optimizer = known_options(), optimizer_options()
     values = {key: _read(key, value, known) for key, value in given.items()}
     roles = {
-        role: {option: values[key] for option in OF_GROUP if (key := f"{role}_{option}") in values} for role in ROLES
+        role: {option: values[key] for option in _OF_GROUP if (key := f"{role}_{option}") in values} for role in ROLES
     }
     return EmoOptions(
         optimizer={key: value for key, value in values.items() if key in of_optimizer},
@@ -165,10 +144,9 @@ def as_text(optim_args: Mapping[str, Any]) -> str:
     return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
 
 
-def _read(key: str, value: Any, known: Mapping[str, Reader]) -> Any:
-    reader = known.get(key)
-    if reader is None:
+def _read(key: str, value: Any, known: Mapping[str, Option]) -> Any:
+    if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         hint = _ELSEWHERE.get(key) or (f"did you mean {close[0]}?" if close else "")
         raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(known)}")
-    return read_value(key, value, reader)
+    return read_value(key, value, known[key].read)

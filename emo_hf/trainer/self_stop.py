@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
 from emo_hf.losses.rank_mean import LOCAL
-from emo_hf.reading import Reader, one_of, read_value, whole_number
+from emo_hf.reading import Option, one_of, read_value, whole_number
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 
 ACTIONS = ("off", "log", "save", "stop")
 
-OPTIONS: dict[str, Reader] = {
-    "self_stop": one_of(*ACTIONS),
-    "self_stop_patience": whole_number(1),
-    "self_stop_min_steps": whole_number(0),
+OPTIONS: dict[str, Option] = {
+    "self_stop": Option("log", one_of(*ACTIONS), "what is done when training is over: off, log, save or stop"),
+    "self_stop_patience": Option(4, whole_number(1), "windows of 32 steps for which training must be flat"),
+    "self_stop_min_steps": Option(200, whole_number(0), "steps after warm-up that are never counted"),
 }
 """The fields of `SelfStop` as options of a Trainer."""
 
@@ -65,8 +65,10 @@ class SelfStop:
         Raises:
             ValueError: naming the option, its value and what is accepted.
         """
-        given = {key: "off" if options[key] is False else options[key] for key in OPTIONS if key in options}
-        read = {key: read_value(key, value, OPTIONS[key]) for key, value in given.items()}  # YAML makes False of `off`
+        given = {key: options[key] for key in OPTIONS if key in options}
+        if given.get("self_stop") is False:  # what YAML makes of `off`
+            given["self_stop"] = "off"
+        read = {key: read_value(key, value, OPTIONS[key].read) for key, value in given.items()}
         return cls(**{key.removeprefix("self_stop_").replace("self_stop", "action"): read[key] for key in read})
 
     def flat_long_enough(self, flat_steps: int, step: int, warmup_steps: int) -> bool:
@@ -98,7 +100,7 @@ class SelfStopWatch:
                 "decide for itself, and leave the others waiting. Use self_stop=log"
             )
         self._decided = emo.emotion.has_decided_to_stop
-        law = emo._present_engine().law
+        law = emo._engine.law
         if self.self_stop.action == "stop" and law.decides_to_stop and getattr(law, "end", True):
             end_with_the_best(args, state)
 

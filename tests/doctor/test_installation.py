@@ -15,7 +15,7 @@ from emo_hf.cli import main
 from emo_hf.doctor import environment, probe
 from emo_hf.doctor.felt import noting_felt
 from emo_hf.doctor.findings import Finding, Report, checked
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.optim.kernels import build
 from emo_hf.trainer.registry import is_registered
 

@@ -229,9 +229,9 @@ def test_a_state_crosses_from_any_way_of_keeping_it_to_any_other(
 def test_what_cannot_be_kept_in_8_bits_says_so() -> None:
     with pytest.raises(ValueError, match=r"state='8bit': EmoFact v3\.1 keeps no averages that 8 bits would make"):
         EmoFact(params_of(torch.float32), state="8bit")
-    with pytest.raises(ValueError, match="state must be None"):
+    with pytest.raises(ValueError, match="it takes one of 8bit"):
         EmoNavi(params_of(torch.float32), state="4bit")
-    with pytest.raises(ValueError, match="compensate must be True, False or '8bit', got 8"):
+    with pytest.raises(ValueError, match=r"compensate=8 .* it takes true, false or 8bit"):
         EmoNavi(params_of(torch.float32), compensate=8)  # type: ignore[arg-type]
     optimizer = EmoNavi(params_of(torch.float16), compensate="8bit")
     with pytest.raises(RuntimeError, match="is for bfloat16, and a parameter is float16: take compensate=True"):

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 import emo_hf
 from emo_hf import EmoCallback, EmoEarlyStoppingCallback, attach
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws.laws import make_law
+from emo_hf.laws import make_law
 from emo_hf.optim.attachment import Attachment
 from emo_hf.trainer.self_stop import SelfStop
 from tests import tiny

@@ -234,13 +234,13 @@ def test_a_checkpoint_just_in_time_holds_the_average_and_goes_on_exactly(tmp_pat
 def test_the_notes_of_a_checkpoint_say_which_weights_it_holds(tmp_path: Path) -> None:
     trainer(tmp_path, WITH_LAW).train()
     notes = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"][NOTES]
-    assert (notes["step"], notes["emotion"]["shows_average"]) == (6, True)
+    assert (notes["step"], notes["emotion"]["average_shown"]) == (6, True)
 
 
 def test_weights_that_nodes_exchange_have_no_average_beside_them(tmp_path: Path) -> None:
     made = trainer(tmp_path / "out", OWN)
     made.add_callback(emo_hf.WeightExchangeCallback(folder=tmp_path / "shared", node="one", every=2))
-    with pytest.raises(ValueError, match="does not go with average_weights=true"):
+    with pytest.raises(ValueError, match="does not go with average_weights=True"):
         made.train()
 
 

@@ -15,9 +15,9 @@ from transformers import Trainer
 import emo_hf
 from emo_hf import EmoCallback, EmoEarlyStoppingCallback
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws import LAWS
 from emo_hf.laws.decision import Decision, Note
 from emo_hf.laws.law import Law
-from emo_hf.laws.laws import LAWS
 from emo_hf.laws.metrics import NOTES
 from emo_hf.trainer import callbacks
 from emo_hf.trainer.self_stop import SelfStop
@@ -93,7 +93,8 @@ def run(
 ) -> Trainer:
     settings: dict[str, Any] = {"max_steps": 10, "logging_steps": 5, "eval_dataset": tiny.examples(8)}
     if attached:
-        settings |= {"optim": "adamw_torch", "callbacks": [EmoCallback(emotion=law, self_stop=action)]}
+        own = [EmoCallback(emotion=law, self_stop=action)]
+        settings |= {"optim": "adamw_torch", "callbacks": [*own, *changes.pop("callbacks", [])]}
     else:
         settings |= {"optim_args": f"emo_law={law},self_stop={action}"}
     trainer = tiny.trainer(folder, **(settings | changes))
@@ -122,7 +123,7 @@ def test_stop_ends_the_run_in_the_step_of_the_decision_and_says_so_once(
     assert trainer.state.global_step == 7
     at_end = said(caplog)[-2:]
     assert at_end == [
-        "Step 7: done: it is enough", "The law has decided to stop (step 7, epoch 0.70): stopping."
+        "Step 7: training may end: it is enough", "The law has decided to stop (step 7, epoch 0.70): stopping."
     ]  # fmt: skip
     assert sum("it is enough" in line for line in said(caplog)) == 1
     saved = json.loads((tmp_path / "checkpoint-7" / "trainer_state.json").read_text())["stateful_callbacks"][NOTES]
@@ -139,7 +140,7 @@ def test_the_other_actions_are_taken_once_and_the_run_goes_on(
 ) -> None:
     trainer = run(tmp_path, action, attached)
     assert trainer.state.global_step == 10
-    assert [line for line in said(caplog) if "Step 7" in line] == ["Step 7: done: it is enough"]
+    assert [line for line in said(caplog) if "Step 7" in line] == ["Step 7: training may end: it is enough"]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-7"] * checkpoints
 
 
@@ -188,7 +189,9 @@ def test_the_notes_keep_what_the_law_forgets_and_of_too_much_leave_out_the_oldes
     notes = trainer.state.stateful_callbacks[NOTES]["decisions"]
     assert [note["step"] for note in notes] == [2, 6, 7, 8, 9, 10, 11, 12]
     assert notes[0] == {"step": 2, "kind": "lowered", "factor": 0.123456, "reason": "at 2"}
-    assert sum(line.startswith("Step ") for line in said(caplog)) == 12
+    lines = [line for line in said(caplog) if line.startswith("Step ")]
+    assert len(lines) == 2, "of steps that are left out the first is said, and the logs have the count"
+    assert lines[1] == "Step 2: rate lowered to 0.1235 of the learning rate: at 2 (lower=false leaves the rate alone)"
 
 
 # Evaluations
@@ -261,6 +264,21 @@ def test_a_run_that_evaluations_end_gives_the_best_model_not_the_last(
     best = min(line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
     assert sum("load_best_model_at_end is on" in line for line in said(caplog)) == 1
+
+
+@either
+def test_settle_ends_a_run_at_the_best_model_and_a_second_training_is_not_over_at_once(
+    attached: bool, tmp_path: Path
+) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 30, "learning_rate": 3e-3}
+    trainer = run(tmp_path, "stop", attached, law="settle", **EVALUATES, **saving, callbacks=[Worsens()])
+    best = trainer.state.best_global_step
+    assert trainer.state.global_step == best + 6, "after three evaluations that are no better"
+    (note,) = (note for note in trainer.state.stateful_callbacks[NOTES]["decisions"] if note["kind"] == "done")
+    assert note["step"] == best + 6
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
+    trainer.train()
+    assert trainer.state.global_step >= 6
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_an_optimizer_given_by_its_class_says_what_to_do_about_wrong_options(
     [
         ({"self_stop": "stop"}, ValueError, "self_stop: an optimizer cannot stop a loop; use EmoEarlyStopping"),
         ({"betas_": (0.9, 0.99)}, ValueError, "unknown option 'betas_'"),
-        ({"lynx_betas": (0.9, 0.99)}, ValueError, "EmoNavi v3.1 has no option lynx_betas"),
+        ({"lynx_betas": (0.9, 0.99)}, TypeError, "EmoNavi v3.1 has no option lynx_betas"),
         ({"version": "v3.9"}, ValueError, "version of EmoNavi must be one of v3.1, v3.0, v3.6, got 'v3.9'"),
     ],
 )

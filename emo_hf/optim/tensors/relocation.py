@@ -33,8 +33,7 @@ def follow_parameters(
                     break
                 state[key] = value.to(device)
                 continue
-            if key == AVERAGE:  # the last, and in float32 for them: it says nothing of the others
-                state[key] = value.to(device=device, dtype=torch.float32 if low else dtype)
+            if key == AVERAGE:  # the last; it is looked after by whoever keeps it
                 continue
             wide = low and (key in float32_state or (compensate and key not in (COMPENSATION, SHADOW)))
             wanted = torch.float32 if wide else dtype
