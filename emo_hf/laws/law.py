@@ -224,6 +224,9 @@ class Law(ABC):
             loss: lower is better; the same on all ranks.
         """
 
+    def begin_run(self) -> None:  # noqa: B027 (a law may leave it)
+        """A run begins, perhaps after another one: what counts towards its end counts anew."""
+
     def complaint(self) -> str | None:
         """What is wrong with the losses for this law, and what to do about it; None if all is well."""
         return None

@@ -153,6 +153,9 @@ class Settle(Law):
             why = f"{self.misses} evaluations in a row were no better than {self.best_evaluation:.6g}"
             self._note(DONE, why, step=self.steps)
 
+    def begin_run(self) -> None:
+        self.evaluations = self.misses = 0
+
     def signals_stop(self) -> bool:
         return self.end and self.misses >= self.evaluation_patience
 

@@ -229,8 +229,9 @@ def _by_state(bucket: Bucket) -> list[tuple[bool, Bucket]]:
 
 def _sorted(bucket: Bucket, kinds: list[Any]) -> list[tuple[Any, Bucket]]:
     buckets: dict[Any, Bucket] = {}
-    for kind, *of_one in zip(kinds, bucket.params, bucket.grads, bucket.states, strict=True):
+    for kind, param, grad, state in zip(kinds, bucket.params, bucket.grads, bucket.states, strict=True):
         of_kind = buckets.setdefault(kind, Bucket([], [], []))
-        for tensors, tensor in zip((of_kind.params, of_kind.grads, of_kind.states), of_one, strict=True):
-            tensors.append(tensor)
+        of_kind.params.append(param)
+        of_kind.grads.append(grad)
+        of_kind.states.append(state)
     return list(buckets.items())

@@ -110,6 +110,12 @@ class HasEmotion:
         self._between_steps()
         return self._average.shown(self.param_groups, self.state)
 
+    def begin_run(self) -> None:
+        """Training begins anew, not from a checkpoint: what counts towards its end, and the average, begin anew."""
+        self._between_steps()
+        self._engine.law.begin_run()
+        self._average.restart()
+
     def restart_average(self) -> None:
         """Have the average begin anew with the weights after the next step, as where the data have changed."""
         self._average.restart()

@@ -51,7 +51,7 @@ def any_lazy(tensors: Sequence[torch.Tensor]) -> bool:
 def as_memory_says(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor that is what its memory says: itself, or a copy."""
     if torch._is_functional_tensor(tensor):
-        torch._sync(tensor)
+        torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
         tensor = torch._from_functional_tensor(tensor)
     return tensor.clone() if any_lazy([tensor]) else tensor
 
