@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
 from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.losses.same_options import GLOBAL
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.backward_steps import BackwardSteps, arm
@@ -66,11 +67,11 @@ class EmoOptimizer(HasEmotion, Optimizer):
     ) -> None:
         self._version = version = self.version_named(options.pop("version", None))
         given = self._sort_options(options)
-        law, average = given.pop("emo_law") or version.law, given.pop("average_weights")
+        law, average = given.pop("emo_law", None) or version.law, given.pop("average_weights", None)
         of_law = LAWS[law if law in LAWS else version.law].options.keys()
         law_options = {key: value for key, value in version.law_options.items() if key in of_law}
         law_options |= {key: given.pop(key) for key in list(given) if key in of_law}
-        others = {key: given.pop(key) for key in ("emo_sync", "step_in_backward", "clip_value")}
+        others = {key: given.pop(key, None) for key in ("emo_sync", "step_in_backward", "clip_value")}
         if version.rule.reads_scalar and law in LAWS and law != version.law:
             raise ValueError(
                 f"emo_law={law!r}: the rule of {type(self).__name__} {version.name} reads the scalar of the law "
@@ -85,7 +86,9 @@ class EmoOptimizer(HasEmotion, Optimizer):
                 **given,
             }
         )
-        self._engine = EmotionEngine(make_law(law, version.law, law_options), others["emo_sync"], type(self).__name__)
+        self._engine = EmotionEngine(
+            make_law(law, version.law, law_options), others["emo_sync"] or GLOBAL, type(self).__name__
+        )
         kept = self._engine.law.averages_weights if average is None else average
         self._average = WeightAverage(kept, is_default=average is None)
         self._rule = version.rule(defaults)
