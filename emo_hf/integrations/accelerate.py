@@ -22,7 +22,6 @@ from torch import nn
 from emo_hf.integrations.deepspeed_offload import keeping
 from emo_hf.integrations.felt_once import unfelt
 from emo_hf.optim.attachment import Attachment, attached_to
-from emo_hf.optim.emotion_engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:
@@ -52,12 +51,21 @@ def wire() -> None:
 
 
 def install() -> None:
-    """Put the tap on `Accelerator.backward`, and note what `prepare_model` makes. Doing it twice changes nothing."""
+    """Put the tap on `Accelerator.backward`, and note what clipping finds and what `prepare_model` makes.
+
+    Doing it twice changes nothing.
+    """
     from accelerate import Accelerator
 
     global _tapping, _switched_off
     _tapping, _switched_off = True, False
-    for name, over in (("backward", _tapped), ("prepare_model", _noted), ("_prepare_deepspeed", keeping)):
+    over_methods = {
+        "backward": _tapped,
+        "clip_grad_norm_": _clipping,
+        "prepare_model": _noted,
+        "_prepare_deepspeed": keeping,
+    }
+    for name, over in over_methods.items():
         present = getattr(Accelerator, name)
         if name not in _originals:
             present = _without_former(present)
@@ -85,6 +93,19 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, loss, **kwargs)
 
     return backward
+
+
+def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: Any, norm_type: Any = 2) -> Any:
+        params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        norm = original(self, params, max_norm, norm_type)
+        if _tapping and norm is not None and float(norm_type) >= 1.0:
+            for optimizer in emo_optimizers(self):
+                optimizer.saw_gradient_norm(norm, params)
+        return norm
+
+    return clip_grad_norm_
 
 
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,8 +201,3 @@ def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
         seen.append(optimizer)
         optimizer = getattr(optimizer, "optimizer", None)
     return None
-
-
-# One of them, also where this module is loaded once more.
-on_construction[:] = [hook for hook in on_construction if hook.__module__ != __name__]
-on_construction.append(wire)

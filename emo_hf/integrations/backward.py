@@ -117,7 +117,7 @@ def _feeling(original: Any) -> Any:
             result = original(self, *args, **kwargs)
         for optimizer, gradients in before:
             if gradients is not None and gradients == _gradients(optimizer):
-                optimizer._engine.losses.untap()  # it was of something else
+                optimizer._engine.losses.take_back()  # it was of something else
         return result
 
     return backward

@@ -9,7 +9,7 @@ import torch
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.emotion_engine import device_of
+from emo_hf.optim.facts import Facts
 from emo_hf.optim.optimizer import EmoOptimizer
 
 Gradients: TypeAlias = "list[tuple[torch.Tensor | None, int]]"
@@ -65,7 +65,9 @@ class LossesOfBackward:
             emo.observe(loss * n, weight=1.0) if n > 1 else emo.observe(loss)
             self._ours = True
             if _ranks_meet(trainer):
-                engine.rank_mean.start(engine.losses.of_next_step, device_of(trainer.optimizers[0]))
+                engine.rank_mean.start(
+                    engine.losses.of_next_step, Facts(trainer.optimizers[0].param_groups, {}).device
+                )
 
     def end(self) -> None:
         """The backward pass is done: take the loss back from optimizers that it gave no gradients to."""
@@ -74,7 +76,7 @@ class LossesOfBackward:
         if len(got_none) == len(waiting):  # the strategy keeps gradients elsewhere, and nothing can be said
             return
         for emo in got_none:
-            emo._engine.losses.untap()
+            emo._engine.losses.take_back()
 
     def step_comes(self) -> None:
         """What was shown belongs to the step that comes now."""

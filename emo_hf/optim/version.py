@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.reading import Option
 

@@ -31,7 +31,6 @@ from emo_hf.train.options import (
 from emo_hf.train.rates import FULL, LORA, SCRATCH, STARTING_RATES, rule_of
 from emo_hf.train.tasks import TASKS, get_task
 from emo_hf.trainer.callbacks import EmoCallback, as_text
-from emo_hf.trainer.emotion_args import callback_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -287,18 +286,16 @@ def _choose_rate(job: Job) -> None:
 
 
 def emotion_callback(job: Job) -> EmoCallback | None:
-    """The callback that attaches a law; None where none is wanted.
+    """The callback that attaches a law or an average of the weights; None where neither is wanted.
 
     Raises:
         RecipeError: for a law or an option that there is not, and where the optimizer has a law already.
     """
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
-    if law is None:
-        if given:
-            raise RecipeError("emotion_args needs emotion beside it: the law that these are options of")
+    if law is None and not given:
         return None
     optim = job.training.optim.value
     if optim in family_names():
-        raise RecipeError(f"emotion is for optimizers that have none; {optim} takes optim_args emo_law={law}")
-    with saying("emotion: ", ValueError, TypeError):
-        return EmoCallback(law, **callback_arguments(given))
+        raise RecipeError(f"emotion is for optimizers of others; {optim} takes optim_args, such as emo_law={law}")
+    with saying("emotion_args: ", ValueError, TypeError):
+        return EmoCallback(law, **given)

@@ -111,10 +111,12 @@ class DataArguments:
 class EmotionArguments:
     """A law for an optimizer that is not of the family; those of the family take `optim_args: emo_law`."""
 
-    _argument_group_name = "law for another optimizer"
+    _argument_group_name = "law or average for another optimizer"
 
-    emotion: str | None = _option(None, "law that is attached to another optimizer, such as settle, or none")
-    emotion_args: str | None = _option(None, "options of the law, and self_stop, as a mapping or key=value,key=value")
+    emotion: str | None = _option(None, "law that is attached to another optimizer, such as settle")
+    emotion_args: str | None = _option(
+        None, "options of the law, average_weights, self_stop, as a mapping or key=value,key=value"
+    )
 
     def __post_init__(self) -> None:
         self.emotion = self.emotion or None  # `--emotion=` takes back what the file says

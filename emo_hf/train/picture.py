@@ -27,7 +27,7 @@ def read_curves(folder: str) -> list[Run]:
     Raises:
         RecipeError: if there is no run.
     """
-    with saying("beside: ", PlotError, OSError):
+    with saying("beside: ", PlotError, OSError, ValueError):
         run = read_run(Path(folder))
     loss = WEIGHTS + "_loss"
     if not any(loss in line for line in run.history):
@@ -48,6 +48,6 @@ def draw_pictures(folder: str, beside: Sequence[Run]) -> dict[str, str]:
         if len(curves) > 1:
             write(figure_of_several(curves, title), os.path.join(folder, CURVES), title=title)
             drawn["curves"] = os.path.join(folder, CURVES)
-    except (PlotError, OSError) as error:  # a run is worth more than its picture
+    except (PlotError, OSError, ValueError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)
     return drawn

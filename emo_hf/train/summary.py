@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws.metrics import NOTES, PREFIX, SKIPPED
+from emo_hf.laws.decision import Note
+from emo_hf.laws.metrics import NOTES, PREFIX
+from emo_hf.laws.words import SKIPPED, text_of
 from emo_hf.plot.run import Run
 from emo_hf.train.config import Job
 from emo_hf.train.data import Examples
@@ -160,10 +162,11 @@ def _next(facts: Mapping[str, Any]) -> list[str]:
     return []
 
 
-def in_words(decisions: Sequence[Any]) -> list[str]:
+def in_words(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each decision, the first and the last if there are many; steps left out are counted only."""
-    said = [f"step {step:,}: {text}" for step, text in decisions if not text.startswith(SKIPPED)]
-    left_out = len(decisions) - len(said)
+    notes = [Note(**decision) for decision in decisions]
+    said = [f"step {note.step:,}: {text_of(note)}" for note in notes if note.kind != SKIPPED]
+    left_out = len(notes) - len(said)
     if len(said) > MOST_DECISIONS:
         half = MOST_DECISIONS // 2
         said[half:-half] = [f"… {len(said) - MOST_DECISIONS} more, all in trainer_state.json"]

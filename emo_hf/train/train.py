@@ -28,7 +28,6 @@ from emo_hf.train.picture import draw_pictures, read_curves
 from emo_hf.train.progress import FinishOnInterrupt, hide_bars_of_others, is_watched, show_progress
 from emo_hf.train.summary import evaluation_of_saved, facts_of, rows_of, table
 from emo_hf.train.tasks import get_task
-from emo_hf.trainer.callbacks import EmoCallback
 from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
@@ -149,7 +148,6 @@ def prepare(job: Job) -> tuple[Trainer, Examples]:
     trainer.evaluates_weights_too = job.output.evaluate_weights_too
     emotion = emotion_callback(job)
     if emotion is not None:
-        trainer.remove_callback(EmoCallback)
         trainer.add_callback(emotion)
     return trainer, examples
 

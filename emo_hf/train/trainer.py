@@ -15,7 +15,6 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.optim.state_keys import AVERAGE
 
 WEIGHTS = "eval_weights"
 """What the names of the weights' figures begin with, where the average is evaluated as `eval_…`."""
@@ -36,11 +35,10 @@ class JobTrainer:
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; before it the weights, where they have an average that is evaluated then."""
         emo = unwrap(self.optimizer)
-        has_average = emo is not None and any(AVERAGE in kept for kept in emo.state.values())
+        has_average = self.is_in_train and emo is not None and emo.keeps_average
         self.evaluated_average = self.evaluated_average or has_average
         if self.evaluates_weights_too and has_average:
-            emo.train()
-            optimizer, self.optimizer = self.optimizer, None  # on which evaluation would call eval(), the average
+            optimizer, self.optimizer = self.optimizer, None  # whose average would be shown
             try:
                 loader = self.get_eval_dataloader()
                 self.log(self.evaluation_loop(loader, "The weights", metric_key_prefix=WEIGHTS).metrics)
