@@ -22,8 +22,8 @@ from measuring import extra_memory, free_memory, in_turns, state_bytes
 from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
 
