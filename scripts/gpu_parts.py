@@ -27,7 +27,7 @@ from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
 
-KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers")
+KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers", "trust")
 """What the tests of the Triton kernels are about."""
 
 ROOT = Path(__file__).resolve().parents[1]
