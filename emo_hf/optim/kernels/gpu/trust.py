@@ -55,7 +55,7 @@ def is_trusted(
         tensors: the parameters, gradients and states of the step.
         h: the numbers of the step.
     """
-    param, grad, state = (of_kind[0] for of_kind in tensors)
+    param, grad, state = tensors[0][0], tensors[1][0], tensors[2][0]
     formats = tuple([(key, value.dtype) for key, value in state.items()])
     key = (name, param.device, param.dtype, grad.dtype, formats, h.left_out is not None)
     if key not in _found:
