@@ -35,12 +35,6 @@ LIVELY = {"learning_rate": 3e-3, "num_train_epochs": 8}  # the loss falls fast e
 each_optimizer = pytest.mark.parametrize("optim", OPTIMIZERS)
 
 
-@pytest.fixture(autouse=True)
-def unregistered() -> Iterator[None]:
-    yield
-    emo_hf.unregister()
-
-
 def trainer(folder: Path, *, optim: str = "adamw_torch", callbacks: Any = (), **changes: Any) -> Any:
     if optim in NEEDS and importlib.util.find_spec(NEEDS[optim]) is None:
         pytest.skip(f"{NEEDS[optim]} is not installed")

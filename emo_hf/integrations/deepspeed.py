@@ -1,4 +1,4 @@
-"""Under ZeRO-Offload the optimizer that was asked for stays.
+"""DeepSpeed: under ZeRO-Offload the optimizer that was asked for stays.
 
 Where the optimizer's state is offloaded and the configuration does not say `"zero_force_ds_cpu_optimizer": false`,
 accelerate makes a DeepSpeedCPUAdam of any optimizer, with its learning rates and weight decay only, and says nothing.
@@ -6,7 +6,6 @@ accelerate makes a DeepSpeedCPUAdam of any optimizer, with its learning rates an
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,10 +21,9 @@ FORCE = "zero_force_ds_cpu_optimizer"
 logger = logging.getLogger(__name__)
 
 
-def keeping(original: Callable[..., Any]) -> Callable[..., Any]:
+def keeping_the_optimizer(original: Callable[..., Any]) -> Callable[..., Any]:
     """`Accelerator._prepare_deepspeed`, which leaves an optimizer with an emotion what it is."""
 
-    @functools.wraps(original)
     def prepare(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         with_emotion = [arg for arg in args if isinstance(arg, EmoOptimizer) or attached_to(arg) is not None]
         config = self.state.deepspeed_plugin.deepspeed_config if with_emotion else {}
