@@ -41,9 +41,9 @@ def draw(analysis: Analysis, file: Path) -> None:
     top = 0.32 * len(judged) + 0.9
     figure = Figure(figsize=(4 * columns, top + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[top, 2.6 * rows])
-    _differences(upper.subplots(), analysis, judged)
-    panels = lower.subplots(rows, columns, squeeze=False)
+    parts: Any = figure.subfigures(2, 1, height_ratios=[top, 2.6 * rows])
+    _differences(parts[0].subplots(), analysis, judged)
+    panels = parts[1].subplots(rows, columns, squeeze=False)
     for number, task in enumerate(tasks):
         row, column = 2 * (number // columns), number % columns
         _against_rates(panels[row][column], analysis, judged, task)
