@@ -177,11 +177,7 @@ ACCEPTED: dict[str, Check] = {
 
 
 def check_numbers(options: dict[str, Any]) -> None:
-    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass.
-
-    Raises:
-        RecipeError: with the option, its value and what is accepted.
-    """
+    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass."""
     for name, (accepts, which) in ACCEPTED.items():
         value = options[name]
         if value is not None and not accepts(value):
