@@ -152,9 +152,6 @@ def _check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
             raise RecipeError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
-        for row, value in enumerate(dataset[column]):
-            if value is None:
-                raise RecipeError(f"{side} example {row + 1} has nothing in column {column!r}")
 
 
 def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[Any]:

@@ -162,6 +162,6 @@ def add_adapter(
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
-    """Merge a saved adapter into a freshly loaded base model, since that in training may be sharded; save the result."""
+    """Merge a saved adapter into a freshly loaded base model (that in training may be sharded) and save that."""
     PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -202,7 +202,7 @@ def test_an_untrained_vision_model_learns_from_a_file_and_goes_on_where_it_was_s
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     job = {
         "task": "image-classification", "model_type": "vit", "model_config": json.dumps(VIT), "use_lora": False,
-        "train_file": write_images(tmp_path / "shades.parquet", 96), "validation_fraction": 0.25, "save_strategy": "epoch",
+        "train_file": write_images(tmp_path / "a.parquet", 96), "validation_fraction": 0.25, "save_strategy": "epoch",
         "lr_scheduler_type": "constant", "learning_rate": 3e-3,
     }  # fmt: skip
     assert train(**job, output_dir=whole, num_train_epochs=8) == 0

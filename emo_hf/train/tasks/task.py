@@ -68,6 +68,10 @@ class Task:
 
     def check_rows(self, dataset: Dataset, columns: list[str], side: str) -> None:
         """Refuse an example that cannot be used, by its number."""
+        for column in columns:
+            for row, value in enumerate(dataset[column]):
+                if value is None:
+                    raise RecipeError(f"{side} example {row + 1} has nothing in column {column!r}")
 
     def make_processor(self, job: Job) -> Any:
         """What prepares the data, is saved with the model and is needed to use it: a tokenizer."""
