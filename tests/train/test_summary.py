@@ -16,7 +16,8 @@ from emo_hf.train.summary import rows_of, table
 
 FACTS: dict[str, Any] = {
     "task": "t", "model": "m", "optimizer": "adamw_torch", "law": "settle", "trainable_parameters": 5,
-    "parameters": 200, "train_examples": 3, "validation_examples": 2, "steps": 40, "planned_steps": 1060, "stopped_by_self_stop": True,
+    "parameters": 200, "train_examples": 3, "validation_examples": 2, "steps": 40, "planned_steps": 1060,
+    "stopped_by_self_stop": True,
     "should_stop_step": None, "decisions": [], "train_loss": 0.5, "eval_loss": 1.0, "evaluations": 4,
     "best_eval_loss": 1.0, "best_step": 30, "saved_step": 30, "saved_average": True, "majority_baseline": 0.25,
     "resumed_from": None, "interrupted": False, "seconds": 61.0, "accuracy": 0.5, "perplexity": 2.7,
