@@ -98,10 +98,6 @@ def read_job(argv: Sequence[str]) -> Job:
     """Read `[CONFIG.yaml …] [--key value …]`; a later file wins over an earlier one, the command line over all.
 
     `emo_hf.register()` must have been called: the choices of `optim` are fixed here.
-
-    Raises:
-        RecipeError: for anything that cannot be used.
-        SystemExit: after `--help`.
     """
     parser = make_parser()
     arguments, options = list(argv), argparse.Namespace()
@@ -286,11 +282,7 @@ def _choose_rate(job: Job) -> None:
 
 
 def emotion_callback(job: Job) -> EmoCallback | None:
-    """The callback that attaches a law or an average of the weights; None where neither is wanted.
-
-    Raises:
-        RecipeError: for a law or an option that there is not, and where the optimizer has a law already.
-    """
+    """The callback that attaches a law or an average of the weights; None where neither is wanted."""
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
     if law is None and not given:
         return None
