@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def all_options() -> dict[str, Options]:
     """Command → its options, as far as what it needs is installed."""
     from emo_hf.doctor.main import parser as doctor
-    from emo_hf.laws.laws import law_names
+    from emo_hf.laws import law_names
     from emo_hf.optim.family import family_names
     from emo_hf.plot.main import parser as plot
 

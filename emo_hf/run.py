@@ -12,7 +12,7 @@ import runpy
 import sys
 from typing import Any
 
-from emo_hf.laws.laws import law_names, make_law, read_law
+from emo_hf.laws import law_names, make_law, read_law
 from emo_hf.laws.v3_1 import V3_1
 from emo_hf.optim.family import family_names
 from emo_hf.startup import _emo_hf_import_hook as import_hook

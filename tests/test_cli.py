@@ -101,7 +101,7 @@ def test_a_reader_that_has_read_enough_is_no_error() -> None:
 
 def test_run_lists_every_optimizer_and_law(capsys: pytest.CaptureFixture[str]) -> None:
     from emo_hf import FAMILY
-    from emo_hf.laws.laws import LAWS
+    from emo_hf.laws import LAWS
 
     assert main(["run", "--help"]) == 0
     said = capsys.readouterr().out

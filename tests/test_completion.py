@@ -11,7 +11,7 @@ import pytest
 import emo_hf
 from emo_hf.cli import COMMANDS
 from emo_hf.completion import all_options, bash, main, zsh
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import law_names
 from emo_hf.trainer.registry import is_registered
 
 

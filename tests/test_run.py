@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import law_names
 from emo_hf.run import main
 from tests.light_transformers import light_transformers
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from emo_hf.doctor.findings import Finding, Report
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import NOTES
-from emo_hf.optim.checkpoint import EMOTION_KEY
+from emo_hf.optim.saving import EMOTION_KEY
 from emo_hf.trainer.checkpoints import STATE, what_is_missing
 
 OPTIMIZER = "optimizer.pt"

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -172,9 +172,8 @@ def chosen_paths() -> dict[str, str]:
 def _path(cls: type[EmoOptimizer], device: torch.device, dtype: torch.dtype) -> str:
     param = torch.nn.Parameter(torch.zeros(2, 2, device=device, dtype=dtype))
     optimizer: Any = cls([param])
-    taken = optimizer._implementation(optimizer.param_groups[0], param)
-    implementations: dict[str, Callable[..., Any]] = optimizer.rule.implementations
-    return next((name for name, each in implementations.items() if each is taken), "plain")
+    name: str = optimizer._buckets.implementation(optimizer.param_groups[0], param)
+    return name
 
 
 @contextlib.contextmanager

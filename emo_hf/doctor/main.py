@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emo_hf.doctor.findings import Report
-from emo_hf.laws.laws import law_names, read_law
+from emo_hf.laws import law_names, read_law
 
 DESCRIPTION = """\
 Without a target: what is supported here, which fast paths work and why others do not, and a 20-step probe that

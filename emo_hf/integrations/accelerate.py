@@ -73,6 +73,18 @@ def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
     return backward
 
 
+def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: Any, norm_type: Any = 2) -> Any:
+        params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        norm = original(self, params, max_norm, norm_type)
+        if _tapping and norm is not None and float(norm_type) >= 1.0:
+            for optimizer in _emotions(self):
+                optimizer.saw_gradient_norm(norm, params)
+        return norm
+
+    return clip_grad_norm_
+
+
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         model = original(self, *args, **kwargs)
@@ -82,7 +94,12 @@ def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     return prepare_model
 
 
-_METHODS = {"backward": _tapped, "prepare_model": _noted, "_prepare_deepspeed": keeping_the_optimizer}
+_METHODS = {
+    "backward": _tapped,
+    "clip_grad_norm_": _clipping,
+    "prepare_model": _noted,
+    "_prepare_deepspeed": keeping_the_optimizer,
+}
 
 
 class _Depth(threading.local):
@@ -123,7 +140,7 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
         return False
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
-    optimizers = [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
+    optimizers = _emotions(accelerator)
     for optimizer in optimizers:
         optimizer.tap_loss(
             loss,
@@ -133,6 +150,10 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
             in_parts=accelerator.distributed_type == "DEEPSPEED",
         )
     return bool(optimizers)
+
+
+def _emotions(accelerator: Accelerator) -> list[EmoOptimizer | Attachment]:
+    return [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
 
 
 def _ranks_meet(accelerator: Accelerator) -> bool:

@@ -17,11 +17,13 @@ import torch
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.integrations.backward import LossOfPass
+from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.laws.words import text_of
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.has_emotion import ShowsAverage
+from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.trainer.self_stop import SelfStop
 
@@ -108,7 +110,7 @@ class EmoLightningCallback(_Callback):
         self._pass: LossOfPass | None = None
         self._has_stepped = False
         self._was_done = False
-        self._last_decisions: dict[str, list[tuple[int, str]]] = {}
+        self._last_decisions: dict[str, list[Note]] = {}
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # The optimizers are made, and the state of a checkpoint is not loaded yet.
@@ -131,9 +133,6 @@ class EmoLightningCallback(_Callback):
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        steps = trainer.estimated_stepping_batches
-        for emo in self._emotional.values():
-            emo.know_horizon(int(steps) if steps != float("inf") and steps >= 0 else None)
         self._last_decisions = {name: list(emo.decisions) for name, emo in self._emotional.items()}
         self._was_done, self._has_stepped = self._why_done() is not None, False
 
@@ -195,8 +194,8 @@ class EmoLightningCallback(_Callback):
         for name, emo in self._emotional.items():
             decisions, known = list(emo.decisions), self._last_decisions.get(name, [])
             if trainer.is_global_zero:
-                for step, text in [decision for decision in decisions if decision not in known]:
-                    logger.warning("Step %d: %s", step, text)
+                for note in [decision for decision in decisions if decision not in known]:
+                    logger.warning("Step %d: %s", note.step, text_of(note))
             self._last_decisions[name] = decisions
         action, why = self._self_stop.action, self._why_done() if self._self_stop.action != "off" else None
         if why is not None and not self._was_done and trainer.is_global_zero:
@@ -211,10 +210,10 @@ class EmoLightningCallback(_Callback):
         reasons = [self._why(emo) for emo in self._emotional.values()]
         return reasons[0] if reasons and None not in reasons else None
 
-    def _why(self, emo: ShowsAverage) -> str | None:
+    def _why(self, emo: HasEmotion) -> str | None:
         emotion = emo.emotion
         if emotion.has_decided_to_stop:
-            return emo.decisions[-1][1] if emo.decisions else "done"
+            return text_of(emo.decisions[-1]) if emo.decisions else "done"
         if self._self_stop.flat_long_enough(emotion.flat_steps, emotion.observations, self._warmup_steps):
             return f"Training has been flat for {emotion.flat_steps} steps, loss average {emotion.long:.4g}"
         return None

@@ -21,6 +21,11 @@ DONE = "done"
 """Backward has passed through the loss to its end."""
 
 
+def detached(loss: Any) -> Any:
+    """A loss that a closure has returned: its backward pass is over."""
+    return loss.detach() if isinstance(loss, torch.Tensor) else loss
+
+
 def as_scalar(loss: Loss) -> torch.Tensor | float:
     """A detached loss of one element, as a 0-d tensor of at least float32, or a float.
 

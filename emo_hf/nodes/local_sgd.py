@@ -17,9 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.nodes.period import check_period
-from emo_hf.optim.has_emotion import refuse_average
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ class LocalSGDCallback(TrainerCallback):
         emo = unwrap(optimizer)
         if emo is not None and emo.emo_sync != LOCAL:
             raise ValueError(f'LocalSGDCallback needs optim_args="emo_sync=local", got emo_sync={emo.emo_sync}')
-        refuse_average(emo, "LocalSGDCallback")
+        if emo is not None:
+            emo.give_way("LocalSGDCallback, which averages the weights over nodes by itself,")
         if args.average_tokens_across_devices:
             raise ValueError("LocalSGDCallback needs average_tokens_across_devices=False")
         trainer = _trainer_at_work(self)

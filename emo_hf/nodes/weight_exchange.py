@@ -25,7 +25,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.nodes.averaging import WEIGHTS, differ, mean
 from emo_hf.nodes.period import check_period
-from emo_hf.optim.has_emotion import refuse_average
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +177,9 @@ class WeightExchangeCallback(TrainerCallback):
     ) -> None:
         if args.world_size > 1:
             raise ValueError(f"WeightExchangeCallback is for nodes of one process each, got {args.world_size}")
-        refuse_average(unwrap(optimizer), "WeightExchangeCallback")
+        emo = unwrap(optimizer)
+        if emo is not None:
+            emo.give_way("WeightExchangeCallback, which averages the weights over nodes by itself,")
         self._exchange = WeightExchange(model, **self._options)
         self._exchange.join()
 

@@ -6,13 +6,12 @@ options is `torch.optim.Optimizer.__repr__(optimizer)`, and is folded up in the 
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from emo_hf.laws.display import emotion_rows, emotion_text, html_table
-from emo_hf.optim.emotion_engine import group_names
+from emo_hf.laws.words import emotion_rows, emotion_text, html_table
+from emo_hf.optim.facts import group_names
 
 if TYPE_CHECKING:
     from emo_hf.optim.optimizer import EmoOptimizer
@@ -33,6 +32,8 @@ def optimizer_text(optimizer: EmoOptimizer) -> str:
 
 def optimizer_html(optimizer: EmoOptimizer) -> str:
     """An optimizer as tables for notebooks, with torch's account of all options folded up below."""
+    import html  # takes as long to load as a whole room does
+
     every = html.escape(torch.optim.Optimizer.__repr__(optimizer))
     rows = [("law", optimizer.emotion.law), *emotion_rows(optimizer.emotion)]
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
 
 _GRID = 50  # points of a range of σ

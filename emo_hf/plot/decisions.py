@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from emo_hf.laws.metrics import SKIPPED
+from emo_hf.laws.words import SKIPPED
 
 DONE = "done"
 _FACTOR = re.compile(r"[×x](\d[\d.e+-]*) →")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.plot import panels
 from emo_hf.plot.braking import braked

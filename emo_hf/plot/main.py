@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _plot(options: argparse.Namespace) -> int:
     places: list[Path] = options.runs
     if options.law is not None:
-        from emo_hf.laws.laws import LAWS
+        from emo_hf.laws import LAWS
 
         if options.law not in LAWS:
             raise PlotError(f"--law must be one of {', '.join(LAWS)}, got {options.law!r}")

@@ -46,9 +46,7 @@ def _register(module: ModuleType) -> None:
     if not emotion:
         register()
         return
-    from emo_hf.trainer.emotion_args import callback_arguments
-
-    register(emotion=emotion, **callback_arguments(pairs_of(os.environ.get(EMOTION_ARGS, ""))))
+    register(emotion=emotion, **pairs_of(os.environ.get(EMOTION_ARGS, "")))
 
 
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {

@@ -176,7 +176,7 @@ class AblationCallback(TrainerCallback):
         ablation = read_ablation(name)
         if ablation is None:
             raise ValueError(f"an ablation is constant:X or replay:FILE#RUN, got {name!r}")
-        self._ablation = ablation
+        self._name, self._ablation = name, ablation
 
     def on_train_begin(
         self,
@@ -188,9 +188,9 @@ class AblationCallback(TrainerCallback):
     ) -> None:
         emo = unwrap(optimizer)
         if emo is None:
-            raise ValueError(f"{self._ablation.name} needs an optimizer with an emotion")
+            raise ValueError(f"{self._name} needs an optimizer with an emotion")
         law = emo._engine.law
-        law.ablate(self._ablation.over(law))
+        law.ablated(self._name, self._ablation)
 
 
 def tensors_in(batch: Any) -> Iterator[torch.Tensor]:

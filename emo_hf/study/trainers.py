@@ -90,7 +90,7 @@ def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
         return None
     if arm.optim in family_names():
         raise StudyError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
-    law = NONE.name if _is_ablation(arm.emotion) else arm.emotion
+    law = NONE if _is_ablation(arm.emotion) else arm.emotion
     try:
         return EmoCallback(emotion=law, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
     except (TypeError, ValueError) as error:

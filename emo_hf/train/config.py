@@ -118,7 +118,7 @@ def _check_optimizer(training: TrainingArguments, *, rate_left: bool) -> None:
     if training.optim.value in family_names():
         try:
             options = read_options(parse_optim_args(training.optim_args))
-            SelfStop(**options.self_stop)
+            SelfStop.of(options.callback)
             refuse_early(training.optim.value, options)
             version = version_of(training.optim.value, options)
         except ValueError as error:

@@ -8,7 +8,6 @@ from emo_hf.optim.family import family_names
 from emo_hf.train.errors import RecipeError, one_line
 from emo_hf.train.mapping import read_mapping
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.emotion_args import callback_arguments
 
 if TYPE_CHECKING:
     from emo_hf.train.config import Job
@@ -29,6 +28,6 @@ def emotion_callback(job: Job) -> EmoCallback | None:
     if optim in family_names():
         raise RecipeError(f"emotion is for optimizers that have none; {optim} takes optim_args emo_law={law}")
     try:
-        return EmoCallback(law, **callback_arguments(given))
+        return EmoCallback(law, **given)
     except (ValueError, TypeError) as error:
         raise RecipeError(f"emotion: {one_line(error)}") from error

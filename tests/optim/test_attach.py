@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import emo_hf
 from emo_hf import Attachment, EmoNavi, attach
-from emo_hf.laws.laws import law_names, make_law
+from emo_hf.laws import Note, law_names, make_law
 from tests.emo_cases import assert_identical, give_gradients, losses, parameters, snapshot
 from tests.ranks import run_job
 
@@ -378,7 +378,7 @@ def test_a_closure_that_is_evaluated_twice_is_one_loss(observes: bool) -> None:
     optimizer = TwiceADescent(model.parameters(), lr=0.1)
     handle = attach(optimizer)
     handle.observe(10.0)
-    handle._engine.decide(optimizer)  # so that what follows is a sudden fall, and the factor far from 1
+    handle._engine.decide(handle._facts)  # so that what follows is a sudden fall, and the factor far from 1
     values = []
 
     def closure() -> torch.Tensor:
@@ -883,7 +883,7 @@ def test_what_cannot_be_given_an_emotion_is_refused_with_a_way_out(
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"law": "v9"}, ValueError, "there is no law 'v9' to attach: choose one of v3.0, .*none"),
+        ({"law": "v9"}, ValueError, "emo_law must be one of v3.0, .*none, got 'v9'"),
         ({"sync": "some"}, ValueError, "must be one of global, local, got 'some'"),
         ({"patience": 3}, TypeError, "the law v3.1 has no option patience"),
         ({"law": "v3.9", "stopcoef": -1}, ValueError, "stopcoef=-1 is not acceptable"),
@@ -959,5 +959,5 @@ def test_a_sharded_run_goes_on_from_its_state_to_the_last_bit(ranks: Results, wa
 def test_a_spoilt_gradient_on_one_rank_has_all_of_them_leave_out_the_step(ranks: Results) -> None:
     for rank in ranks:
         assert rank["spoilt"]["moved"] == [True, True, False, True, True]
-        assert rank["spoilt"]["decisions"] == [(3, "skipped: gradients that are not finite")]
+        assert rank["spoilt"]["decisions"] == [Note(3, "skipped", 1.0, "gradients that are not finite")]
         assert rank["spoilt"]["finite"]

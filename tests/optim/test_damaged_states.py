@@ -34,7 +34,7 @@ WRONG: list[tuple[str, Callable[[dict[str, Any]], None], str]] = [
     ("eps-below-0", option("eps", -1.0), "eps must be .*-1.0"),
     ("decay-nan", option("weight_decay", float("nan")), "weight_decay must be .*nan"),
     ("lr-as-text", option("lr", "0.1"), "lr must be .*'0.1'"),
-    ("shadow-as-number", option("use_shadow", 1), "use_shadow must be True or False"),
+    ("shadow-as-number", option("use_shadow", 1), "use_shadow=1 is not acceptable: it takes true or false"),
     ("unknown-tensor", moment(lambda _: torch.ones(3, 4), "momentum_buffer"), "'momentum_buffer' .* does not know"),
     ("expanded", moment(lambda old: torch.zeros(1).expand(old.shape)), "'exp_avg' must be a dense .*expanded"),
     ("sparse", moment(lambda old: old.to_sparse()), "'exp_avg' must be a dense .*sparse"),
@@ -64,5 +64,5 @@ def test_what_a_rule_remembers_for_the_optimizer_as_a_whole_has_to_be_there() ->
     state = copy.deepcopy(source.state_dict())
     for group in state["param_groups"]:
         group["emotion"]["rule"].pop("norm", None)
-    with pytest.raises(ValueError, match=r"holds \['freshness'\] .* needs \['freshness', 'norm'\]"):
+    with pytest.raises(ValueError, match=r"has \['freshness'\] .* needs \['freshness', 'norm'\]"):
         optimizer.load_state_dict(state)

@@ -31,10 +31,10 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"betas": (0.9, "0.99")}, r"beta2 must be .*got '0.99'"),
     ({"betas": (0.9,)}, r"betas must be a pair .*\(0.9,\)"),
     ({"betas": 0.9}, "betas must be a pair .*0.9"),
-    ({"use_shadow": "False"}, "use_shadow must be True or False, got 'False'"),
-    ({"maximize": 1}, "maximize must be True or False, got 1"),
-    ({"foreach": "yes"}, "foreach must be .*'yes'"),
-    ({"fused": "no"}, "fused must be .*'no'"),
+    ({"use_shadow": "no"}, "use_shadow='no' .* it takes true or false"),
+    ({"maximize": 1}, "maximize=1 is not acceptable: it takes true or false"),
+    ({"foreach": "yes"}, "foreach='yes' .* it takes true, false or auto"),
+    ({"fused": "no"}, "fused='no' .* it takes"),
 ]
 each_wrong_option = pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import emo_hf
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.plot.errors import PlotError
 from emo_hf.plot.figure import figure
 from emo_hf.plot.labels import spread

@@ -12,7 +12,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import emo_hf
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from emo_hf.plot.braking import braked
 from emo_hf.plot.errors import PlotError
 from emo_hf.plot.figure import figure

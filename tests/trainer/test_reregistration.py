@@ -6,10 +6,8 @@ import importlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainingArguments
@@ -22,15 +20,9 @@ from emo_hf.trainer import registry
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    yield
-    emo_hf.unregister()
-
-
 def assert_registered_once() -> None:
     ours = [c.__name__ for c in transformers.trainer.DEFAULT_CALLBACKS if c.__module__.startswith("emo_hf.")]
-    assert ours == ["EmoCallback", "BestMetricCallback"]
+    assert ours == ["EmoCallback"]
     assert [member.value for member in OptimizerNames].count("emonavi") == 1
     assert registry.is_registered()
 
@@ -102,7 +94,7 @@ def test_a_cell_may_be_run_again_and_the_package_imported_anew_in_one_process(tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("felt ") == 4
-    assert "['EmoCallback', 'BestMetricCallback']" in done.stdout
+    assert "['EmoCallback']" in done.stdout
 
 
 def test_the_whole_package_may_be_reloaded() -> None:

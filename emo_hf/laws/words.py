@@ -1,25 +1,51 @@
-"""An emotion in a few legible words, for the console and for notebooks: floats only, so that nothing is waited for."""
+"""Decisions and emotions in words: the one place where they are made."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emo_hf.laws.decision import EmotionView
+    from emo_hf.laws.decision import EmotionView, Note
 
 Row = tuple[str, str]
 """What a thing is called, and what it is."""
+
+SKIPPED, LOWERED, DONE, COMPLAINT = "skipped", "lowered", "done", "complaint"
+"""Kinds of notes: a step was left out; the rate was lowered; training may end; the losses say nothing to this law."""
+
+KINDS = {
+    SKIPPED: "step left out",
+    LOWERED: "rate lowered to {factor:.4g} of the learning rate",
+    DONE: "training may end",
+    COMPLAINT: "no change of rate",
+}
+
+
+def text_of(note: Note, *, first: bool = False) -> str:
+    """A decision in words, for people who have not read a page.
+
+    Args:
+        note: the decision.
+        first: whether it is the first of its kind in the run; then it says what can be done about it.
+    """
+    said = f"{KINDS[note.kind].format(factor=note.factor)}: {note.reason}"
+    if first and note.kind == SKIPPED:
+        said += " (guard=false takes such steps; further ones are counted in emo/skipped)"
+    if first and note.kind == LOWERED:
+        said += " (lower=false leaves the rate alone)"
+    return said
 
 
 def emotion_rows(emotion: EmotionView) -> list[Row]:
     """What an emotion says, from the loss to the signal."""
     rows = [("loss", "none yet")]
     if emotion.observations:
-        felt = f"{emotion.short:.4g} (fast average), {emotion.long:.4g} (slow)"
-        rows = [("loss", felt), ("taken in", _count(emotion.observations, "loss", "es"))]
-    rows += [("σ", f"{emotion.scalar:+.4f}"), ("factor", f"{emotion.coefficient:.4g}")]
+        averages = f"{emotion.short:.4g} (fast average), {emotion.long:.4g} (slow)"
+        rows = [("loss", averages), ("taken in", _count(emotion.observations, "loss", "es"))]
+    if emotion.scalar is not None:
+        rows.append(("σ", f"{emotion.scalar:+.4f}"))
+    rows.append(("factor", f"{emotion.coefficient:.4g}"))
     rows += [(name.replace("_", " "), f"{value:.4g}") for name, value in emotion.details.items()]
     if emotion.skipped:
         rows.append(("left out", _count(emotion.skipped, "loss", "es")))
@@ -45,6 +71,8 @@ def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = 
         rows: the cells of each row, the first of which names it.
         head: names of the columns.
     """
+    import html  # not at the top: its table of entities takes longer to load than the laws do
+
     heading = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = []
     for name, *cells in rows:
@@ -56,7 +84,7 @@ def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = 
 
 def _signal(emotion: EmotionView) -> str:
     if emotion.has_decided_to_stop:
-        return "done: the law has decided to stop"
+        return "done: training may end"
     said = ["stop" if emotion.should_stop else "", "quiet" if emotion.quiet else ""]
     if emotion.flat_steps:
         said.append(f"flat for {_count(emotion.flat_steps, 'step')}")
