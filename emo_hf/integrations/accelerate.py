@@ -78,7 +78,11 @@ def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
         params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         norm = original(self, params, max_norm, norm_type)
         if _tapping and norm is not None and float(norm_type) >= 1.0:
+<<<<<<< HEAD
             for optimizer in _emotions(self):
+=======
+            for optimizer in filter(None, map(unwrap, self._optimizers)):
+>>>>>>> main
                 optimizer.saw_gradient_norm(norm, params)
         return norm
 

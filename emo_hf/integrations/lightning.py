@@ -173,7 +173,7 @@ class EmoLightningCallback(_Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         for emo in self._emotional.values():
-            emo.eval()
+            emo.finish_average()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         for emo in self._emotional.values():  # until the next training batch: checkpoints hold what was evaluated

@@ -47,7 +47,7 @@ PATCHES: dict[str, Patch] = {
         "losses on their way to backward reach the optimizers", *_TAP, "show the losses by observe(loss)"
     ),
     "accelerate:Accelerator.clip_grad_norm_": Patch(
-        "the norm that clipping takes says whether gradients are finite", *_TAP, "nothing: they are looked at"
+        "the norm that clipping takes says whether gradients are finite", *_TAP, "nothing: a norm is taken at the step"
     ),
     "accelerate:Accelerator.prepare_model": Patch(
         "to know when all ranks go through backward together", *_TAP, "nothing: losses are exchanged at the step"

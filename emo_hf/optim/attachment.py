@@ -74,6 +74,12 @@ class Attachment(HasEmotion):
         self._warn_about_rates(takes_a_scale)
         engine.begin()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an attached emotion belongs to its optimizer and cannot be pickled or copied: take "
+            "optimizer.state_dict(), which holds it, and attach to the other optimizer before it loads that"
+        )
+
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; doing it twice changes nothing.
 

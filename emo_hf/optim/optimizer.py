@@ -133,6 +133,8 @@ class EmoOptimizer(HasEmotion, Optimizer):
             hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
             if any(name.startswith("self_stop") for name in unknown):
                 hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            instead = LAWS[law].instead if law in LAWS else {}
+            hint += "".join(f" ({instead[name]})" for name in unknown if name in instead)
             raise TypeError(
                 f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
                 f"emo optimizers it has: {', '.join(own) or 'none'}"
@@ -200,8 +202,10 @@ class EmoOptimizer(HasEmotion, Optimizer):
         name = param_group.get("name")
         if name is not None and any(group.get("name") == name for group in self.param_groups):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
-        params = param_group.get("params")
-        if params is not None and not isinstance(params, torch.Tensor):
+        if "params" not in param_group:
+            raise ValueError(f"a parameter group needs 'params', and this has {sorted(map(str, param_group))}")
+        params = param_group["params"]
+        if not isinstance(params, torch.Tensor):
             param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
             if not param_group["params"]:
                 raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
@@ -416,6 +420,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
         self._average.put_state(saved.average)
         self._rule.load_memory(saved.rule)
         self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
+        self._engine.begin()  # accelerate loads the state of what it prepares
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_engine", "_average", "_rule", "_version", "_steps_written")

@@ -19,6 +19,14 @@ Sides = tuple[Rows, Rows]
 _QUOTED = re.compile(r"``([^`\n]+)``|`([^`'\n]+)[`']|(?<!\w)'([^'\n]+)'(?!\w)")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
+load_once = functools.cache(load_docstrings)
+"""Reading takes seconds, and one process may train many times."""
+
+
+def _sides(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool = False) -> Sides:
+    train, validation = load_once(mask_names=mask_names)
+    return list(make(train)), list(make(validation))
+
 
 def docstrings_by_package() -> Sides:
     """`text` and `label`: for which package was it written? Its name does not stand in the text."""
@@ -27,58 +35,33 @@ def docstrings_by_package() -> Sides:
 
 def docstrings_as_prose() -> Sides:
     """`text`, as it was written."""
-    return _sides(_by_package, mask_names=False)
-
-
-def docstrings_with_code() -> Sides:
-    """`tokens` and `tags`: paragraphs whose authors put code in quotes; the quotes are gone, the tags say where."""
-    return _sides(_with_code, mask_names=False)
-
-
-def docstrings_begun() -> Sides:
-    """`prompt` and `completion`: the package and the first sentence of a docstring, and all that follows."""
-    return _sides(_begun, mask_names=False)
-
-
-def docstrings_preferred() -> Sides:
-    """`prompt`, `chosen`, `rejected`: as `docstrings_begun`, against what follows in a docstring chosen at random."""
-    return _sides(_preferred, mask_names=False)
-
-
-def _sides(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool) -> Sides:
-    train, validation = _docstrings(mask_names)
-    return list(make(train)), list(make(validation))
-
-
-@functools.cache
-def _docstrings(mask_names: bool) -> tuple[list[Docstring], list[Docstring]]:
-    """Reading takes seconds, and one process may train many times."""
-    return load_docstrings(mask_names=mask_names)
+    return _sides(_by_package)
 
 
 def _by_package(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     return ({"text": example.text, "label": example.label} for example in examples)
 
 
+def docstrings_with_code() -> Sides:
+    """`tokens` and `tags`: paragraphs whose authors put code in quotes; the quotes are gone, the tags say where."""
+    return _sides(_with_code)
+
+
 def _with_code(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
-    for example in examples:
-        for paragraph in re.split(r"\n\s*\n", example.text):
-            tokens: list[str] = []
-            tags: list[str] = []
-            start = 0
-            for match in _QUOTED.finditer(paragraph):
-                _add(paragraph[start : match.start()], ("O", "O"), tokens, tags)
-                _add(next(filter(None, match.groups())), ("B-code", "I-code"), tokens, tags)
-                start = match.end()
-            _add(paragraph[start:], ("O", "O"), tokens, tags)
-            if {"O", "B-code"} <= set(tags):
-                yield {"tokens": tokens, "tags": tags}
+    for paragraph in (part for example in examples for part in re.split(r"\n\s*\n", example.text)):
+        tokens: list[str] = []
+        tags: list[str] = []
+        for i, piece in enumerate(_QUOTED.split(paragraph)):  # what is between, and the three groups, of which one is
+            found = _TOKEN.findall(piece or "")
+            tokens += found
+            tags += ["O"] * len(found) if i % 4 == 0 else ["B-code", *["I-code"] * (len(found) - 1)] if found else []
+        if {"O", "B-code"} <= set(tags):
+            yield {"tokens": tokens, "tags": tags}
 
 
-def _add(text: str, kinds: tuple[str, str], tokens: list[str], tags: list[str]) -> None:
-    found = _TOKEN.findall(text)
-    tokens += found
-    tags += [kinds[min(i, 1)] for i in range(len(found))]
+def docstrings_begun() -> Sides:
+    """`prompt` and `completion`: the package and the first sentence of a docstring, and all that follows."""
+    return _sides(_begun)
 
 
 def _begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
@@ -86,6 +69,11 @@ def _begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
         first, *rest = re.split(r"\n\s*\n|(?<=[.!?])\s+", example.text.strip(), maxsplit=1)
         if rest and len(rest[0].split()) > 2:
             yield {"prompt": f"{example.label}: {' '.join(first.split())}", "completion": rest[0].strip()}
+
+
+def docstrings_preferred() -> Sides:
+    """`prompt`, `chosen`, `rejected`: as `docstrings_begun`, against what follows in a docstring chosen at random."""
+    return _sides(_preferred)
 
 
 def _preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:

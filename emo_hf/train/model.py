@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -17,10 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.train.arguments import LoraArguments, ModelArguments
-from emo_hf.train.errors import RecipeError, one_line
-from emo_hf.train.features import end_of
+from emo_hf.train.errors import RecipeError, one_line, saying
 from emo_hf.train.mapping import check_keys, read_mapping
+
+if TYPE_CHECKING:
+    from emo_hf.train.options import LoraArguments, ModelArguments
 
 PACKAGE = "package:"
 BYTES = "bytes"
@@ -51,6 +53,24 @@ def resolve(name: str) -> str:
     return name
 
 
+def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
+    """`auto.from_pretrained`, with whatever is wrong in one sentence.
+
+    Raises:
+        RecipeError: if there is nothing to load, or it needs what is not there.
+    """
+    place = resolve(name)
+    try:
+        return auto.from_pretrained(
+            place, revision=options.model_revision, trust_remote_code=options.trust_remote_code, **arguments
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = one_line(error)
+        if "trust_remote_code" in text:
+            text = "it brings its own code: read it, then add --trust_remote_code true"
+        raise RecipeError(f"{what} {name!r} cannot be loaded: {text}") from error
+
+
 def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
     """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`.
 
@@ -59,14 +79,41 @@ def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedToken
     """
     if options.tokenizer_name == BYTES:
         return ByT5Tokenizer(extra_ids=0)  # of all tokenizers the one that needs no vocabulary
-    name = options.tokenizer_name or options.model_name_or_path
-    assert name is not None
-    tokenizer = load(AutoTokenizer, "tokenizer", name, options, **arguments)
+    name = str(options.tokenizer_name or options.model_name_or_path)
+    tokenizer: PreTrainedTokenizerBase = load(AutoTokenizer, "tokenizer", name, options, **arguments)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Refuse what the model has no positions for, which would else end in an index error deep inside.
+
+    Raises:
+        RecipeError: if max_length is more than the model or the tokenizer takes.
+    """
+    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+    if max_length > longest:
+        raise RecipeError(f"max_length must be at most {longest} for this model, got {max_length}")
+
+
+def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a text, where there is one."""
+    end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return end
+
+
+def with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text must be seen to end, both alone and in front of the next one in a block."""
+    end = end_of(tokenizer)
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text that goes on must not end."""
+    return ids[:-1] if ids[-1:] == [end_of(tokenizer)] else ids
 
 
 def load_base_model(
@@ -94,13 +141,9 @@ def load_base_model(
         config.is_decoder = True
     if name is not None:
         return load(auto, "model", name, options, config=config, dtype=options.dtype)
-    try:
+    with saying(f"model_type {options.model_type!r}: no such model can be made: "):
         dtype = "float32" if options.dtype == "auto" else options.dtype
         return auto.from_config(config, dtype=getattr(torch, dtype))
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
-        raise RecipeError(
-            f"model_type {options.model_type!r}: no such model can be made: {one_line(error)}"
-        ) from error
 
 
 def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
@@ -112,28 +155,8 @@ def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | No
             ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end_of(tokenizer)}
             changes = {"vocab_size": len(tokenizer), **ends, **changes}
         return AutoConfig.for_model(kind, **changes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
-
-
-def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
-    """`auto.from_pretrained`, with whatever is wrong in one sentence.
-
-    Raises:
-        RecipeError: if there is nothing to load, or it needs what is not there.
-    """
-    try:
-        return auto.from_pretrained(
-            resolve(name),
-            revision=options.model_revision,
-            trust_remote_code=options.trust_remote_code,
-            **arguments,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = one_line(error)
-        if "trust_remote_code" in text:
-            text = "it brings its own code: read it, then add --trust_remote_code true"
-        raise RecipeError(f"{what} {name!r} cannot be loaded: {text.rstrip('.')}") from error
 
 
 def add_adapter(
@@ -150,23 +173,21 @@ def add_adapter(
     Raises:
         RecipeError: if the adapter does not fit the model.
     """
-    targets: Any = options.lora_target_modules or "all-linear"
+    targets = options.lora_target_modules or ["all-linear"]
     heads = tuple(name for name in heads if hasattr(model, name))
-    try:
-        config = LoraConfig(
-            task_type=task_type,
-            r=options.lora_r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-            exclude_modules=list(heads) or None,
-            modules_to_save=[*(options.lora_modules_to_save or []), *heads] or None,
-            use_dora=options.use_dora,
-            use_rslora=options.use_rslora,
-        )
-        return get_peft_model(model, config)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"the LoRA adapter does not fit the model: {one_line(error)}") from error
+    further = read_mapping("lora_args", options.lora_args)
+    check_keys("lora_args", further, [field.name for field in dataclasses.fields(LoraConfig)], "PEFT's LoraConfig")
+    given: dict[str, Any] = {
+        "task_type": task_type,
+        "r": options.lora_r,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "exclude_modules": list(heads) or None,
+        "modules_to_save": [*(options.lora_modules_to_save or []), *heads] or None,
+    }
+    with saying("the LoRA adapter does not fit the model: ", ValueError, TypeError, KeyError):
+        return get_peft_model(model, LoraConfig(**{**given, **further}))
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
@@ -176,5 +197,4 @@ def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any
     """
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
+    processor.save_pretrained(folder)
