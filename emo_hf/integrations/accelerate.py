@@ -78,11 +78,7 @@ def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
         params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         norm = original(self, params, max_norm, norm_type)
         if _tapping and norm is not None and float(norm_type) >= 1.0:
-<<<<<<< HEAD
-            for optimizer in _emotions(self):
-=======
             for optimizer in filter(None, map(unwrap, self._optimizers)):
->>>>>>> main
                 optimizer.saw_gradient_norm(norm, params)
         return norm
 
@@ -144,7 +140,7 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
         return False
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
-    optimizers = _emotions(accelerator)
+    optimizers = [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
     for optimizer in optimizers:
         optimizer.tap_loss(
             loss,
@@ -154,10 +150,6 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
             in_parts=accelerator.distributed_type == "DEEPSPEED",
         )
     return bool(optimizers)
-
-
-def _emotions(accelerator: Accelerator) -> list[EmoOptimizer | Attachment]:
-    return [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
 
 
 def _ranks_meet(accelerator: Accelerator) -> bool:

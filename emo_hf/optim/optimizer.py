@@ -406,7 +406,6 @@ class EmoOptimizer(HasEmotion, Optimizer):
             read_options=self._read_group,
         )
         self._put(saved)
-        self._engine.begin()  # accelerate loads a state where it prepares an optimizer, and may be imported by now
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
