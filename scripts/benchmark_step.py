@@ -252,7 +252,7 @@ def results(name: str, rows: Rows, options: Namespace) -> Iterator[Result]:
                     flush=True,
                 )
                 yield result
-                gc.collect()
+        gc.collect()
 
 
 def as_table(measured: Sequence[Result]) -> str:
