@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from emo_hf.plot.errors import PlotError
-from emo_hf.plot.output import write
+from emo_hf.cli_errors import UserError
+from emo_hf.plot.figure import picture_of
+from emo_hf.plot.main import write
 from emo_hf.plot.run import Run
-from emo_hf.plot.several import figure_of_several
 from emo_hf.train.config import Job
 from emo_hf.train.summary import Summary, number
 
@@ -30,7 +30,7 @@ def show_both(jobs: tuple[Job, Job], summaries: tuple[Summary, Summary]) -> None
     try:
         draw_comparison(summaries, picture, title=os.path.basename(os.path.abspath(folder)))
         print(picture)
-    except (PlotError, OSError) as error:  # runs are worth more than their picture
+    except (UserError, ModuleNotFoundError) as error:  # runs are worth more than their picture
         logger.warning("No picture: %s", error)
 
 
@@ -68,10 +68,10 @@ def draw_comparison(summaries: Sequence[Summary], output: str | Path, *, title: 
     """Write a picture of both: smoothed training loss, evaluation loss, effective learning rate, emotions.
 
     Raises:
-        PlotError: if matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     runs = [
         Run(name=summary.optimizer_and_law, history=summary.history, law=summary.law, decisions=summary.decisions)
         for summary in summaries
     ]
-    write(figure_of_several(runs, title), output, title=title)
+    write(picture_of(runs, title), Path(output))

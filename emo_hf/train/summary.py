@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.plot.decisions import DONE, in_words, moments
 from emo_hf.train.measures import Measure
 
 
@@ -25,7 +24,7 @@ class Summary:
         history: the Trainer's log history.
         measures: what the task is judged by beside the loss.
         law: the law that the emotion followed, if there was one.
-        decisions: what the law has decided, as [step, text].
+        decisions: what the law has decided.
         majority_baseline: accuracy of always answering the most frequent label.
         seconds: wall time of this process's part of the run.
         saved: what was saved, as name → path.
@@ -50,7 +49,7 @@ class Summary:
     seconds: float
     saved: Mapping[str, str]
     run_folder: str | None
-    decisions: Sequence[Sequence[Any]] = ()
+    decisions: Sequence[Mapping[str, Any]] = ()
 
     @property
     def train_loss(self) -> float | None:
@@ -74,7 +73,7 @@ class Summary:
 
     @property
     def _done_step(self) -> int | None:
-        return next((moment.step for moment in moments(self.decisions, self.steps) if moment.kind == DONE), None)
+        return next((each["step"] for each in self.decisions if each["kind"] == "done"), None)
 
     @property
     def stopped_early(self) -> bool:
@@ -98,7 +97,7 @@ class Summary:
             "interrupted": self.interrupted,
             "train_loss": self.train_loss,
             "eval_loss": last.get("eval_loss"),
-            "decisions": [list(decision) for decision in self.decisions],
+            "decisions": [dict(decision) for decision in self.decisions],
             "should_stop_step": self.should_stop_step,
             "stopped_by_self_stop": self.stopped_early,
             "seconds": round(self.seconds, 1),
@@ -128,7 +127,7 @@ class Summary:
             last = self.evaluations[-1]
             rows.append(("eval loss", number(last["eval_loss"])))
             rows += [(measure.title, self._measured(measure)) for measure in self.measures]
-        went = in_words(moments(self.decisions, self.steps))
+        went = ", ".join(f"{each['kind']} at {each['step']:,}" for each in self.decisions)
         rows += [
             *([("decisions", went)] if went else []),
             ("self-stop signal", self._self_stop()),

@@ -17,13 +17,13 @@ from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
+from emo_hf.cli_errors import UserError
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.metrics import NOTES
-from emo_hf.plot.errors import PlotError
-from emo_hf.plot.output import PICTURE, draw
+from emo_hf.plot.main import PICTURE, draw
 from emo_hf.plot.run import Run
 from emo_hf.train.comparison import show_both
-from emo_hf.train.config import Job, read_job
+from emo_hf.train.config import Job, _make_parser, read_job
 from emo_hf.train.data import Examples
 from emo_hf.train.emotion import emotion_callback
 from emo_hf.train.errors import RecipeError, one_line
@@ -74,6 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("emo-hf train: interrupted; the checkpoints saved so far are kept", file=sys.stderr)
         return INTERRUPTED
     return INTERRUPTED if summary.interrupted else 0
+
+
+def parser() -> Any:
+    """What the command takes, for shells to complete from."""
+    register()
+    return _make_parser()
 
 
 def run(job: Job) -> Summary:
@@ -236,7 +242,7 @@ def _report(summary: Summary, folder: str, saved: dict[str, str]) -> None:
         name = os.path.basename(os.path.abspath(folder))
         draw(Run(name=name, history=summary.history, law=summary.law, decisions=summary.decisions), picture)
         saved["picture"] = picture
-    except (PlotError, OSError) as error:  # a run is worth more than its picture
+    except (UserError, ModuleNotFoundError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)
     print("\n" + table(summary.rows()))
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import emo_hf
-from emo_hf.plot.several import smoothed
+from emo_hf.plot.figure import smoothed
 from emo_hf.train.comparison import columns
 from emo_hf.train.config import read_job
 from emo_hf.train.second_job import second_job
