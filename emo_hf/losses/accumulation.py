@@ -163,7 +163,8 @@ class LossSum:
 
     def on_device(self) -> torch.Tensor | float | None:
         """The loss of the step, without waiting for a device; None if there is none."""
-        return self._combined([part.value for part in self.parts])
+        combined: torch.Tensor | float | None = self._combined([part.value for part in self.parts])
+        return combined
 
     def on_host(self) -> float | None:
         """The loss of the step as a float."""

@@ -111,7 +111,7 @@ def grouping_class(cls: type[EmoOptimizer], model: nn.Module, roles: Mapping[str
 
     def new(_: type, params: Any, *args: Any, lr: float, weight_decay: float, **kwargs: Any) -> EmoOptimizer:
         groups = groups_of_trainer(params, model, roles, lr=lr, weight_decay=weight_decay)
-        return cls(groups, *args, lr=lr, weight_decay=weight_decay, **kwargs)
+        return cls(groups, *args, **{**kwargs, "lr": lr, "weight_decay": weight_decay})
 
     return type(cls.__name__, (cls,), {"__new__": new, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
