@@ -22,12 +22,12 @@ from measuring import extra_memory, free_memory, in_turns, state_bytes
 from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
 
-KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers")
+KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers", "trust")
 """What the tests of the Triton kernels are about."""
 
 ROOT = Path(__file__).resolve().parents[1]

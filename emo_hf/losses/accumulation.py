@@ -166,7 +166,7 @@ class LossSum:
     def _combined(self, values: list[Any]) -> Any:
         if not values:
             return None
-        total = None
+        total: Any = None
         for part, value in zip(self.parts, values, strict=True):
             scaled = value if part.weight is None else value * part.weight
             if isinstance(total, torch.Tensor) and isinstance(scaled, torch.Tensor):

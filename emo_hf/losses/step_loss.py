@@ -119,11 +119,11 @@ class StepLoss:
         under_way = torch._C._current_graph_task_id() != -1
         come = (UNKNOWN, DONE, BEGUN) if under_way else (UNKNOWN, DONE)
         shown = [loss for loss in self._shown if loss.backward in come]
-        tapped = [loss for loss in self._tapped if loss.backward in (*come, AHEAD)]
-        if not shown and not tapped:  # shown after backward, or as a copy with a graph that backward does not visit
+        if not shown:  # shown after backward, or as a copy with a graph that backward does not visit
             shown = [loss for loss in self._shown if not loss.is_from_before] or self._shown
         if shown:
             return LossSum(shown)
+        tapped = [loss for loss in self._tapped if loss.backward in (*come, AHEAD)]
         return LossSum(tapped, averaged=len(tapped) > 1 and tapped[0].last, tapped=True)
 
     def clear(self) -> None:

@@ -160,7 +160,7 @@ class EmoCallback(TrainerCallback):
         if not state.global_step:
             emo.begin_run()
         emo.train()
-        if emo.keeps_average:
+        if emo.keeps_average and model is not None:
             _warn_of_statistics(model)
         self._begin_notes(emo, state)
         self_stop = self._if_attached if isinstance(emo, Attachment) else SelfStop.of(self._options.callback)
