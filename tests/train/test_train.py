@@ -227,6 +227,20 @@ def test_a_run_that_is_shorter_than_a_log_line_says_rightly_whether_a_law_was_he
     assert said["train loss"] == "not logged"
 
 
+def test_a_new_head_may_learn_at_a_rate_of_its_own_with_any_optimizer(tmp_path: Path, bert: str, topics: str) -> None:
+    def head_of(name: str, **options: Any) -> dict[str, torch.Tensor]:
+        job = {"model_name_or_path": bert, "train_file": topics, "output_dir": tmp_path / name, "max_steps": 1}
+        assert train(**job, optim="adamw_torch", lr_scheduler_type="constant", learning_rate=1e-3, **options) == 0
+        saved = load_file(tmp_path / name / "adapter_model.safetensors")
+        return {key: value for key, value in saved.items() if "classifier" in key or "lora_B" in key}
+
+    one, seven = head_of("one"), head_of("seven", head_lr_ratio=7)
+    bias = next(key for key in one if key.endswith("classifier.bias"))  # begins at zero: Adam's first step is the rate
+    assert one[bias].abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+    assert seven[bias].abs().max().item() == pytest.approx(7e-3, rel=1e-3)
+    assert all(torch.equal(one[key], seven[key]) for key in one if "lora_B" in key)
+
+
 def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(
     tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
