@@ -32,8 +32,6 @@ class JobTrainer:
 
     head_lr_ratio = 1.0
     evaluates_weights_too = False
-    evaluated_average = False
-    """Whether what was evaluated was an average of the weights."""
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the head gets groups of its own where it has a learning rate of its own."""
@@ -51,9 +49,7 @@ class JobTrainer:
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; before it the weights, where they have an average that is evaluated then."""
         emo = unwrap(self.optimizer)
-        has_average = self.is_in_train and emo is not None and emo.keeps_average
-        self.evaluated_average = self.evaluated_average or has_average
-        if self.evaluates_weights_too and has_average:
+        if self.evaluates_weights_too and self.is_in_train and emo is not None and emo.keeps_average:
             optimizer, self.optimizer = self.optimizer, None  # whose average would be shown
             try:
                 loader = self.get_eval_dataloader()
