@@ -93,7 +93,14 @@ class Buckets:
                 kind = (first.device, first.dtype, _is_sharded(first), has_codes, *options)
                 if kind not in self._chosen:
                     self._chosen[kind] = self._choose(group, first, has_codes)
-                self._chosen[kind](part.params, part.grads, part.states, numbers)
+                try:
+                    self._chosen[kind](part.params, part.grads, part.states, numbers)
+                except KeyError as error:
+                    raise RuntimeError(
+                        f"{self._name}: the state of a parameter lacks {error} and has {list(part.states[0])}: "
+                        "something else, a wrapper perhaps, keeps its own there before the first step. Wrap "
+                        "another optimizer instead"
+                    ) from error
 
     def create_states(self, state: States, groups: Iterable[dict[str, Any]]) -> None:
         """Leave in `state` what a first step does, without the step: some rules would move something at any rate."""

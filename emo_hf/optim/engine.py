@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class EmotionEngine:
 
     def observe(self, loss: Loss, weight: float | None, facts: Facts) -> None:
         """Take in a loss that the user shows; see `EmoOptimizer.observe`."""
-        if weight is not None and not (math.isfinite(weight) and weight > 0.0):
+        if weight is not None and not (isinstance(weight, Real) and 0.0 < weight < math.inf):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
         if self.losses.add(loss, weight, facts.param_groups):
             self.law.drop_loss()

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
 from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.losses.same_options import GLOBAL
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.backward_steps import BackwardSteps, arm
@@ -66,11 +67,11 @@ class EmoOptimizer(HasEmotion, Optimizer):
     ) -> None:
         self._version = version = self.version_named(options.pop("version", None))
         given = self._sort_options(options)
-        law, average = given.pop("emo_law") or version.law, given.pop("average_weights")
+        law, average = given.pop("emo_law", None) or version.law, given.pop("average_weights", None)
         of_law = LAWS[law if law in LAWS else version.law].options.keys()
         law_options = {key: value for key, value in version.law_options.items() if key in of_law}
         law_options |= {key: given.pop(key) for key in list(given) if key in of_law}
-        others = {key: given.pop(key) for key in ("emo_sync", "step_in_backward", "clip_value")}
+        others = {key: given.pop(key, None) for key in ("emo_sync", "step_in_backward", "clip_value")}
         if version.rule.reads_scalar and law in LAWS and law != version.law:
             raise ValueError(
                 f"emo_law={law!r}: the rule of {type(self).__name__} {version.name} reads the scalar of the law "
@@ -85,7 +86,9 @@ class EmoOptimizer(HasEmotion, Optimizer):
                 **given,
             }
         )
-        self._engine = EmotionEngine(make_law(law, version.law, law_options), others["emo_sync"], type(self).__name__)
+        self._engine = EmotionEngine(
+            make_law(law, version.law, law_options), others["emo_sync"] or GLOBAL, type(self).__name__
+        )
         kept = self._engine.law.averages_weights if average is None else average
         self._average = WeightAverage(kept, is_default=average is None)
         self._rule = version.rule(defaults)
@@ -130,6 +133,8 @@ class EmoOptimizer(HasEmotion, Optimizer):
             hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
             if any(name.startswith("self_stop") for name in unknown):
                 hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            instead = LAWS[law].instead if law in LAWS else {}
+            hint += "".join(f" ({instead[name]})" for name in unknown if name in instead)
             raise TypeError(
                 f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
                 f"emo optimizers it has: {', '.join(own) or 'none'}"
@@ -197,8 +202,10 @@ class EmoOptimizer(HasEmotion, Optimizer):
         name = param_group.get("name")
         if name is not None and any(group.get("name") == name for group in self.param_groups):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
-        params = param_group.get("params")
-        if params is not None and not isinstance(params, torch.Tensor):
+        if "params" not in param_group:
+            raise ValueError(f"a parameter group needs 'params', and this has {sorted(map(str, param_group))}")
+        params = param_group["params"]
+        if not isinstance(params, torch.Tensor):
             param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
             if not param_group["params"]:
                 raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
@@ -412,6 +419,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
         self._average.put_state(saved.average)
         self._rule.load_memory(saved.rule)
         self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
+        self._engine.begin()  # accelerate loads the state of what it prepares
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_engine", "_average", "_rule", "_version", "_steps_written")

@@ -114,11 +114,11 @@ def test_one_compilation_serves_all_steps_rates_coefficients_and_processes(
     assert len(list(fresh_kernels.glob("*.so"))) == 1
 
 
-@pytest.mark.parametrize("compiler", [None, "false"])
+@pytest.mark.parametrize("compiler", [None, ("false",)])
 @each_optimizer
 def test_without_a_working_compiler_one_line_of_log_and_plain_torch(
     cls: type[EmoOptimizer],
-    compiler: str | None,
+    compiler: tuple[str, ...] | None,
     fresh_kernels: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -97,6 +97,11 @@ class _Piece:
                 kept.copy_(value)
 
 
+def in_wide(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """What a parameter, its gradient and its state stand for, in float32."""
+    return _Piece(param, grad, state).in_float32()
+
+
 def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
     """Flat pieces of at most so many elements, a multiple of what shares a size, where the tensors can be cut."""
     n = piece.param.numel()
