@@ -45,6 +45,11 @@ def test_the_command_draws_one_run_and_several_into_each_file_that_is_asked_for(
     assert capsys.readouterr().out.split() == outputs
     starts = {".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!DOCTYPE html>", ".PNG": b"\x89PNG"}
     assert all(Path(output).read_bytes().startswith(starts[Path(output).suffix]) for output in outputs)
+    first = [Path(output).read_bytes() for output in outputs]
+    assert main(["a", "b", *(f"--output={output}" for output in outputs if output != "both.html")]) == 0
+    again = [Path(output).read_bytes() for output in outputs]
+    assert first == again, "the same runs give the same picture"
+    capsys.readouterr()
     assert main(["a"]) == main(["a", "b"]) == 0
     assert capsys.readouterr().out.split() == ["a/run.png", "runs.png"]
     with Image.open("a/run.png") as picture:
