@@ -30,13 +30,10 @@ def image_of(picture: Picture, kind: str) -> bytes:
         picture: what it shows.
         kind: `png`, `svg` or `pdf`.
     """
-    import matplotlib
-
     made = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)  # the same run gives the same file
-    with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "emo_hf"}):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in letters that the font does not have
-        figure_of(picture).savefig(made, format=kind, dpi=DPI, metadata=metadata)
+        figure_of(picture).savefig(made, format=kind, dpi=DPI)
     return made.getvalue()
 
 

@@ -9,7 +9,7 @@ from emo_hf.cli_errors import UserError
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.plot.decisions import left_out, mark, stop_of
-from emo_hf.plot.panels import DASHES, Color, Panel, Picture, Stop, style
+from emo_hf.plot.panels import COLORS, DASHES, Color, Panel, Picture, Stop, style
 from emo_hf.plot.run import Run, Series, evaluations_in
 
 SMOOTHING = 0.7
@@ -119,10 +119,7 @@ def _rates_of_one(run: Run) -> Panel:
             groups.append((same := [], series))
         same.append(name.removeprefix(EFFECTIVE + "/"))
     for i, (labels, series) in enumerate(groups):
-        color, dash = (
-            (Color.VERMILLION, Color.PURPLE, Color.GREEN, Color.SKY, Color.ORANGE, Color.BLACK)[i % 6],
-            DASHES[(0, 2, 3, 4)[i % 4]],
-        )
+        color, dash = COLORS[1:][i % 6], DASHES[(0, 2, 3, 4)[i % 4]]
         panel.add("effective" + (f": {', '.join(labels)}" if names else ""), series, color, dash)
     peaks = [peak for curve in panel.curves if (peak := max(curve.series[1])) > 0]
     if peaks and max(peaks) > 5 * min(peaks):  # as in LoRA+; not by the lowest rates, since schedules end at 0
