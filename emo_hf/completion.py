@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from emo_hf.cli import COMMANDS
 from emo_hf.cli_errors import one_sentence
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import law_names
 from emo_hf.optim.family import family_names
 
 SHELLS = ("bash", "zsh", "tcsh")

@@ -13,17 +13,19 @@ Reader: TypeAlias = "Callable[[Any], Any]"
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option that a law or a rule has of its own.
+    """An option of all optimizers, or one that a law or a rule has of its own.
 
     Attributes:
         default: the value of those who say nothing.
         read: checks a value, or reads it from text.
         help: what it does, in a few words.
+        per_group: whether each parameter group may have a value of its own.
     """
 
     default: Any
     read: Reader
     help: str
+    per_group: bool = False
 
 
 def read_value(name: str, value: Any, read: Reader) -> Any:
@@ -36,6 +38,15 @@ def read_value(name: str, value: Any, read: Reader) -> Any:
         return read(value)
     except ValueError as error:
         raise ValueError(f"option {name}={value!r} is not acceptable: it takes {error}") from None
+
+
+def optional(read: Reader) -> Reader:
+    """None, or what `read` takes."""
+
+    def read_or_none(value: Any) -> Any:
+        return None if value is None else read(value)
+
+    return read_or_none
 
 
 def boolean(value: Any) -> bool:
@@ -73,7 +84,7 @@ def number(low: float, below: float = math.inf) -> Callable[[Any], float]:
     def read(value: Any) -> float:
         try:
             result = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             result = math.nan
         if not low <= result < below:
             raise ValueError(accepted)
@@ -86,7 +97,7 @@ def whole_number(low: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         try:
             result = low - 1 if isinstance(value, (bool, float)) else int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             result = low - 1
         if result < low:
             raise ValueError(f"a whole number of at least {low}")
@@ -97,8 +108,8 @@ def whole_number(low: int) -> Callable[[Any], int]:
 
 def one_of(*choices: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
-        if value in choices:
-            return str(value)
+        if isinstance(value, str) and value in choices:
+            return value
         raise ValueError("one of " + ", ".join(choices))
 
     return read
@@ -108,6 +119,8 @@ def pair_below_one(value: Any) -> tuple[float, float]:
     """Two decay rates, each in [0, 1), such as betas; as text with a slash or a colon between them."""
     parts = value.replace(":", "/").split("/") if isinstance(value, str) else value
     try:
+        if isinstance(parts, (set, frozenset, dict)):  # they have no order
+            raise TypeError
         first, second = (number(0, below=1)(part) for part in parts)
     except (TypeError, ValueError):
         raise ValueError("two numbers of at least 0 and below 1, as text 0.9/0.99") from None

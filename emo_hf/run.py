@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from emo_hf.cli_errors import UserError, complain
-from emo_hf.laws.laws import law_names, make_law, read_law
+from emo_hf.laws import law_names, make_law, read_law
 from emo_hf.optim.family import family_names
 from emo_hf.startup import sitecustomize as startup
 

@@ -16,7 +16,7 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from emo_hf import EmoOptimizer
-from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
 from tests.emo_cases import OPTIMIZERS, rule_of
 
 

@@ -17,7 +17,7 @@ import emo_hf
 from emo_hf.cli import COMMANDS, main
 from emo_hf.cli_errors import UserError, one_sentence
 from emo_hf.completion import SHELLS, all_parsers
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import law_names
 
 
 @pytest.fixture(autouse=True)

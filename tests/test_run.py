@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import law_names
 from emo_hf.run import main, read_job
 from tests.light_transformers import light_transformers
 

@@ -13,7 +13,7 @@ from emo_hf.cli_errors import UserError
 from emo_hf.doctor.report import Finding, Report
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import NOTES
-from emo_hf.optim.checkpoint import EMOTION_KEY
+from emo_hf.optim.saving import EMOTION_KEY
 from emo_hf.plot.decisions import words_of
 from emo_hf.trainer.checkpoints import STATE, what_is_missing
 

@@ -15,7 +15,7 @@ from typing import Any
 from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
 from pydantic import BaseModel, Field, field_validator
 
-from emo_hf.laws.laws import read_law
+from emo_hf.laws import read_law
 
 
 class EmoArgs(BaseModel):

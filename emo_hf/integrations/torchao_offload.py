@@ -14,12 +14,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from emo_hf.laws.decision import Decision
 from emo_hf.losses.accumulation import Loss
 from emo_hf.optim.backward_limits import refuse_what_needs_all_gradients
-from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.facts import Facts
 from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.optimizer import EmoOptimizer
 
@@ -77,11 +78,7 @@ class OneEmotion(HasEmotion):
             options = {**options, "writer": None}
         made = self.cls(params, **options)
         refuse_what_needs_all_gradients(made, HOW)
-        if made._engine.law.decision.average is not None:
-            raise ValueError(
-                f"{HOW}: what is offloaded are copies of the parameters, which nobody evaluates: leave "
-                "average_weights out"
-            )
+        made.give_way(f"{HOW}: what is offloaded are copies of the parameters, which nobody evaluates; it")
         if self.optimizers:
             shared = self._engine
             if made._engine.law.label != shared.law.label:
@@ -112,7 +109,7 @@ class OneEmotion(HasEmotion):
 
     def metrics(self) -> dict[str, float]:
         """What to log now, under `emo/…`; see `EmoOptimizer.metrics`."""
-        return self._engine.metrics(self.param_groups)
+        return self._engine.metrics(Facts(self.param_groups, {}))
 
 
 class _SharedEngine(EmotionEngine):
@@ -123,17 +120,18 @@ class _SharedEngine(EmotionEngine):
         self._stepped: set[int] = set()
         self._decision = Decision()
 
-    def decide(self, optimizer: Optimizer) -> Decision:
-        others_part = bool(self._stepped) and id(optimizer) not in self._stepped and not self.losses.of_next_step
+    def decide(self, facts: Facts) -> Decision:
+        who = id(facts.param_groups)
+        others_part = bool(self._stepped) and who not in self._stepped and not self.losses.of_next_step
         if not others_part:
             self._stepped.clear()
-            self._decision = super().decide(optimizer)
-        self._stepped.add(id(optimizer))
+            self._decision = super().decide(facts)
+        self._stepped.add(who)
         self.is_new_step = True  # for the optimizer's own rule
         return self._decision
 
-    def creates_state_only(self, optimizer: Optimizer) -> bool:
-        return not self._stepped and super().creates_state_only(optimizer)
+    def creates_state_only(self, facts: Facts) -> bool:
+        return not self._stepped and super().creates_state_only(facts)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_stepped": set()}

@@ -1,10 +1,67 @@
 """From one loss per step to one decision per step. Floats only: nothing in here imports torch or knows of parameters.
 
-`decision.py` says what a decision is, `law.py` what a law is; each law has a file of its own, `laws.py` names them.
+`law.py` says what a law is, and each law has a file of its own; `decision.py` says what a law decides, `words.py` how
+that is put, `saved.py` how its state is read. A new law is one file, and one line here.
 """
 
-from emo_hf.laws.decision import Decision, EmotionView, ShadowMix
-from emo_hf.laws.law import Law, Zone
-from emo_hf.laws.laws import LAWS
+from __future__ import annotations
 
-__all__ = ["LAWS", "Decision", "EmotionView", "Law", "ShadowMix", "Zone"]
+from typing import Any
+
+from emo_hf.laws.ablation import ABLATION_NAMES, NONE, read_ablation
+from emo_hf.laws.decision import Decision, EmotionView, Note, ShadowMix
+from emo_hf.laws.law import Law, Zone
+from emo_hf.laws.robust import Robust
+from emo_hf.laws.settle import Settle
+from emo_hf.laws.v3_0 import V3_0
+from emo_hf.laws.v3_1 import V3_1
+from emo_hf.laws.v3_6 import V3_6
+from emo_hf.laws.v3_9 import V3_9
+from emo_hf.reading import Option
+
+__all__ = ["LAWS", "Decision", "EmotionView", "Law", "Note", "ShadowMix", "Zone", "law_names", "make_law", "read_law"]
+
+LAWS: dict[str, type[Law]] = {law.name: law for law in (V3_0, V3_1, Robust, V3_6, V3_9, Settle)}
+"""The laws by the name that `emo_law` takes."""
+
+
+def law_names() -> tuple[str, ...]:
+    """All that `emo_law` takes as it stands; `read_law` takes the ablations that have a value too."""
+    return (*LAWS, NONE)
+
+
+def read_law(name: Any) -> str:
+    """A name for `emo_law`, checked: a law, or an ablation such as `none`, `constant:1.3` or `replay:FILE#RUN`.
+
+    Raises:
+        ValueError: saying what is accepted, and nothing else, as the readers of options do.
+    """
+    if isinstance(name, str) and (name in LAWS or read_ablation(name) is not None):
+        return name
+    raise ValueError("one of " + ", ".join((*LAWS, *ABLATION_NAMES)))
+
+
+def law_options() -> dict[str, Option]:
+    """The options of all laws, by name."""
+    return {name: option for law in LAWS.values() for name, option in law.options.items()}
+
+
+def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
+    """A law by its name.
+
+    Args:
+        name: as `emo_law` takes it.
+        own: the law that the optimizer has by itself, which goes on being logged under an ablation.
+        options: options of the law.
+
+    Raises:
+        ValueError: for a name that no law has, or an unacceptable option.
+        TypeError: for an option that the law does not have.
+    """
+    try:
+        name = read_law(name)
+    except ValueError as error:
+        raise ValueError(f"emo_law must be {error}, got {name!r}") from None
+    if name in LAWS:
+        return LAWS[name](**options)
+    return LAWS[own](**options).ablated(name, read_ablation(name))

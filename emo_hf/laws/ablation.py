@@ -1,99 +1,79 @@
-"""Laws with their hands tied: what a run gains or loses against them is what its emotion is worth.
+"""Other factors in the place of a law's: what a run gains or loses against them is what its emotion is worth.
 
 none              c = 1
 constant:1.3      c = 1.3
 replay:FILE#RUN   c of another run, step by step: the same values, and no connection with this run's loss
+
+The law goes on to take in losses, to log and to signal.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from emo_hf.laws.decision import Decision
 
-if TYPE_CHECKING:
-    from emo_hf.laws.law import Law
-
+NONE = "none"
 CONSTANT = "constant:"
 REPLAY = "replay:"
 
-
-@dataclass(frozen=True, slots=True)
-class Ablation(ABC):
-    """Takes the place of a law's factors; the law feels, logs and signals as ever.
-
-    Attributes:
-        name: what `emo_law` calls it.
-    """
-
-    name: str
-
-    @abstractmethod
-    def apply(self, decision: Decision) -> Decision:
-        """What a step is told in place of the law's decision."""
-
-    def over(self, law: Law) -> Ablation:
-        """The ablation of one law, for those that have to know at which step it is."""
-        return self
+ABLATION_NAMES = (CONSTANT + "X", REPLAY + "FILE#RUN", NONE)
+"""What `emo_law` takes beside the laws, for messages."""
 
 
-@dataclass(frozen=True, slots=True)
-class Constant(Ablation):
-    """One factor for all steps.
+class Ablation:
+    """Leaves a law's decisions as they are.
 
     Attributes:
-        factor: the factor on the learning rate. Weight decay keeps its own rate.
+        needs_losses: whether a step without a loss is worth a warning.
     """
 
-    factor: float
+    needs_losses = True
 
-    def apply(self, decision: Decision) -> Decision:
-        return replace(decision, coefficient=self.factor, decay_factor=1.0, floor=0.0, skip=False)
+    def apply(self, decision: Decision, step: int) -> Decision:
+        """What a step is told in place of the law's decision.
+
+        Args:
+            decision: the law's.
+            step: steps with a loss that came before.
+        """
+        return decision
 
 
 @dataclass(frozen=True, slots=True)
 class Replay(Ablation):
-    """The factors of another run, one a step; where this run goes on for longer, the last one holds.
+    """Factors from elsewhere, one a step; where the run goes on for longer, the last one holds.
 
     Attributes:
         factors: the factors on the learning rate.
-        decay_factors: the factors on the rate of the weight decay; empty for 1 throughout.
+        decay_factors: the factors on the rate of the weight decay; 1 throughout by default.
         floor: the lowest rate that either may come to.
-        law: the law whose place is taken, which counts the steps.
     """
 
     factors: tuple[float, ...]
-    decay_factors: tuple[float, ...] = ()
+    decay_factors: tuple[float, ...] = (1.0,)
     floor: float = 0.0
-    law: Law | None = None
 
-    def over(self, law: Law) -> Replay:
-        return replace(self, law=law)
+    @property
+    def needs_losses(self) -> bool:  # type: ignore[override]
+        return self.factors != (1.0,)
 
-    def apply(self, decision: Decision) -> Decision:
-        step = 0 if self.law is None else max(self.law.observations + self.law.skipped - 1, 0)
-        decay = _at(self.decay_factors, step) if self.decay_factors else 1.0
-        return replace(decision, coefficient=_at(self.factors, step), decay_factor=decay, floor=self.floor, skip=False)
+    def apply(self, decision: Decision, step: int) -> Decision:
+        factor, decay = _at(self.factors, step), _at(self.decay_factors, step)
+        return replace(decision, coefficient=factor, decay_factor=decay, floor=self.floor, skip=False)
 
 
 def _at(values: Sequence[float], step: int) -> float:
     return values[min(step, len(values) - 1)]
 
 
-NONE = Constant("none", 1.0)
-
-ABLATION_NAMES = (CONSTANT + "X", REPLAY + "FILE#RUN", NONE.name)
-"""What `emo_law` takes beside the laws, for messages."""
-
-
-def read_ablation(name: Any) -> Ablation | None:
-    """The ablation that a name stands for; None if it is the name of none.
+def read_ablation(name: Any) -> Replay | None:
+    """The factors that a name stands for; None if it is the name of none.
 
     Args:
         name: `none`, `constant:X` with a factor of at least 0, or `replay:FILE#RUN` with a file of JSON lines, as
@@ -102,10 +82,10 @@ def read_ablation(name: Any) -> Ablation | None:
     Raises:
         ValueError: saying what is accepted.
     """
-    if name == NONE.name:
-        return NONE
+    if name == NONE:
+        return Replay((1.0,))
     if isinstance(name, str) and name.startswith(CONSTANT):
-        return Constant(name, _factor(name))
+        return Replay((_factor(name),))
     if isinstance(name, str) and name.startswith(REPLAY):
         return _replay(name)
     return None
@@ -134,11 +114,11 @@ def _replay(name: str) -> Replay:
         ids = ", ".join(sorted({str(line["id"]) for line in map(_parsed, lines) if "id" in line})[:10])
         raise ValueError(f"{REPLAY}FILE#RUN takes the id of a run in {file!r}, got {run!r}; it holds: {ids or 'none'}")
     emotion = found[0].get("emotion") or {}
-    factors, decay = emotion.get("factors") or (), emotion.get("decay_factors") or ()
+    factors, decay = emotion.get("factors") or (), emotion.get("decay_factors") or (1.0,)
     numbers = [*factors, *decay, emotion.get("floor") or 0.0]
     if not factors or not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers):
         raise ValueError(f"{name!r}: that run has no factors to replay, as its optimizer had no emotion")
-    return Replay(name, tuple(map(float, factors)), tuple(map(float, decay)), float(numbers[-1]))
+    return Replay(tuple(map(float, factors)), tuple(map(float, decay)), float(numbers[-1]))
 
 
 def _parsed(line: str) -> dict[str, Any]:

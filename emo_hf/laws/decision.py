@@ -1,11 +1,28 @@
-"""What a law hands to an update rule, and what it shows to logs."""
+"""What a law decides for a step, what it notes of that, and what it shows to logs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from emo_hf.laws.display import emotion_html, emotion_text
+from emo_hf.laws.words import emotion_html, emotion_text
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that a law has decided, as data; `words.text_of` puts it into words.
+
+    Attributes:
+        step: the step that it belongs to, counted by the law from 1.
+        kind: `skipped`, `lowered`, `done` or `complaint`.
+        factor: the factor on the learning rate from then on.
+        reason: why, for people to read.
+    """
+
+    step: int
+    kind: str
+    factor: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +46,7 @@ class Decision:
         shadow: what to do with the shadow, for groups that use one; None leaves it alone, or unmade.
         stop_begins: whether the stop signal is given now and was not before.
         skip: whether the step is to be left out whole: nothing moves, no gradient enters an average.
-        average: share with which the weights after the step enter their average; 0 for a step that is passed over,
-            None where no average of the weights is kept.
+        note: what has been decided in this step, if anything has.
     """
 
     scalar: float = 0.0
@@ -40,7 +56,7 @@ class Decision:
     shadow: ShadowMix | None = None
     stop_begins: bool = False
     skip: bool = False
-    average: float | None = None
+    note: Note | None = None
 
     def step_size(self, lr: float) -> float:
         """The learning rate that a step is taken with: max(lr·coefficient, floor), and 0 where lr is 0."""
@@ -59,7 +75,7 @@ class EmotionView:
         law: the law that it follows.
         short: fast average of the loss (gain 0.3), 0.0 before the first loss.
         long: slow average of the loss (gain 0.01), 0.0 before the first loss.
-        scalar: σ of the last step; 0 if that had no usable loss.
+        scalar: σ of the last step; 0 if that had no usable loss, None if the law has none.
         coefficient: factor on the learning rate of the last step.
         quiet: whether the last 32 scalars are quiet now (mean |σ| < 0.05 and variance < 0.005).
         flat_steps: for how many observed steps on end it has been quiet without the slow average falling by 0.5 %.
@@ -67,14 +83,14 @@ class EmotionView:
         should_stop: the law's own stop signal.
         has_decided_to_stop: whether that signal stands and is a decision, to be acted upon at once.
         observations: losses taken in so far.
-        skipped: losses left out so far: NaN or infinite, or of a step that was thrown away.
+        skipped: losses left out so far: NaN or infinite, spikes, or of a step that was thrown away.
         details: further numbers that this law keeps, by name.
     """
 
     law: str
     short: float
     long: float
-    scalar: float
+    scalar: float | None
     coefficient: float
     quiet: bool
     flat_steps: int

@@ -12,9 +12,6 @@ PREFIX = "emo/"
 NOTES = "emo_hf"
 """Under which name a run's state says, for pictures of it, which law it has followed."""
 
-SKIPPED = "skipped"
-"""How a law's decision to leave out a step begins."""
-
 AVERAGES = {"medium": "loss_medium"}
 """Numbers of laws that have another name in the logs, beside `loss_short` and `loss_long`."""
 
@@ -66,11 +63,10 @@ def metrics(
         "coefficient_mean": mean,
         "coefficient_min": low,
         "coefficient_max": high,
-        "scalar": emotion.scalar,
+        **({} if emotion.scalar is None else {"scalar": emotion.scalar, "quiet": int(emotion.quiet)}),
         "loss_short": emotion.short,
         "loss_long": emotion.long,
         **{AVERAGES.get(name, name): value for name, value in emotion.details.items()},
-        "quiet": int(emotion.quiet),
         "should_stop": int(emotion.should_stop),
         "observations": emotion.observations,
         "skipped": emotion.skipped,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from emo_hf.laws.law import LONG_GAIN, SHORT_GAIN, WINDOW
 from emo_hf.laws.v3_1 import DENOMINATOR_FLOOR, V3_1
 
@@ -77,13 +74,3 @@ class Robust(V3_1):
             "are taken at their own learning rate, but for those around a rare larger loss. emo_law='none' leaves "
             "these alone too."
         )
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if {"loud", "dust"} & state.keys() or "size" not in state:
-            return super().load_state_dict(state)
-        try:  # a state of a version that did not keep them; while all losses are above zero, size and long are one
-            short, long, size = (float(state[number]) for number in ("short", "long", "size"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"the checkpoint's emotion is damaged: {error}") from error
-        loud = 0.0 if size == long else max(size, abs(short))
-        return super().load_state_dict({**state, "loud": loud, "dust": 0.0})

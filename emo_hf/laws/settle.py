@@ -1,4 +1,4 @@
-"""A law that takes the place of a tuned learning rate, a schedule and a number of steps."""
+"""The law `settle`: keeps a run from harm and says when it is over; the learning rate stays the user's."""
 
 from __future__ import annotations
 
@@ -8,321 +8,197 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from emo_hf.laws.decision import Decision, EmotionView
-from emo_hf.laws.law import Law, Zone
-from emo_hf.laws.settle_average import share_of_weights
-from emo_hf.laws.settle_exponent import ANNEAL, FLAT, MIDDLE, Exponent
-from emo_hf.laws.settle_guard import Guard
-from emo_hf.laws.settle_history import HUGE, History, Trend
-from emo_hf.laws.settle_start import FIRST_LOOK, LOWER, LOWEST, SURE, Start
-from emo_hf.laws.settle_state import read_state, saved_state
-from emo_hf.reading import Option, boolean
+from emo_hf.laws import saved as codec
+from emo_hf.laws.decision import Decision, Note
+from emo_hf.laws.guard import Guard
+from emo_hf.laws.law import Law
+from emo_hf.laws.words import COMPLAINT, DONE, LOWERED, SKIPPED
+from emo_hf.reading import Option, boolean, whole_number
 
-FEWEST, SHORTEST = 8, 0.16  # blocks, and log-time: 15 % of the age
-LONG_SHARE = 0.5
-WINDOWS = ((0.3, 0.07), (LONG_SHARE, 0.14))  # shares of the age, and what exponent they must be able to rule out
-AT_PEAK = 0.9
-JUMP = 4.0  # standard deviations, of two blocks in a row
-
-EASED = 0.03  # of the peak: as good as no steps
-FLAT_AGE = 1.35  # grown so much all flat: done
-MISS = 0.4
-MISSES = 3
-COOLDOWN = 0.4  # of a known horizon
-
-DECISIONS = 32  # that are kept
+FIRST = 4  # losses that are the beginning of a run
+RECENT = 16  # losses whose mean is compared with it
+DOUBT = 5.0  # standard errors
+NOISE_GAIN = 0.02
+LOWER, LOWEST = 1.0 / 3.0, 1e-3
+SCATTER = 128  # losses of both signs, before it is said that they say nothing
+HUGE = 1e100  # squares of it are finite
+NOTES = 8  # that are kept
 
 
 class Settle(Law):
-    """Finds a rate that moves the loss, anneals when it stops falling, says when it is done, leaves out spikes.
+    """Leaves out harmful steps, lowers a rate that is far too high, and says when evaluations improve no more.
 
-    All is judged by the losses alone, in units that they bring along: the noise s of one loss, the level |L|, what has
-    been gained since the beginning D, and the age t of the run in log-time. With a line through the last half of the
-    run, of log-length λ, that falls by F ± e, the exponent of the loss is
+    guard: A step is left out whose loss is a spike (see `Guard`), or whose loss or gradients are NaN or infinite.
 
-        p = F / (λ·S)        S = max( min(|L|, D), D/10, s )        ε = e / (λ·S)        L ~ t⁻ᵖ where L is far above 0
+    lower: c ← c/3 where the loss is above its beginning beyond doubt. With the level b of the first 4 losses (their
+        mean, or the first one if that is lower), the mean r of the last 16, and the noise s of one loss, from the
+        differences between neighbours:
 
-        ease:   c ← c·(t′/t)^q  at each block, from age t′ to t
-                flat,   p ≤ max(ε, 0.02) and max(p, 0) + 2ε ≤ 0.14     q = 6
-                clear,  p − 2ε > 0.2                           q = 0
-                steady, p − 2ε > 0.02                          q = 0.35
-                steep,  p − ε > 0.8 and D ≥ |L|                q = 0.45 (what falls so late so fast is learnt by heart)
-                        else (nobody can tell)                 q = 0.45
-                two blocks 4 scatters, and D/20, above the line: other data; c ← its peak, and everything begins anew
-        start:  nothing moves (D and the fall of the line within 1.5 errors): c ← 3c after 128 steps, 256 more, 512 …
-                moves (either beyond 3 errors, from step 64 on): the start is over, and nothing is raised any more
-                risen above the beginning by 4 errors: c ← c/3, again where nothing moves then; no raise after that
-        stop:   flat at c ≤ 0.03·peak, or flat while the age has grown by 35 %; not while evaluations improve
-        guard:  `Guard` calls the loss a spike, or it or a gradient is not finite: the step is skipped
+            r > b + 5·s·√(1/4 + 1/16)
 
-    An evaluation that is no better than the best makes c ← 0.4·c, the third in a row means done. With a known horizon
-    N the coefficient is c·min(1, (N − t)/(0.4·N)). It lies in [0, 1000]; the weight decay is scaled alike.
+        A rate that was lowered is lowered again after 32 steps at the earliest, if the loss is still up there and no
+        longer falls. Losses of both signs have no beginning that could be compared: they are left alone.
 
-        average_weights: see `settle_average.py`; in place of annealing towards a horizon; begins anew where c is
-                lowered or comes back
+    end: Training may end when `evaluation_patience` evaluations in a row were no better than the best one, as in
+        transformers' `early_stopping_patience`. A better one takes that back. Without evaluations it never ends.
 
-    Attributes:
-        decisions: the last 32 of (step, what was decided, in words).
+    The coefficient c is 1 unless it was lowered; weight decay is scaled alike. An average of the weights goes with
+    this law by default (`average_weights`), and begins anew where the rate is lowered.
     """
 
     name = "settle"
+    has_scalar = False
+    averages_weights = True
     decides_to_stop = True
-    numbers: ClassVar[Mapping[str, float]] = {"peak": 1.0, "exponent": 0.0, "noise": 0.0}
     options: ClassVar[Mapping[str, Option]] = {
-        "start": Option(True, boolean, "find a rate that moves the loss"),
-        "ease": Option(True, boolean, "anneal when the loss has stopped falling"),
-        "stop": Option(True, boolean, "say when easing buys nothing any more"),
         "guard": Option(True, boolean, "leave out the step of a spike, or with gradients that are not finite"),
-        "evaluations": Option(True, boolean, "ease where an evaluation is no better, stop at the third"),
-        "horizon": Option(True, boolean, "anneal by the end of the run, where its length is known"),
-        "average_weights": Option(False, boolean, "evaluate and save an average of the weights, in place of that"),
+        "lower": Option(True, boolean, "lower the rate to a third where the loss is far above its beginning"),
+        "end": Option(True, boolean, "say that training may end when evaluations are no better"),
+        "evaluation_patience": Option(3, whole_number(1), "evaluations in a row that are no better, before it does"),
     }
-    zones = (
-        Zone(FLAT, 1.0, "falling: go on", "boost"),
-        Zone(-FLAT, FLAT, "flat: anneal", "quiet"),
-        Zone(-1.0, -FLAT, "rising: anneal", "slow"),
-    )
-    peak: float
-    exponent: float
-    noise: float
-    start: bool
-    ease: bool
-    stop: bool
+    instead: ClassVar[Mapping[str, str]] = {
+        "start": "It raises no rate: begin at one that is known for your kind of job",
+        "ease": "It lowers no rate towards the end: average_weights takes the place of that",
+        "horizon": "It lowers no rate towards the end: average_weights takes the place of that, or a schedule",
+        "stop": "end=false keeps it from saying that training may end",
+        "evaluations": "end=false keeps it from hearing evaluations",
+    }
     guard: bool
-    evaluations: bool
-    horizon: bool
-    average_weights: bool
+    lower: bool
+    end: bool
+    evaluation_patience: int
 
     def __init__(self, **options: Any) -> None:
-        self.rate = 1.0  # c, but for a known horizon
-        self.spikes = 0
-        self.length = 0  # of the run; 0: nobody knows
-        self.history = History()
-        self.watch = Guard()
-        self.beginning = Start()
-        self.starting = True
-        self.flat = self.done = self.exhausted = False
-        self.gained = 0.0
-        self.origin = self.mark = 0  # losses heard when the age and the window began
-        self.averaged_from = 0  # losses heard when the average of the weights began
-        self.drifted = self.flat_from = 0.0  # ages
+        self.rate = 1.0  # c
+        self.beginning = 0.0  # b
+        self.variance = 0.0  # s²
+        self.recent: deque[float] = deque(maxlen=2 * RECENT)  # since the rate was set
+        self.positive = self.negative = 0
         self.best_evaluation = 0.0
-        self.evaluated = self.misses = self.best_at = 0
-        self._log: deque[tuple[int, str]] = deque(maxlen=DECISIONS)
+        self.evaluations = self.misses = 0
+        self.watch = Guard()
+        self.log: deque[Note] = deque(maxlen=NOTES)
         super().__init__(**options)
-        self.starting = self.start
 
     @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last decisions: (step, what was decided and why)."""
-        return list(self._log)
-
-    @property
-    def kept_decisions(self) -> int:
-        """How many decisions are kept."""
-        return DECISIONS
-
-    def take_over_decisions(self, log: list[tuple[int, str]]) -> None:
-        """Have those that were saved."""
-        self._log = deque(log, maxlen=DECISIONS)
-
-    def know_horizon(self, steps: int | None) -> None:
-        self.length = steps or 0
-
-    def neutral(self) -> Decision:
-        c = self.rate
-        if self.length and self.horizon and self.ease and not self.average_weights:
-            left = max(self.length - self.steps, 0)
-            c *= min(1.0, left / (COOLDOWN * self.length))
-        share = share_of_weights(max(self._now - self.averaged_from, 1)) if self.average_weights else None
-        return Decision(0.0, c, c, average=share)
-
-    def feel(self, loss: float) -> Decision:
-        if not math.isfinite(loss):
-            self.skip()
-            return self._decided(replace(self.neutral(), skip=self.guard))
-        loss = min(max(loss, -HUGE), HUGE)
-        if self.guard and self.watch.is_spike(loss):
-            self._say(f"skipped: a loss of {loss:.4g} where {self.watch.center:.4g} is usual")
-            self.spikes += 1
-            return self._decided(replace(self.neutral(), skip=True))
-        return super().feel(loss)
+    def decisions(self) -> list[Note]:
+        """The last decisions."""
+        return list(self.log)
 
     @property
     def guards_gradients(self) -> bool:
         return self.guard
 
-    def refuse_gradients(self) -> Decision:
-        self._say("skipped: gradients that are not finite", after=True)  # the loss counts as heard by now
-        return super().refuse_gradients()
+    def neutral(self) -> Decision:
+        return Decision(0.0, self.rate, self.rate)
+
+    def feel(self, loss: float) -> Decision:
+        if not math.isfinite(loss):
+            if not self.guard:
+                return self.leave_out(self.neutral())
+            return self._skip(f"a loss of {loss}")
+        loss = min(max(loss, -HUGE), HUGE)
+        if self.guard and self.watch.is_spike(loss):
+            return self._skip(f"a loss of {loss:.6g} where {self.watch.center:.6g} is usual")
+        return super().feel(loss)
 
     def decide(self, loss: float) -> Decision:
-        if self.history.add(loss) and self.beginning.know(self.history):
-            self.noise = self.history.noise
-            if self.starting:
-                self._find_rate()
-            else:
-                self._settle()
-        return replace(self.neutral(), scalar=math.tanh(self.exponent))
+        self._learn(loss)
+        note = None
+        if self.lower and self._is_above_its_beginning():
+            self.rate *= LOWER
+            level = sum(list(self.recent)[-RECENT:]) / RECENT
+            self.recent.clear()
+            note = self._note(LOWERED, f"the loss is at {level:.6g}, far above the {self.beginning:.6g} of its start")
+        elif self.positive + self.negative == SCATTER and min(self.positive, self.negative) > SCATTER // 8:
+            why = "the loss scatters around zero, as those of policy gradients do, and says nothing of progress"
+            note = self._note(COMPLAINT, why)
+        return replace(self.neutral(), note=note)
 
-    def signals_stop(self) -> bool:
-        return self.done
+    def _skip(self, reason: str) -> Decision:
+        note = self._note(SKIPPED, reason)
+        return self.leave_out(replace(self.neutral(), skip=True, note=note))
 
-    def _remember(self, scalar: float) -> None:
-        # What callbacks that know of other laws look at.
-        self._quiet = self.flat
-        self._flat_steps = self._flat_steps + 1 if self.done else 0
+    def refuse_gradients(self) -> Decision:
+        note = self._note(SKIPPED, "gradients that are not finite", step=self.steps)
+        self._decision = replace(self._decision, skip=True, note=note)
+        return self._decision
 
-    @property
-    def steps(self) -> int:
-        """Steps so far, those left out among them."""
-        return self.observations + self.skipped + self.spikes
+    def _learn(self, loss: float) -> None:
+        seen = self.positive + self.negative
+        if self.recent:
+            gain = max(1.0 / seen, NOISE_GAIN)
+            self.variance += gain * ((loss - self.recent[-1]) ** 2 / 2.0 - self.variance)
+        self.recent.append(loss)
+        self.positive += loss > 0.0
+        self.negative += loss <= 0.0
+        if seen + 1 == FIRST:
+            self.beginning = min(sum(self.recent) / FIRST, self.recent[0])
 
-    @property
-    def _now(self) -> int:
-        return self.observations + 1
-
-    @property
-    def _age(self) -> int:
-        return self._now - self.origin
-
-    def _say(self, text: str, *, after: bool = False) -> None:
-        """Note what is decided in the step that is being felt, or after the last one."""
-        self._log.append((self.steps + (not after), text))
-
-    def _find_rate(self) -> None:
-        factor, why, over = self.beginning.look(self.history, self._now, self.rate)
-        if factor != 1.0:
-            self._set_peak(factor, why)
-        if over:
-            self.exhausted = not self.beginning.moves
-            self._end_start(why)
-
-    def _set_peak(self, factor: float, why: str) -> None:
-        self.rate = self.peak = self.rate * factor
-        if factor < 1.0:
-            self.averaged_from = self._now
-        self._say(f"{'raised' if factor > 1.0 else 'lowered'}: {why}, ×{factor:.3g} → {self.rate:.3g}")
-
-    def _end_start(self, why: str, *, after: bool = False) -> None:
-        self.starting = False
-        self.mark, self.drifted = self._now, float(self._age)
-        self._say(f"started: {why}, rate ×{self.rate:.3g}", after=after)
-
-    def _settle(self) -> None:
-        if (self.ease and self._data_have_changed()) or (self.start and self._is_too_large()):
-            return
-        power = self._power()
-        if self._may_anneal:
-            age = float(self._age)
-            if self.ease and age > FIRST_LOOK:
-                self.rate = max(self.rate * (max(self.drifted, FIRST_LOOK) / age) ** power, EASED * self.peak)
-            self.drifted = age
-            self._look_for_end(age)
-
-    def _look_for_end(self, age: float) -> None:
-        has_eased = self.rate <= EASED * self.peak or age >= FLAT_AGE * self.flat_from
-        improving = self.evaluated > 1 and self.misses == 0
-        if self.stop and self.flat and has_eased and not improving and not self.done:
-            self._finish("the loss is flat, and easing buys nothing any more")
-
-    def _is_too_large(self) -> bool:
-        # A rate that has been lower and come back, or was never lowered, can be too large; an eased one cannot.
-        if self.rate < AT_PEAK * self.peak or self.rate <= LOWEST:
+    def _is_above_its_beginning(self) -> bool:
+        """Whether it is so beyond doubt, and not on its way down after the rate was lowered."""
+        losses = list(self.recent)
+        needed = RECENT if self.rate == 1.0 else 2 * RECENT
+        is_comparable = min(self.positive, self.negative) == 0 and self.rate * LOWER >= LOWEST
+        if not is_comparable or len(losses) < needed or self.positive + self.negative < FIRST + RECENT:
             return False
-        if not self.beginning.has_risen(self.history, self._now):
+        level = sum(losses[-RECENT:]) / RECENT
+        doubt = DOUBT * math.sqrt(self.variance * (1.0 / FIRST + 1.0 / RECENT)) + 1e-9 * abs(self.beginning)
+        if level <= self.beginning + doubt:
             return False
-        self._set_peak(LOWER, "the loss has risen above its beginning")
-        return True
-
-    @property
-    def _may_anneal(self) -> bool:
-        """Only what has begun can be over; or has been tried at all rates."""
-        return self.beginning.moves or self.exhausted
-
-    def _finish(self, why: str, *, after: bool = False) -> None:
-        self.done = True
-        self._say(f"done: {why}, rate ×{self.rate:.3g}", after=after)
-
-    def _power(self) -> float:
-        """q, and whether the loss is flat."""
-        power, flat, seen = MIDDLE, False, None
-        for share, bound in WINDOWS:
-            steps = min(share * self._age, self._now - self.mark)
-            length, blocks = -math.log1p(-steps / self._age), self.history.last(steps)
-            if blocks < FEWEST or length < SHORTEST:
-                continue
-            seen = self._exponent_of(self.history.trend(blocks), length)
-            power = seen.power()
-            if not flat and self._may_anneal and seen.is_flat(bound, self.flat):
-                flat = True
-                if not self.flat:
-                    self.flat, self.flat_from = True, float(self._age)
-                    self._say(f"easing: {seen}, rate ×{self.rate:.3g}")
-        if self.flat and not flat:
-            self.flat = False
-            self._say(f"easing no more: {seen or 'a new beginning'}, rate ×{self.rate:.3g}")
-        return ANNEAL if flat else power
-
-    def _exponent_of(self, trend: Trend, length: float) -> Exponent:
-        gained = self.beginning.level - trend.level
-        self.gained = max(self.gained, gained)
-        self.beginning.moves |= gained > SURE * self.beginning.error(self.noise, trend.steps)
-        seen = Exponent.of(trend, length, self.gained, self.noise)
-        self.exponent = seen.p
-        return seen
-
-    def _data_have_changed(self) -> bool:
-        blocks = min(self.history.last(LONG_SHARE * self._age), len(self.history.means) - 2)
-        if blocks < FEWEST or self.rate >= AT_PEAK * self.peak:
-            return False
-        before = self.history.trend(blocks, before=2)
-        # Not by the noise s, which the jump itself has raised.
-        limit = before.level + max(JUMP * before.scatter, self.gained / 20.0)
-        if min(self.history.means[-2:]) <= limit:
-            return False
-        self._say(
-            f"come back: the loss has jumped from {before.level:.4g} to {self.history.mean(2):.4g}, "
-            f"rate ×{self.rate:.3g} → ×{self.peak:.3g}"
-        )
-        self.rate, self.flat, self.done, self.beginning.known = self.peak, False, False, False
-        self.origin = self.mark = self.averaged_from = self._now
-        self.drifted = 0.0
-        self.history.forget()
-        return True
+        return self.rate == 1.0 or level >= sum(losses[:RECENT]) / RECENT
 
     def hear_evaluation(self, loss: float) -> None:
-        if not (self.evaluations and math.isfinite(loss)):
+        if not (self.end and math.isfinite(loss)):
             return
-        self.evaluated += 1
-        if self.evaluated == 1 or loss < self.best_evaluation:
-            self.best_evaluation, self.misses, self.best_at = loss, 0, self.observations
-            return
-        if self.observations - self.best_at < 0.1 * (self.observations - self.origin):
+        self.evaluations += 1
+        if self.evaluations == 1 or loss < self.best_evaluation:
+            self.best_evaluation, self.misses = loss, 0
             return
         self.misses += 1
-        if self.ease:
-            if self.starting:
-                self._end_start("the evaluation is no better", after=True)
-            self.rate = max(MISS * self.rate, EASED * self.peak)
-            self._say(
-                f"eased: an evaluation of {loss:.4g}, {self.best_evaluation:.4g} before, rate ×{self.rate:.3g}",
-                after=True,
-            )
-        if self.stop and self.misses >= MISSES and not self.done:
-            self._finish("evaluations are no better", after=True)
+        if self.misses == self.evaluation_patience:
+            why = f"{self.misses} evaluations in a row were no better than {self.best_evaluation:.6g}"
+            self._note(DONE, why, step=self.steps)
 
-    def view(self) -> EmotionView:
-        return replace(super().view(), quiet=self.flat)
+    def begin_run(self) -> None:
+        self.evaluations = self.misses = 0
+
+    def signals_stop(self) -> bool:
+        return self.end and self.misses >= self.evaluation_patience
+
+    def _note(self, kind: str, reason: str, step: int | None = None) -> Note:
+        self.log.append(Note(self.steps + 1 if step is None else step, kind, self.rate, reason))
+        return self.log[-1]
+
+    @property
+    def saved_values(self) -> dict[str, codec.Reader]:
+        return {
+            **super().saved_values,
+            "rate": codec.at_least_zero,
+            "beginning": codec.finite,
+            "variance": codec.at_least_zero,
+            "recent": codec.numbers(2 * RECENT),
+            "positive": codec.count,
+            "negative": codec.count,
+            "best_evaluation": codec.finite,
+            "evaluations": codec.count,
+            "misses": codec.count,
+            "watch": codec.nested(Guard.saved_values),
+            "log": codec.notes(NOTES),
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **saved_state(self)}
+        return {
+            **super().state_dict(),
+            "recent": codec.filled(list(self.recent), 2 * RECENT),
+            "watch": self.watch.state_dict(),
+            "log": codec.saved_notes(list(self.log), NOTES),
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        state = {"averaged_from": 0, **state}  # a state from before there were averages of weights has none
-        if state.get("law") == self.label:
-            put = read_state(state, DECISIONS)
-        super().load_state_dict(state)
-        put(self)
-        c, average = self._decision.coefficient, self.neutral().average
-        self._decision = replace(self._decision, decay_factor=c, average=average)
+    def put_state(self, values: dict[str, Any]) -> None:
+        rest = dict(values)
+        self.watch.__dict__.update(rest.pop("watch"))
+        self.recent = deque(rest.pop("recent"), maxlen=2 * RECENT)
+        self.log = deque(rest.pop("log"), maxlen=NOTES)
+        super().put_state(rest)
+        self._decision = replace(self._decision, decay_factor=self._decision.coefficient)

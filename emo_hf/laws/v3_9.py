@@ -80,9 +80,6 @@ class V3_9(ThreeAverages):
     def neutral(self) -> Decision:
         return self._decision_at(0.0)
 
-    def coefficient_of(self, scalar: float) -> float:
-        return self._decision_at(scalar).coefficient
-
     def signals_stop(self) -> bool:
         signal = self.distance - self.noise >= 0.3 and max(self.medium, DENOMINATOR_FLOOR) <= self.stopcoef
         if signal and not self.should_stop and self.notify:

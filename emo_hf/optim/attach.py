@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.laws.laws import make_law, read_law
+from emo_hf.laws import make_law
 from emo_hf.laws.v3_1 import V3_1
 from emo_hf.losses.rank_mean import GLOBAL
 from emo_hf.optim.attachment import MODES, Attachment, attached_to
-from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.average import WeightAverage
+from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.optim.options import TABLE
+from emo_hf.reading import read_value
 
-STEP_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
-"""Classes whose `step()` moves nothing: they update each parameter while backward is at it."""
+logger = logging.getLogger(__name__)
 
 
-def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_options: Any) -> Attachment:
+def attach(
+    optimizer: Any,
+    law: str = V3_1.name,
+    *,
+    sync: str = GLOBAL,
+    average_weights: bool | str | None = None,
+    **law_options: Any,
+) -> Attachment:
     """Give an optimizer an emotion that scales its learning rates with the loss.
 
     The loss arrives by itself through accelerate, by `observe(loss)` of what is returned, or from a closure. In each
@@ -29,8 +39,10 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
 
     Args:
         optimizer: any `torch.optim.Optimizer`, or a wrapper that holds one as `.optimizer`, such as accelerate's.
-        law: a law's name, as `emo_law` takes it.
+        law: a law's name, as `emo_law` takes it; `none` for an average of the weights alone, which needs no loss.
         sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own.
+        average_weights: keep an average of the weights, as the option of emo optimizers of that name: True, False,
+            `rounded` or `cpu`; None as the law has it.
         law_options: options of the law.
 
     Returns:
@@ -38,8 +50,9 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
 
     Raises:
         TypeError: if it is no optimizer, or one whose steps no one loss belongs to, or the law has no such option.
-        ValueError: if it has an emotion already, or holds a saved one of another law, or an argument is not
-            acceptable.
+        ValueError: if it has an emotion already, or holds a saved one of another law, or keeps an average of the
+            weights of its own and another is asked for, or an argument is not acceptable.
+        RuntimeError: later, at its first step, if it moves parameters within backward.
     """
     inner = _innermost(optimizer)
     name = type(inner).__name__
@@ -57,21 +70,14 @@ def attach(optimizer: Any, law: str = V3_1.name, *, sync: str = GLOBAL, **law_op
             "LBFGS evaluates the loss many times a step, and has no one loss that an emotion could follow: use an "
             "optimizer that evaluates it once"
         )
-    if any(base.__name__ in STEP_IN_BACKWARD for base in type(inner).__mro__):
-        raise TypeError(
-            f"{name} updates the parameters one by one within backward, and its step() nothing, so that there is no "
-            "step to scale: use a variant that steps for all of them at once"
-        )
-    try:
-        read_law(law)
-    except ValueError as error:
-        raise ValueError(f"there is no law {law!r} to attach: choose {error}") from None
     made = make_law(law, V3_1.name, law_options)
-    if made.decision.average is not None and any(hasattr(inner, mode) for mode in MODES):
-        raise ValueError(
-            f"{name} keeps an average of the weights of its own (it has eval()): leave average_weights out"
-        )
-    return Attachment(inner, EmotionEngine(made, sync, name))
+    asked = read_value("average_weights", average_weights, TABLE["average_weights"].read)
+    average = WeightAverage(made.averages_weights if asked is None else asked, is_default=asked is None)
+    if any(hasattr(inner, mode) for mode in MODES):
+        said = average.give_way(f"{name}, which keeps an average of the weights of its own (it has eval()),")
+        if said is not None:
+            logger.warning(said)
+    return Attachment(inner, EmotionEngine(made, sync, name), average)
 
 
 def _innermost(optimizer: Any) -> Any:

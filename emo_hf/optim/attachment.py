@@ -10,12 +10,20 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss
-from emo_hf.optim.checkpoint import EMOTION_KEY, FORMAT, find_emotion, put_emotion
-from emo_hf.optim.emotion_engine import EmotionEngine
-from emo_hf.optim.has_emotion import ShowsAverage
+from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.optim import average_tensors
+from emo_hf.optim.attach_limits import (
+    optimizers_within,
+    refuse_step_within_backward,
+    refuse_step_without_gradients,
+)
+from emo_hf.optim.average import WeightAverage
+from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.facts import Facts
+from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.overlay import give, lay_over
-from emo_hf.optim.weight_average import keep_precision
+from emo_hf.optim.saving import EMOTION_KEY, FORMAT, SO_DO, find_emotion, put_emotion
+from emo_hf.optim.state_keys import AVERAGE
 
 ATTRIBUTE = "_emo_attachment"
 
@@ -34,15 +42,15 @@ def attached_to(optimizer: Any) -> Attachment | None:
     return found
 
 
-class Attachment(ShowsAverage):
+class Attachment(HasEmotion):
     """An emotion at work on another optimizer; `attach` makes it."""
 
-    def __init__(self, optimizer: Optimizer, engine: EmotionEngine) -> None:
+    def __init__(self, optimizer: Optimizer, engine: EmotionEngine, average: WeightAverage) -> None:
         self.optimizer = optimizer
         self._engine = engine
-        self._fresh = engine.state_dict()
+        self._average = average
+        self._fresh = {**engine.state_dict(), **average.state_dict()}
         takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
-        averages = engine.law.decision.average is not None
         self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
         self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step that is left out
         self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()
@@ -50,13 +58,15 @@ class Attachment(ShowsAverage):
         self._loading: Mapping[str, Any] = {}
         self._state_id = id(optimizer.state)
         if _saved_in(optimizer.param_groups):
-            self._check(find_emotion({"param_groups": optimizer.param_groups}, engine.owner))
+            self._read(find_emotion(optimizer.param_groups, engine.name))
         optimizer.__dict__[ATTRIBUTE] = self
         self._pick_up()
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_state_dict_pre_hook(self._settle),
+            *(held.register_step_pre_hook(self._before_step) for held in optimizers_within(optimizer)),
+            *(held.register_step_post_hook(self._after_step) for held in optimizers_within(optimizer)),
+            optimizer.register_state_dict_pre_hook(self._put_in_order),
             optimizer.register_state_dict_post_hook(self._pack),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
             optimizer.register_load_state_dict_post_hook(self._after_load),
@@ -66,10 +76,16 @@ class Attachment(ShowsAverage):
             lay_over(optimizer, "step", self._giving_back),
             lay_over(optimizer, "zero_grad", self._dropping_losses),
         ]
-        if averages:
+        if average.kept:
             self._take_off += [give(optimizer, name, getattr(self, name)) for name in MODES]
         self._warn_about_rates(takes_a_scale)
         engine.begin()
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an attached emotion belongs to its optimizer and cannot be pickled or copied: take "
+            "optimizer.state_dict(), which holds it, and attach to the other optimizer before it loads that"
+        )
 
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; doing it twice changes nothing.
@@ -78,9 +94,9 @@ class Attachment(ShowsAverage):
         """
         if attached_to(self.optimizer) is not self:
             return
-        self._settle()
-        self._engine.show_weights(self.optimizer)
-        self._engine.forget_average(self.optimizer)
+        self._put_in_order()
+        self._average.hide(self.param_groups, self.state)
+        self._average.drop(self.param_groups, self.state)
         for hook in self._hooks:
             hook.remove()
         for take_off in self._take_off:
@@ -91,8 +107,8 @@ class Attachment(ShowsAverage):
 
     def observe(self, loss: Loss, *, weight: float | None = None) -> None:
         """Show the loss that the next step belongs to; see `EmoOptimizer.observe`."""
-        self._settle()
-        self._engine.observe(loss, weight, self.optimizer)
+        self._put_in_order()
+        self._engine.observe(loss, weight, self._facts)
 
     def tap_loss(
         self,
@@ -102,18 +118,14 @@ class Attachment(ShowsAverage):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
-        self._settle()
-        self._engine.tap(loss, weight, self.optimizer, last=last, together=together, in_parts=in_parts)
+        self._put_in_order()
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
-    def _present_engine(self) -> EmotionEngine:
+    def _between_steps(self) -> None:
         self._pick_up()
-        return self._engine
-
-    @property
-    def _of_weights(self) -> Optimizer:
-        return self.optimizer
 
     @property
     def effective_lr(self) -> dict[str, float]:
@@ -121,16 +133,28 @@ class Attachment(ShowsAverage):
 
         Groups without a learning rate are left out.
         """
-        return self._present_engine().effective_lr(self._rated_groups())
+        self._pick_up()
+        return self._engine.effective_lr(self._rated_groups())
 
     def metrics(self) -> dict[str, float]:
         """What to log now: plain numbers under `emo/…`; see `EmoOptimizer.metrics`."""
-        return self._present_engine().metrics(self._rated_groups())
+        self._pick_up()
+        return self._engine.metrics(Facts(self._rated_groups(), self.state))
+
+    def current_metrics(self) -> dict[str, float]:
+        """What the last step was like, under `emo/…`; `metrics` goes on with its window."""
+        self._pick_up()
+        return self._engine.current_metrics(Facts(self._rated_groups(), self.state))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups."""
         return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The optimizer's options."""
+        return self.optimizer.defaults
 
     @property
     def state(self) -> Any:
@@ -140,7 +164,8 @@ class Attachment(ShowsAverage):
     def emotion_state(self) -> dict[str, Any]:
         """The emotion as it is saved, with what it belongs to."""
         self._pick_up()
-        return {"format": FORMAT, "optimizer": self._engine.owner, **self._engine.state_dict()}
+        states = {**self._engine.state_dict(), **self._average.state_dict()}
+        return {"format": FORMAT, "optimizer": self._engine.name, **states}
 
     def load_emotion(self, saved: Mapping[str, Any]) -> None:
         """Take over what `emotion_state` gave.
@@ -148,14 +173,14 @@ class Attachment(ShowsAverage):
         Raises:
             ValueError: if it is of another law or of an emo optimizer, or damaged; nothing is changed then.
         """
-        found = find_emotion({"param_groups": [{EMOTION_KEY: saved}]}, self._engine.owner)
-        self._check(found)
-        self._engine.load_state_dict(found)
+        of_engine, of_average = self._read(find_emotion([{EMOTION_KEY: saved}], self._engine.name))
+        self._engine.put_state(of_engine)
+        self._average.put_state(of_average)
 
-    def _check(self, saved: Mapping[str, Any]) -> None:
+    def _read(self, saved: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         if "rule" in saved:
             raise ValueError(
-                f"this optimizer state was saved by {saved.get('optimizer')}, not by {self._engine.owner}: train on "
+                f"this optimizer state was saved by {saved.get('optimizer')}, not by {self._engine.name}: train on "
                 f"with {saved.get('optimizer')}, or resume from the weights only"
             )
         theirs, ours = saved.get("law"), self._engine.law.label
@@ -164,14 +189,14 @@ class Attachment(ShowsAverage):
                 f"the checkpoint's emotion follows the law {theirs!r}, the one attached here {ours!r}: attach "
                 f"law={theirs!r} (in a Trainer emotion={theirs!r}), or resume from the weights only"
             )
-        self._engine.check(saved)
+        return self._engine.read_state(saved), self._average.read_state(saved)
 
     def _rated_groups(self) -> list[dict[str, Any]]:
         # Adafactor with a relative step has no learning rate in its groups.
         return [group for group in self.optimizer.param_groups if group.get("lr") is not None]
 
     def _warn_about_rates(self, takes_a_scale: bool) -> None:
-        name, rated = self._engine.owner, self._rated_groups()
+        name, rated = self._engine.name, self._rated_groups()
         if len(rated) < len(self.optimizer.param_groups):
             logger.warning(
                 "%s finds a learning rate by itself (it has none in its groups), so that the emotion feels and logs "
@@ -191,12 +216,13 @@ class Attachment(ShowsAverage):
         self._depth += 1
         if self._depth > 1:
             return None
+        refuse_step_within_backward(self._engine.name)
         self._give_back()
         self._pick_up()
-        self._engine.refuse_step_of_average()
+        self._refuse_step_of_average()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._scale(self._engine.decide(self.optimizer))
+            self._scale(self._decide())
             return None
         seeing = self._seeing(closure)
         if "closure" in kwargs:
@@ -214,12 +240,17 @@ class Attachment(ShowsAverage):
                 self._engine.losses.clear()
                 self._engine.rank_mean.cancel()
                 return loss
-            if loss is not None and not self._engine.losses.shown:
-                self._engine.observe(loss, None, self.optimizer)
-            self._scale(self._engine.decide(self.optimizer))
+            if loss is not None and not self._engine.losses.of_next_step:
+                self._engine.observe(detached(loss), None, self._facts)
+            self._scale(self._decide())
             return loss
 
         return run
+
+    def _decide(self) -> Decision:
+        if self._engine.losses.of_next_step and not self._engine.in_parts:
+            refuse_step_without_gradients(self.optimizer, self._engine.name)
+        return self._engine.decide(self._facts)
 
     def _scale(self, decision: Decision) -> None:
         self._plain_lr = [(group, group["lr"]) for group in self._rated_groups()]
@@ -238,7 +269,7 @@ class Attachment(ShowsAverage):
         self._depth = max(self._depth - 1, 0)
         if not self._depth:
             self._give_back()
-            self._engine.follow_weights(self.optimizer, self._engine.law.decision)
+            self._follow_average(self._engine.law.decision)
 
     def _give_back(self) -> None:
         for group, lr in self._plain_lr or ():
@@ -247,7 +278,7 @@ class Attachment(ShowsAverage):
             param.grad = gradient
         self._plain_lr, self._hidden = None, []
 
-    def _settle(self, *_: Any) -> None:
+    def _put_in_order(self, *_: Any) -> None:
         """Between two steps: undo what a step that raised has left, take up what was loaded past the hooks."""
         if not self._in_closure:
             self._depth = 0
@@ -265,28 +296,38 @@ class Attachment(ShowsAverage):
 
     def _dropping_losses(self, zero_grad: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if attached_to(self.optimizer) is self:
-            self._settle()
-            self._engine.gradients_go(self.optimizer)
+            self._put_in_order()
+            self._engine.gradients_are_reset(self._facts)
         return zero_grad(*args, **kwargs)
 
     def _pack(self, _: Optimizer, packed: dict[str, Any]) -> None:
         put_emotion(packed, self.emotion_state())
 
     def _after_load(self, optimizer: Optimizer) -> None:
-        keep_precision(optimizer, self._loading)
+        average_tensors.keep_precision(optimizer, self._loading, self._average.kept)
         self._loading = {}
         self._pick_up()
 
     def _before_load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        self._settle()
+        self._put_in_order()
         self._loading = state
         if _saved_in(state["param_groups"]):
-            self._check(find_emotion(state, self._engine.owner))
+            self._read(find_emotion(state["param_groups"], self._engine.name))
+            self._check_averages(state)
             return None
         groups = [dict(group) for group in state["param_groups"]]
         for group in groups:  # an unattached copy has the key, with nothing in it
             group.pop(EMOTION_KEY, None)
         return {**state, "param_groups": groups}
+
+    def _check_averages(self, state: Mapping[str, Any]) -> None:
+        names = [name for group in state["param_groups"] for name in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        if len(names) == len(params):  # else torch says what is wrong
+            for name, param in zip(names, params, strict=True):
+                of_param = state.get("state", {}).get(name, {})
+                if AVERAGE in of_param:
+                    average_tensors.check(of_param[AVERAGE], param, SO_DO)
 
     def _pick_up(self, *_: Any) -> None:
         """Take up what the groups say of the emotion; some optimizers load past the hooks, bitsandbytes' for one."""
@@ -297,8 +338,9 @@ class Attachment(ShowsAverage):
         if saved is not None:
             self.load_emotion(saved)
         elif state_id != self._state_id and not any(EMOTION_KEY in group for group in groups):
-            logger.warning("The loaded state of %s holds no emotion: it starts afresh.", self._engine.owner)
-            self._engine.load_state_dict(self._fresh)
+            logger.warning("The loaded state of %s holds no emotion: it starts afresh.", self._engine.name)
+            self._engine.put_state(self._engine.read_state(self._fresh))
+            self._average.put_state(self._average.read_state(self._fresh))
         self._state_id = state_id
         for group in groups:  # a place in the live groups, so that torch's flattened state dicts carry it too
             group[EMOTION_KEY] = None

@@ -13,7 +13,7 @@ from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.tensors.left_out import SKIP_STEP
 
 if TYPE_CHECKING:
-    from emo_hf.optim.stepping import SteppingOptimizer
+    from emo_hf.optim.optimizer import EmoOptimizer
 
 HOW = "step_in_backward"
 """What it is called in messages: the function, the constructor's option, the Trainer's."""
@@ -45,7 +45,7 @@ def accumulating(what: str) -> str:
     )
 
 
-def refuse_what_needs_all_gradients(optimizer: SteppingOptimizer, how: str = HOW) -> None:
+def refuse_what_needs_all_gradients(optimizer: EmoOptimizer, how: str = HOW) -> None:
     """Raise where a step cannot begin before the gradients of all parameters are there.
 
     Args:
@@ -74,7 +74,7 @@ def refuse_what_needs_all_gradients(optimizer: SteppingOptimizer, how: str = HOW
         )
 
 
-def refuse_ranks(optimizer: SteppingOptimizer) -> None:
+def refuse_ranks(optimizer: EmoOptimizer) -> None:
     """Raise where ranks step together, but do not average a gradient before it has come to its parameter.
 
     Raises:

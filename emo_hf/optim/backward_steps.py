@@ -15,10 +15,10 @@ from emo_hf.optim.loss_warnings import warn_at_the_caller
 from emo_hf.optim.update import Hyperparameters
 
 if TYPE_CHECKING:
-    from emo_hf.optim.stepping import SteppingOptimizer
+    from emo_hf.optim.optimizer import EmoOptimizer
 
 
-def arm(optimizer: SteppingOptimizer, clip_value: float | None = None) -> BackwardSteps:
+def arm(optimizer: EmoOptimizer, clip_value: float | None = None) -> BackwardSteps:
     """Have whatever parameters an optimizer has move in backward.
 
     Raises:
@@ -45,9 +45,9 @@ class BackwardSteps:
         is_armed: whether its parameters move by themselves in backward.
     """
 
-    def __init__(self, optimizer: SteppingOptimizer) -> None:
+    def __init__(self, optimizer: EmoOptimizer) -> None:
         self.is_armed = False
-        self._optimizer: weakref.ref[SteppingOptimizer] = weakref.ref(optimizer)
+        self._optimizer: weakref.ref[EmoOptimizer] = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd has a thread for each device
         self._clip_value: float | None = None
         self._hooks: list[Any] = []
@@ -132,7 +132,7 @@ class BackwardSteps:
         """A loss is about to come in: what it belongs to must be another step than the one that is under way.
 
         Args:
-            last, in_parts: as for `SteppingOptimizer.tap_loss`.
+            last, in_parts: as for `EmoOptimizer.tap_loss`.
 
         Raises:
             RuntimeError: if it is not, or there are several losses to a step.
@@ -148,7 +148,7 @@ class BackwardSteps:
         if not last:
             raise RuntimeError(limits.accumulating("there is a micro-batch that is not the last of its step"))
 
-    def gradients_go(self) -> None:
+    def gradients_are_reset(self) -> None:
         """The gradients are about to be reset: a step that is under way ends here, without those that are missing."""
         if self.is_under_way and self.is_armed:
             self._warn(limits.RESET)
@@ -185,11 +185,11 @@ class BackwardSteps:
         self._finish()
         return True
 
-    def _begin(self, optimizer: SteppingOptimizer) -> None:
+    def _begin(self, optimizer: EmoOptimizer) -> None:
         self._group_of = {id(param): group for group in optimizer.param_groups for param in group["params"]}
         self._decision = optimizer._begin_step()
 
-    def _move(self, optimizer: SteppingOptimizer, param: torch.Tensor) -> None:
+    def _move(self, optimizer: EmoOptimizer, param: torch.Tensor) -> None:
         decision, group = self._decision, self._group_of.get(id(param))
         if decision is None or group is None:
             return
@@ -199,8 +199,8 @@ class BackwardSteps:
         self._clip([param])
         if id(group) not in self._numbers:
             self._numbers[id(group)] = optimizer._numbers(group, decision)
-        optimizer._update_group(group, self._numbers[id(group)], decision.shadow, [param])
-        optimizer._engine.warn_of_left_out(optimizer)  # while it can be seen which gradient it was
+        optimizer._buckets.move(optimizer.state, group, self._numbers[id(group)], decision.shadow, [param])
+        optimizer._engine.warn_of_left_out(optimizer._facts)  # while it can be seen which gradient it was
 
     def _clip(self, params: list[torch.Tensor]) -> None:
         if self._clip_value is not None:
@@ -221,7 +221,7 @@ class BackwardSteps:
             self._has_warned.add(message)
             warn_at_the_caller(message)
 
-    def _present(self) -> SteppingOptimizer:
+    def _present(self) -> EmoOptimizer:
         optimizer = self._optimizer()
         if optimizer is None:
             raise RuntimeError(f"{limits.HOW}: the optimizer is gone")

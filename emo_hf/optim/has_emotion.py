@@ -1,28 +1,48 @@
-"""What an emo optimizer and an emotion that was attached to another one show of what is inside them."""
+"""What an emo optimizer, and an emotion that was attached to another optimizer, show and offer alike."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import logging
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
 
-from torch.optim.optimizer import Optimizer
+import torch
 
-from emo_hf.laws.decision import Decision, EmotionView
-from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.laws.decision import Decision, EmotionView, Note
+from emo_hf.optim.average import WeightAverage
+from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.facts import Facts
+
+logger = logging.getLogger(__name__)
 
 
 class HasEmotion:
-    """Shows an emotion."""
+    """An emotion, and perhaps an average of the weights, with the groups and the state that they belong to."""
 
     _engine: EmotionEngine
+    _average: WeightAverage
+    param_groups: Any
+    state: Any
+    defaults: Any
 
-    def _present_engine(self) -> EmotionEngine:
-        """The engine, with whatever has been loaded."""
-        return self._engine
+    def _between_steps(self) -> None:
+        """Called before anything is shown or told: what a step has left behind is put in order."""
+
+    @property
+    def _facts(self) -> Facts:
+        return Facts(self.param_groups, self.state, self.defaults, self._identity)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same on all ranks, beside the options."""
+        return {"optimizer": self._engine.name, "average_weights": self._average.kept}
 
     @property
     def emotion(self) -> EmotionView:
         """A read-only snapshot of the emotion."""
-        return self._present_engine().law.view()
+        self._between_steps()
+        return self._engine.law.view()
 
     @property
     def emo_sync(self) -> str:
@@ -32,58 +52,112 @@ class HasEmotion:
     @property
     def decision(self) -> Decision:
         """What the last step was told."""
-        return self._present_engine().law.decision
+        self._between_steps()
+        return self._engine.law.decision
 
     @property
-    def decisions(self) -> list[tuple[int, str]]:
-        """The last things that the law has decided, in words: (step, what and why)."""
-        return self._present_engine().law.decisions
+    def decisions(self) -> list[Note]:
+        """The last things that the law has decided; `emo_hf.laws.words.text_of` puts one into words."""
+        self._between_steps()
+        return self._engine.law.decisions
+
+    def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
+        """Tell of a gradient norm that clipping has taken, which says for nothing whether the gradients are finite.
+
+        Args:
+            norm: a number or a tensor of one element, of a norm of order 1 or more; taken of the gradients as they
+                were or as they are, before or after they were clipped by it.
+            params: the parameters whose gradients it is of.
+        """
+        self._between_steps()
+        self._engine.saw_gradient_norm(norm, params)
 
     def hear_evaluation(self, loss: float) -> None:
-        """Tell the law the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
-        self._present_engine().law.hear_evaluation(loss)
+        """Tell the law the result of an evaluation, the same on all ranks; most laws hear the training loss only.
 
-    def know_horizon(self, steps: int | None) -> None:
-        """Tell the law how many steps the run has; None if nobody knows. Most laws do not ask."""
-        self._present_engine().law.know_horizon(steps)
-
-
-class ShowsAverage(HasEmotion):
-    """Shows the average of the weights in their place, and the weights again."""
+        Args:
+            loss: lower is better.
+        """
+        self._between_steps()
+        self._engine.law.hear_evaluation(loss)
 
     @property
-    @abstractmethod
-    def _of_weights(self) -> Optimizer:
-        """The optimizer whose parameters they are."""
+    def keeps_average(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return bool(self._average.kept)
+
+    @property
+    def shows_average(self) -> bool:
+        """Whether the parameters hold the average now."""
+        return self._average.is_shown
 
     def eval(self) -> None:
-        """Have the parameters hold the average of the weights, where the law keeps one (`average_weights=true`).
+        """Have the parameters hold the average of the weights, where one is kept (`average_weights`).
 
-        Call it before an evaluation and before the model is saved; the Trainer does both. Twice is as good as once.
+        Call it before an evaluation and before the model is saved; in the Trainer that happens by itself. Twice is as
+        good as once.
         """
-        self._present_engine().show_average(self._of_weights)
+        self._between_steps()
+        self._average.show(self.param_groups, self.state)
 
     def train(self) -> None:
         """Have the parameters hold the weights, after `eval`. Call it before the forward pass of a training step."""
-        self._present_engine().show_weights(self._of_weights)
+        self._between_steps()
+        self._average.hide(self.param_groups, self.state)
 
-    def forget_average(self) -> None:
-        """Drop the average of the weights: the parameters hold what has been loaded since, and it begins anew."""
-        self._present_engine().forget_average(self._of_weights)
+    def average_shown(self) -> AbstractContextManager[None]:
+        """The average in the parameters while a `with` block lasts; nothing happens where none is kept."""
+        self._between_steps()
+        return self._average.shown(self.param_groups, self.state)
 
+    def begin_run(self) -> None:
+        """Training begins anew, not from a checkpoint: what counts towards its end, and the average, begin anew."""
+        self._between_steps()
+        self._engine.law.begin_run()
+        self._average.restart()
 
-def refuse_average(emo: HasEmotion | None, who: str) -> None:
-    """Refuse an average of the weights where others put weights into the parameters, perhaps while it is shown.
+    def restart_average(self) -> None:
+        """Have the average begin anew with the weights after the next step, as where the data have changed."""
+        self._average.restart()
 
-    Args:
-        emo: what the training has for an emotion.
-        who: what does so.
+    def finish_average(self) -> None:
+        """Have the parameters hold the average for good; with further steps a new one begins."""
+        self._between_steps()
+        self._average.finish(self.param_groups, self.state)
 
-    Raises:
-        ValueError: if its law keeps one.
-    """
-    if emo is not None and emo.decision.average is not None:
-        raise ValueError(
-            f"{who} averages the weights over nodes by itself, and does not go with average_weights=true: leave one "
-            "of them out"
-        )
+    def drop_average(self) -> None:
+        """Drop the average: the parameters stay as they are, and it begins anew with further steps."""
+        self._average.drop(self.param_groups, self.state)
+
+    def give_way(self, to: str) -> None:
+        """Go on without an average of the weights, which does not go with something else.
+
+        Args:
+            to: what it does not go with, for the message.
+
+        Raises:
+            ValueError: if the user has asked for the average.
+        """
+        said = self._average.give_way(to)
+        if said is not None:
+            self._average.drop(self.param_groups, self.state)
+            logger.warning(said)
+
+    def _refuse_step_of_average(self) -> None:
+        """Refuse a step while the parameters hold the average: its gradients would be of other weights."""
+        if self._average.is_shown:
+            raise RuntimeError(
+                f"{self._engine.name}: the parameters hold the average of the weights, since optimizer.eval() was "
+                "called: call optimizer.train() before the forward pass of a training step"
+            )
+
+    def _follow_average(self, decision: Decision) -> None:
+        """After a step: have the weights enter their average."""
+        if not self._average.kept or decision.skip:
+            return
+        if self._engine.in_parts:  # DeepSpeed's optimizer has copies of the weights, a part at a time
+            self.give_way("DeepSpeed")
+            return
+        if decision.note is not None and decision.note.kind == "lowered":
+            self._average.restart()
+        self._average.follow(self.param_groups, self.state)

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, overload
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
-from emo_hf.laws.ablation import read_ablation
-from emo_hf.laws.laws import make_law
-from emo_hf.losses.rank_mean import GLOBAL
-from emo_hf.optim.backward_steps import arm
-from emo_hf.optim.checkpoint import EMOTION_KEY
+from emo_hf.laws import LAWS, make_law
+from emo_hf.laws.decision import Decision
+from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.losses.same_options import GLOBAL
+from emo_hf.optim import saving
+from emo_hf.optim.average import WeightAverage
+from emo_hf.optim.backward_steps import BackwardSteps, arm
+from emo_hf.optim.buckets import Buckets
 from emo_hf.optim.display import optimizer_html, optimizer_text
-from emo_hf.optim.emotion_engine import EmotionEngine
-from emo_hf.optim.stepping import SteppingOptimizer
-from emo_hf.optim.tensors.left_out import LEAVE_OUT
-from emo_hf.optim.validation import without_empty_groups
+from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.has_emotion import HasEmotion
+from emo_hf.optim.loss_warnings import warn_about_flat_parameters
+from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group, without_empty_groups
+from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
+from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
 
+logger = logging.getLogger(__name__)
 
-class EmoOptimizer(SteppingOptimizer):
+
+class EmoOptimizer(HasEmotion, Optimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
@@ -33,6 +43,9 @@ class EmoOptimizer(SteppingOptimizer):
 
     versions: ClassVar[Mapping[str, Version]] = {}
     """The generations that there are of this optimizer, the default one first."""
+
+    _rule: Rule
+    _backward: BackwardSteps | None = None  # steps that are taken in backward, see `step_in_backward`
 
     def __init_subclass__(cls, versions: tuple[Version, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -49,59 +62,51 @@ class EmoOptimizer(SteppingOptimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         *,
-        version: str | None = None,
-        use_shadow: bool = False,
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        native: bool | None = None,
-        state: str | None = None,
-        compensate: bool | str = False,
-        nonfinite: str = LEAVE_OUT,
-        emo_sync: str = GLOBAL,
-        emo_law: str | None = None,
         writer: Any = None,
-        step_in_backward: bool = False,
-        clip_value: float | None = None,
-        **own: Any,
+        **options: Any,
     ) -> None:
-        if "compile" in own:
-            warnings.warn("compile is called native now: it chooses kernels in C, not torch.compile", FutureWarning, 2)
-            native = own.pop("compile") if native is None else native
-        self._version = chosen = self.version_named(version)
-        rule_options, law_options = self._sort_options(own, emo_law or chosen.law)
-        if chosen.rule.reads_scalar and emo_law not in (None, chosen.law) and read_ablation(emo_law) is None:
+        self._version = version = self.version_named(options.pop("version", None))
+        given = self._sort_options(options)
+        law, average = given.pop("emo_law", None) or version.law, given.pop("average_weights", None)
+        of_law = LAWS[law if law in LAWS else version.law].options.keys()
+        law_options = {key: value for key, value in version.law_options.items() if key in of_law}
+        law_options |= {key: given.pop(key) for key in list(given) if key in of_law}
+        others = {key: given.pop(key, None) for key in ("emo_sync", "step_in_backward", "clip_value")}
+        if version.rule.reads_scalar and law in LAWS and law != version.law:
             raise ValueError(
-                f"emo_law={emo_law!r}: the rule of {type(self).__name__} {chosen.name} reads the scalar of the law "
-                f"{chosen.law}, so that no other law can drive it; leave emo_law out, or take emo_law='none'"
+                f"emo_law={law!r}: the rule of {type(self).__name__} {version.name} reads the scalar of the law "
+                f"{version.law}, so that no other law can drive it; leave emo_law out, or take emo_law='none'"
             )
-        defaults = {
-            "lr": chosen.lr if lr is None else lr,
-            "betas": chosen.betas if betas is None else betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "use_shadow": use_shadow,
-            "maximize": maximize,
-            "foreach": foreach,
-            "fused": fused,
-            "native": native,
-            "state": state,
-            "compensate": compensate,
-            "nonfinite": nonfinite,
-            **rule_options,
-        }
-        self._check_options(defaults)
-        law = make_law(emo_law or chosen.law, chosen.law, law_options)
-        self._engine = EmotionEngine(law, emo_sync, type(self).__name__)
-        self._rule = chosen.rule(defaults)
+        defaults = self._read_group(
+            {
+                "lr": version.lr if lr is None else lr,
+                "betas": version.betas if betas is None else betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                **given,
+            }
+        )
+        self._engine = EmotionEngine(
+            make_law(law, version.law, law_options), others["emo_sync"] or GLOBAL, type(self).__name__
+        )
+        kept = self._engine.law.averages_weights if average is None else average
+        self._average = WeightAverage(kept, is_default=average is None)
+        self._rule = version.rule(defaults)
+        self._buckets = Buckets(self._rule, type(self).__name__)
         self._writer = writer
         self._steps_written = 0
         super().__init__(without_empty_groups(params), defaults)
-        self._wire()
-        if step_in_backward:
-            arm(self, clip_value)
-        elif clip_value is not None:
-            raise ValueError(f"clip_value={clip_value!r} is for step_in_backward=True: elsewhere clip before step()")
+        self._begin()
+        if others["step_in_backward"]:
+            arm(self, others["clip_value"])
+        elif others["clip_value"] is not None:
+            raise ValueError(
+                f"clip_value={others['clip_value']!r} is for step_in_backward=True: elsewhere clip before step()"
+            )
+
+    def _begin(self) -> None:
+        self.register_state_dict_post_hook(_pack, prepend=True)  # before those of users
+        self._engine.begin()
 
     @classmethod
     def version_named(cls, name: str | None) -> Version:
@@ -114,26 +119,60 @@ class EmoOptimizer(SteppingOptimizer):
             raise TypeError(f"{cls.__name__} has no versions: it is made by `class …(EmoOptimizer, versions=(…,))`")
         if name is None:
             return next(iter(cls.versions.values()))
-        if name not in cls.versions:
+        if not isinstance(name, str) or name not in cls.versions:
             raise ValueError(f"version of {cls.__name__} must be one of {', '.join(cls.versions)}, got {name!r}")
         return cls.versions[name]
 
-    def _sort_options(self, own: dict[str, Any], law: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The rule's own options, with their defaults, and the law's that were given or that the version sets."""
-        version, of_rule = self._version, self._version.rule.options
-        known = version.own_options(law)
-        unknown = sorted(own.keys() - known.keys())
+    def _sort_options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """All options but `version`, read, defaults filled in; the law's only where they were given."""
+        version = self._version
+        law = read_value("emo_law", given.get("emo_law"), TABLE["emo_law"].read) if "emo_law" in TABLE else None
+        own = version.own_options(law)
+        unknown = sorted(given.keys() - own.keys() - TABLE.keys())
         if unknown:
             hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
             if any(name.startswith("self_stop") for name in unknown):
                 hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            instead = LAWS[law].instead if law in LAWS else {}
+            hint += "".join(f" ({instead[name]})" for name in unknown if name in instead)
             raise TypeError(
                 f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
-                f"emo optimizers it has: {', '.join(known) or 'none'}"
+                f"emo optimizers it has: {', '.join(own) or 'none'}"
             )
-        rule = {name: read_value(name, own.get(name, option.default), option.read) for name, option in of_rule.items()}
-        of_law = {**version.law_options, **own}
-        return rule, {name: value for name, value in of_law.items() if name in known and name not in of_rule}
+        wanted = {**TABLE, **version.rule.options, **{name: own[name] for name in own if name in given}}
+        return {
+            name: read_value(name, given.get(name, option.default), option.read)
+            for name, option in wanted.items()
+            if name != "version"
+        }
+
+    def _read_group(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a parameter group, checked and brought to their types."""
+        rule, version = self._version.rule, self._version.name
+        read = read_group(options, rule.options)
+        for name in IMPLEMENTATION_OPTIONS:
+            if read[name] and name not in rule.implementations:
+                raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
+        if read["state"] == EIGHT_BITS and not rule.eight_bit_state:
+            raise ValueError(
+                f"state={EIGHT_BITS!r}: {type(self).__name__} {version} keeps no averages that 8 bits would make "
+                f"smaller: leave state out (compensate={EIGHT_BITS!r} is for all optimizers)"
+            )
+        return read
+
+    @property
+    def rule(self) -> Rule:
+        """The update rule at work."""
+        return self._rule
+
+    @property
+    def version(self) -> str:
+        """The generation of this optimizer."""
+        return self._version.name
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity, "version": self.version}
 
     @property
     def effective_lr(self) -> dict[str, float]:
@@ -148,7 +187,11 @@ class EmoOptimizer(SteppingOptimizer):
 
         The coefficient's mean, minimum and maximum cover all steps since the last call.
         """
-        return self._engine.metrics(self.param_groups)
+        return self._engine.metrics(self._facts)
+
+    def current_metrics(self) -> dict[str, float]:
+        """What the last step was like, under `emo/…`; `metrics` goes on with its window."""
+        return self._engine.current_metrics(self._facts)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options are checked as the constructor's are, and its name must be new.
@@ -159,17 +202,241 @@ class EmoOptimizer(SteppingOptimizer):
         name = param_group.get("name")
         if name is not None and any(group.get("name") == name for group in self.param_groups):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
-        params = param_group.get("params")
-        if params is not None and not isinstance(params, torch.Tensor):
+        if "params" not in param_group:
+            raise ValueError(f"a parameter group needs 'params', and this has {sorted(map(str, param_group))}")
+        params = param_group["params"]
+        if not isinstance(params, torch.Tensor):
             param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
             if not param_group["params"]:
                 raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
-        self._check_options(self.defaults | {key: value for key, value in param_group.items() if key != "params"})
+        read = self._read_group(self.defaults | {key: value for key, value in param_group.items() if key != "params"})
+        param_group.update((key, read[key]) for key in param_group.keys() & read.keys())
         # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
-        param_group.setdefault(EMOTION_KEY, None)
+        param_group.setdefault(saving.EMOTION_KEY, None)
         super().add_param_group(param_group)
 
+    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
+        """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
+
+        With gradient accumulation call it once per micro-batch with the loss as you scaled it for `backward()`: the
+        sum is the loss of the step. A loss shown here takes precedence over one that reached the optimizer by itself.
+
+        Args:
+            loss: a number, or a tensor with one element, of any shape, dtype and device. It is detached and copied.
+            weight: share of this micro-batch in the step; the loss of the step is then the weighted mean. Leave it
+                out for losses that are already scaled.
+
+        Raises:
+            TypeError: if `loss` is not a real number.
+            ValueError: if `loss` has several elements, or `weight` is not a positive number.
+        """
+        if self._backward is not None:
+            self._backward.expect_loss()
+        self._engine.observe(loss, weight, self._facts)
+
+    def tap_loss(
+        self,
+        loss: torch.Tensor,
+        weight: float | None = None,
+        *,
+        last: bool = True,
+        together: bool = False,
+        in_parts: bool = False,
+        graph: torch.Tensor | None = None,
+    ) -> None:
+        """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
+
+        Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
+
+        Args:
+            loss: the loss of a micro-batch, as `observe` takes it.
+            weight: as for `observe`.
+            last: whether it is the last micro-batch of the step.
+            together: whether all ranks go through its backward pass at the same time, so that the exchange of the loss
+                can start now.
+            in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
+                as DeepSpeed does; the decision then holds until the next loss comes in.
+            graph: the tensor that goes to backward, where `loss` is not it.
+        """
+        if self._backward is not None:
+            self._backward.expect_loss(last=last, in_parts=in_parts)
+        if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
+            warn_about_flat_parameters(type(self).__name__)
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
+        if self._backward is not None:
+            self._backward.gradients_are_reset()
+        self._engine.gradients_are_reset(self._facts)
+        super().zero_grad(set_to_none)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step, scaled by what the law makes of the losses since the last step.
+
+        Args:
+            closure: reevaluates the model with gradients enabled and returns the loss, which is observed unless the
+                closure observed one itself.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+            has_begun = self._backward is not None and self._backward.is_under_way
+            if loss is not None and not self._engine.losses.of_next_step and not has_begun:
+                self._engine.observe(detached(loss), None, self._facts)
+        if self._backward is not None and self._backward.has_taken_the_step():
+            return loss
+        if self._engine.creates_state_only(self._facts):
+            self._buckets.create_states(self.state, self.param_groups)
+            self._average.begin_state(self.param_groups, self.state)
+            return loss
+        decision = self._begin_step()
+        if not decision.skip:
+            for group in self.param_groups:
+                self._buckets.move(self.state, group, self._numbers(group, decision), decision.shadow)
+        self._end_step(decision)
+        return loss
+
+    def step_param(self, param: torch.Tensor, group: Mapping[str, Any] | None = None) -> None:
+        """Move one parameter now, for scripts whose own hooks call this as soon as its gradient is there.
+
+        The loss must have been shown before backward. The parameters of one backward pass move by one decision; the
+        step is over when `step()` is called, the next loss comes in, or a parameter comes a second time. The gradient
+        stays where it is: the script frees it.
+
+        Args:
+            param: one of the optimizer's parameters; without a gradient it stays as it is.
+            group: the parameter's group, which such scripts hand over; it is known.
+
+        Raises:
+            ValueError: if the rule, the law or an option needs all gradients before a parameter moves, see
+                `step_in_backward`, or the parameter is not the optimizer's.
+        """
+        if self._backward is None:
+            self._backward = BackwardSteps(self)
+        self._backward.move(param)
+
+    def _begin_step(self) -> Decision:
+        """The decision of the step, with all that comes before the first parameter moves."""
+        self._refuse_step_of_average()
+        decision = self._engine.decide(self._facts)
+        if decision.skip:
+            self._engine.applied_lr = [0.0] * len(self.param_groups)
+            return decision
+        if self._engine.is_new_step:
+            self._rule.before_step(self.param_groups, decision)
+        self._engine.applied_lr = [decision.step_size(float(group["lr"])) for group in self.param_groups]
+        return decision
+
+    def _numbers(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
+        """The numbers of the step for a parameter group."""
+        return replace(
+            self._rule.hyperparameters(group, decision),
+            seed=self._engine.law.observations,
+            left_out=self._engine.left_out_by(group),
+        )
+
+    def _end_step(self, decision: Decision) -> None:
+        """What comes after the last parameter has moved."""
+        if self._engine.is_new_step and not decision.skip:
+            self._rule.after_step(decision)
+        self._follow_average(decision)
+        self._engine.warn_of_left_out(self._facts)
+        self._write()
+
+    def _write(self) -> None:
+        """Give the writer this step's metrics; what it cannot write is no reason to end training."""
+        if self._writer is None:
+            return
+        try:
+            for name, value in self.current_metrics().items():
+                self._writer.add_scalar(name, value, self._steps_written)
+        except Exception as error:  # noqa: BLE001  a full disk, a closed file: whatever a writer may raise
+            logger.warning("the writer is let go, since it failed: %s: %s", type(error).__name__, error)
+            self._writer = None
+        self._steps_written += 1
+
+    def emotion_state(self) -> dict[str, Any]:
+        """The emotion as it is saved, with what it belongs to and what the rule keeps once per optimizer."""
+        return {
+            "optimizer": type(self).__name__,
+            "version": self._version.name,
+            **self._engine.state_dict(),
+            **self._average.state_dict(),
+            "rule": self._rule.memory(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as any torch optimizer's, with the emotion in every parameter group.
+
+        It holds tensors, plain numbers, strings, lists and dicts only: `torch.load(weights_only=True)` reads it.
+        """
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over what `state_dict()` gave, emotion included: all of it, or nothing if anything is wrong with it.
+
+        Raises:
+            ValueError: if the state is not of an optimizer of this class and version, or does not fit the parameters.
+        """
+        given: Any = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, given)
+            given = given if changed is None else changed
+        saved = saving.read(
+            given,
+            groups=self.param_groups,
+            name=type(self).__name__,
+            version=self._version.name,
+            rule=self._rule,
+            engine=self._engine,
+            average=self._average,
+            first_state=self._buckets.first_state,
+            read_options=self._read_group,
+        )
+        self._put(saved)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _put(self, saved: saving.Saved) -> None:
+        """Assign what was read."""
+        for group, new in zip(self.param_groups, saved.groups, strict=True):
+            group.clear()
+            group.update(new)
+        self.state: Any = defaultdict(dict, saved.states)
+        self._engine.put_state(saved.engine)
+        self._average.put_state(saved.average)
+        self._rule.load_memory(saved.rule)
+        self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
+        self._engine.begin()  # accelerate loads the state of what it prepares
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_engine", "_average", "_rule", "_version", "_steps_written")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_writer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._buckets = Buckets(self._rule, type(self).__name__)
+        self._begin()
+
     __repr__, _repr_html_ = optimizer_text, optimizer_html
+
+
+def _pack(optimizer: Any, packed: dict[str, Any]) -> None:
+    """Put the emotion into each parameter group of a packed state; a state-dict hook."""
+    device = next((param.device for group in optimizer.param_groups for param in group["params"]), torch.device("cpu"))
+    saving.pack(packed, optimizer.emotion_state(), optimizer.rule, device)
 
 
 FAMILY: dict[str, type[EmoOptimizer]] = {}

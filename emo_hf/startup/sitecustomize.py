@@ -52,12 +52,9 @@ def _extend_names(module: ModuleType) -> None:
 
 
 def _register(module: ModuleType) -> None:
-    from emo_hf.trainer.emotion_args import callback_arguments
     from emo_hf.trainer.registry import register
 
-    arguments = json.loads(os.environ[SWITCH])
-    emotion = arguments.pop("emotion", None)
-    register(**(arguments if emotion is None else {"emotion": emotion, **callback_arguments(arguments)}))
+    register(**json.loads(os.environ[SWITCH]))
 
 
 AFTER_IMPORT: dict[str, Callable[[ModuleType], None]] = {

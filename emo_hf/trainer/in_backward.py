@@ -1,4 +1,4 @@
-"""Steps in backward through the Trainer: what of its arguments excludes them, and when they begin and end."""
+"""Steps in backward through the Trainer: which of its arguments exclude them, and when they begin."""
 
 from __future__ import annotations
 
@@ -6,63 +6,54 @@ from typing import TYPE_CHECKING, Any
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.optim.backward_limits import HOW
-from emo_hf.optim.family import family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.step_in_backward import StepInBackward, step_in_backward
-from emo_hf.trainer.options import EmoOptions, parse_optim_args, read_options
+from emo_hf.trainer.options import EmoOptions
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def refuse_early(args: TrainingArguments, options: EmoOptions) -> None:
-    """Say at once which of the Trainer's arguments do not go together with the option, if it is given.
+def begin(args: TrainingArguments, options: EmoOptions, model: Any, optimizer: Any) -> StepInBackward | None:
+    """Begin anew when training begins, as accelerate may have replaced parameters since the optimizer was made.
+
+    Returns:
+        The handle; None if the options do not ask for steps in backward.
+
+    Raises:
+        ValueError: as for `step_in_backward` and `refuse`.
+    """
+    emo = unwrap(optimizer)
+    if isinstance(emo, EmoOptimizer) and emo._backward is not None and emo._backward.is_armed:
+        refuse(args)
+    if not isinstance(emo, EmoOptimizer) or not options.optimizer.get(HOW):
+        return None
+    return step_in_backward(model, optimizer, clip_value=options.optimizer.get("clip_value"))
+
+
+def refuse(args: TrainingArguments) -> None:
+    """Say which of the Trainer's arguments do not go together with steps in backward.
 
     Raises:
         ValueError: naming the argument, its value and the remedy.
     """
-    if options.optimizer.get(HOW):
-        _refuse(args)
-
-
-def begin(args: TrainingArguments, model: Any, optimizer: Any) -> StepInBackward | None:
-    """Begin anew when training begins, as accelerate may have replaced parameters since the optimizer was made.
-
-    Returns:
-        The handle; None if the Trainer's arguments do not ask for steps in backward.
-
-    Raises:
-        ValueError: as for `step_in_backward`, or if the Trainer's arguments do not go together with an optimizer that
-            was made so.
-    """
-    emo = unwrap(optimizer)
-    if not isinstance(emo, EmoOptimizer):
-        return None
-    if emo._backward is not None and emo._backward.is_armed:
-        _refuse(args)
-    if getattr(args.optim, "value", args.optim) not in family_names():
-        return None
-    options = read_options(parse_optim_args(args.optim_args)).optimizer
-    if not options.get(HOW):
-        return None
-    return step_in_backward(model, optimizer, clip_value=options.get("clip_value"))
-
-
-def _refuse(args: TrainingArguments) -> None:
+    inner = args.accelerator_config.gradient_accumulation_kwargs or {}
+    steps = max(args.gradient_accumulation_steps, inner.get("num_steps", 1))
     if args.max_grad_norm:
-        raise ValueError(
-            f"{HOW} cannot clip by the norm of all gradients, which are never there at once, and max_grad_norm is "
+        why = (
+            f"cannot clip by the norm of all gradients, which are never there at once, and max_grad_norm is "
             f"{args.max_grad_norm:g} (the Trainer's default is 1): set --max_grad_norm 0; to clip the elements of "
             "gradients instead, add clip_value=1.0, say, to optim_args"
         )
-    inner = args.accelerator_config.gradient_accumulation_kwargs or {}
-    steps = max(args.gradient_accumulation_steps, inner.get("num_steps", 1))
-    if steps > 1:
-        raise ValueError(
-            f"{HOW} does not go together with gradient accumulation, and gradient_accumulation_steps is {steps}: set "
+    elif steps > 1:
+        why = (
+            f"does not go together with gradient accumulation, and gradient_accumulation_steps is {steps}: set "
             f"--gradient_accumulation_steps 1, with a larger batch if it fits, or leave {HOW} out"
         )
-    if args.fp16:
-        raise ValueError(f"{HOW} does not go together with --fp16, whose gradients are scaled: use --bf16")
-    if args.deepspeed:
-        raise ValueError(f"{HOW} does not go together with DeepSpeed, which keeps the gradients itself: leave it out")
+    elif args.fp16:
+        why = "does not go together with --fp16, whose gradients are scaled: use --bf16"
+    elif args.deepspeed:
+        why = "does not go together with DeepSpeed, which keeps the gradients itself: leave it out"
+    else:
+        return
+    raise ValueError(f"{HOW} {why}")

@@ -1,80 +1,53 @@
-"""Every option that an emo optimizer takes beside the Trainer's own arguments, and how its text is read.
+"""`optim_args` and the keywords of `create_optimizer`, read once into one object.
 
-One table serves `--optim_args "key=value,…"`, `create_optimizer(..., key=value)` and the documentation.
+Options of the optimizers, of their laws and rules come from their own tables; here are those of the Trainer's side.
 """
 
 from __future__ import annotations
 
 import difflib
-import warnings
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from emo_hf.laws.laws import law_options, read_law
-from emo_hf.losses.rank_mean import SYNC_MODES
+from emo_hf.laws import law_options
 from emo_hf.optim.family import FAMILY
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import NONFINITE
-from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value, whole_number
+from emo_hf.optim.options import TABLE
+from emo_hf.reading import Option, number, one_of, read_value
+from emo_hf.trainer.console import CONSOLE
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
+from emo_hf.trainer.self_stop import OPTIONS as SELF_STOP_OPTIONS
 
-SELF_STOP_ACTIONS = ("off", "log", "save", "stop")
+_OF_GROUP = ("lr", "lr_ratio", "weight_decay")
 
-
-def _versions() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for cls in FAMILY.values() for name in cls.versions))
-
-
-def _own_options() -> dict[str, Reader]:
-    """The options of all laws and rules."""
-    of_rules = (version.rule.options for cls in FAMILY.values() for version in cls.versions.values())
-    every = {name: option for options in (law_options(), *of_rules) for name, option in options.items()}
-    return {name: option.read for name, option in every.items()}
-
-
-COMMON_OPTIONS: dict[str, Reader] = {
-    "version": lambda value: one_of(*_versions())(value),
-    "use_shadow": boolean,
-    "maximize": boolean,
-    "foreach": boolean_or_auto,
-    "fused": boolean_or_auto,
-    "native": boolean_or_auto,
-    "state": one_of(EIGHT_BITS),
-    "compensate": boolean_or(EIGHT_BITS),
-    "nonfinite": one_of(*NONFINITE),
-    "emo_sync": one_of(*SYNC_MODES),
-    "emo_law": read_law,
-    "step_in_backward": boolean,
-    "clip_value": number(0),
-    "beta1": number(0, below=1),
-    "beta2": number(0, below=1),
-    "eps": number(0),
+GROUP_OPTIONS: dict[str, Option] = {
+    f"{role}_{option}": Option(None, number(0), f"{option} of parameters with the role {role}")
+    for role in ROLES
+    for option in _OF_GROUP
 }
-"""The options of all optimizers."""
+CALLBACK_OPTIONS: dict[str, Option] = {**SELF_STOP_OPTIONS, **CONSOLE}
+"""What `EmoCallback` obeys."""
+
+_ADAM: dict[str, Option] = {
+    "beta1": Option(None, number(0, below=1), "β1; None for --adam_beta1"),
+    "beta2": Option(None, number(0, below=1), "β2; None for --adam_beta2"),
+    "eps": Option(None, number(0), "ε; None for --adam_epsilon"),
+}
 
 
-def optimizer_options() -> dict[str, Reader]:
+def optimizer_options() -> dict[str, Option]:
     """What goes to the constructors of the optimizers; read anew each time, as laws and optimizers may be added."""
-    return COMMON_OPTIONS | _own_options()
+    versions = [version for cls in FAMILY.values() for version in cls.versions.values()]
+    of_rules = {name: option for version in versions for name, option in version.rule.options.items()}
+    names = one_of(*dict.fromkeys(version.name for version in versions))
+    return {**TABLE, **_ADAM, **law_options(), **of_rules, "version": replace(TABLE["version"], read=names)}
 
 
-GROUP_OPTIONS: dict[str, Reader] = {
-    f"{role}_{option}": number(0) for role in ROLES for option in ("lr", "lr_ratio", "weight_decay")
-}
-SELF_STOP_OPTIONS: dict[str, Reader] = {
-    "self_stop": one_of(*SELF_STOP_ACTIONS),
-    "self_stop_patience": whole_number(1),
-    "self_stop_min_steps": whole_number(0),
-}
-
-
-def known_options() -> dict[str, Reader]:
+def known_options() -> dict[str, Option]:
     """All options."""
-    return optimizer_options() | GROUP_OPTIONS | SELF_STOP_OPTIONS
+    return optimizer_options() | GROUP_OPTIONS | CALLBACK_OPTIONS
 
-
-FORMER_NAMES = {"compile": "native"}
 
 _ELSEWHERE = {
     "lr": "the learning rate is --learning_rate",
@@ -91,12 +64,27 @@ class EmoOptions:
     Attributes:
         optimizer: those that go to the optimizer's constructor (`beta1`, `beta2` still apart).
         roles: learning rate and weight decay per role of a parameter, for `build_param_groups`.
-        self_stop: those of the self-stop, without their prefix except for `self_stop` itself, which is `action`.
+        callback: those of `EmoCallback`: `self_stop`, …, `console`.
     """
 
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     roles: Mapping[str, GroupOptions] = field(default_factory=dict)
-    self_stop: Mapping[str, Any] = field(default_factory=dict)
+    callback: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, args: Any) -> EmoOptions:
+        """Those of `TrainingArguments.optim_args`.
+
+        Raises:
+            ValueError: as `read_options` and `parse_optim_args` do.
+        """
+        given = args.optim_args
+        return read_options(given) if isinstance(given, Mapping) else _of_text(given or "")
+
+
+@functools.lru_cache(maxsize=16)
+def _of_text(text: str) -> EmoOptions:
+    return read_options(parse_optim_args(text))
 
 
 def read_options(given: Mapping[str, Any]) -> EmoOptions:
@@ -108,24 +96,15 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     Raises:
         ValueError: for an unknown key (naming the known ones) or an unacceptable value (naming what is accepted).
     """
-    for former, present in FORMER_NAMES.items():
-        if former in given:
-            warnings.warn(f"the option {former} is called {present} now", FutureWarning, stacklevel=2)
-    renamed = {FORMER_NAMES.get(key, key): value for key, value in given.items()}
-    known = known_options()
-    values = {key: _read(key, value, known) for key, value in renamed.items()}
-    roles: dict[str, dict[str, Any]] = {}
-    for role in ROLES:
-        for option in ("lr", "lr_ratio", "weight_decay"):
-            if f"{role}_{option}" in values:
-                roles.setdefault(role, {})[option] = values[f"{role}_{option}"]
-    self_stop = {key.removeprefix("self_stop_"): values[key] for key in SELF_STOP_OPTIONS if key in values}
-    if "self_stop" in self_stop:
-        self_stop["action"] = self_stop.pop("self_stop")
+    known, of_optimizer = known_options(), optimizer_options()
+    values = {key: _read(key, value, known) for key, value in given.items()}
+    roles = {
+        role: {option: values[key] for option in _OF_GROUP if (key := f"{role}_{option}") in values} for role in ROLES
+    }
     return EmoOptions(
-        optimizer={key: values[key] for key in optimizer_options() if key in values},
-        roles={role: GroupOptions(**settings) for role, settings in roles.items()},
-        self_stop=self_stop,
+        optimizer={key: value for key, value in values.items() if key in of_optimizer},
+        roles={role: GroupOptions(**given) for role, given in roles.items() if given},
+        callback={key: value for key, value in values.items() if key in CALLBACK_OPTIONS},
     )
 
 
@@ -156,10 +135,18 @@ def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
     return parsed
 
 
-def _read(key: str, value: Any, known: Mapping[str, Reader]) -> Any:
-    reader = known.get(key)
-    if reader is None:
+def as_text(optim_args: Mapping[str, Any]) -> str:
+    """`optim_args` that were given as a mapping in the form of `--optim_args`."""
+
+    def value(given: Any) -> str:
+        return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
+
+    return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
+
+
+def _read(key: str, value: Any, known: Mapping[str, Option]) -> Any:
+    if key not in known:
         close = difflib.get_close_matches(key, known, n=1)
         hint = _ELSEWHERE.get(key) or (f"did you mean {close[0]}?" if close else "")
         raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(known)}")
-    return read_value(key, value, reader)
+    return read_value(key, value, known[key].read)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
 
 from emo_hf.optim.family import family_names
-from emo_hf.trainer.best_metric import BestMetricCallback
+from emo_hf.trainer import patches
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.client_groups import grouping_class
-from emo_hf.trainer.factory import optimizer_cls_and_kwargs, version_of
-from emo_hf.trainer.generation_defaults import learning_rate_and_betas
+from emo_hf.trainer.factory import class_and_arguments, grouping_class, version_of
 from emo_hf.trainer.names import extend_names, take_back_names
-from emo_hf.trainer.notebook import show_rates, show_rates_no_more
-from emo_hf.trainer.options import parse_optim_args, read_options
+from emo_hf.trainer.options import EmoOptions
 from emo_hf.trainer.param_groups import has_adapters
 
-SUPPORTED_TRANSFORMERS = "5.2 to 5.23"
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-CALLBACKS = (EmoCallback, BestMetricCallback)
-"""What joins the Trainer's default callbacks."""
+    from emo_hf.optim.version import Version
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED_TRANSFORMERS = "5.2 to 5.24"
 
 
 def register(**emotion: Any) -> None:
     """Make `--optim emonavi` and the other names of the family valid everywhere in transformers.
 
     The names become members of `OptimizerNames` (so that `HfArgumentParser`, when it is built afterwards, and
-    `TrainingArguments` take them), the Trainer learns how to make them, and `EmoCallback` joins its default callbacks.
-    Calling it twice changes nothing, and it may be called again after the package was reloaded or imported anew;
-    `unregister()` takes it all back.
+    `TrainingArguments` take them), the Trainer learns how to make them, `EmoCallback` joins its default callbacks, and
+    what `emo_hf.integrations.patches` lists is put around methods of transformers. Calling it twice changes nothing,
+    and it may be called again after the package was reloaded or imported anew; `unregister()` takes it all back.
 
     Args:
         **emotion: arguments of `EmoCallback`: with `emotion="v3.1"`, say, any other optimizer of a Trainer that is
-            made from now on has an emotion of that law.
+            made from now on has an emotion of that law; with `average_weights=True` every optimizer has an average of
+            the weights beside it.
 
     Raises:
         ImportError: if transformers or aenum is not installed.
@@ -44,11 +48,9 @@ def register(**emotion: Any) -> None:
         handlers[names(name)] = _handle
     if emotion:
         EmoCallback.for_every_trainer = emotion
-    for callback in CALLBACKS:
-        _remove_former(default_callbacks, callback)
-        if callback not in default_callbacks:
-            default_callbacks.append(callback)
-    show_rates()
+    default_callbacks[:] = [callback for callback in default_callbacks if not _is_same(callback, EmoCallback)]
+    default_callbacks.append(EmoCallback)
+    patches.install()
 
 
 def unregister() -> None:
@@ -58,18 +60,15 @@ def unregister() -> None:
     for member in [member for member, handler in handlers.items() if _is_same(handler, _handle)]:
         del handlers[member]
     take_back_names(names)
-    for callback in CALLBACKS:
-        _remove_former(default_callbacks, callback)
-        if callback in default_callbacks:
-            default_callbacks.remove(callback)
-    show_rates_no_more()
+    default_callbacks[:] = [callback for callback in default_callbacks if not _is_same(callback, EmoCallback)]
+    patches.uninstall()
 
 
 def is_registered() -> bool:
     """Whether the Trainer of this process knows the emo optimizers."""
     _, handlers, default_callbacks = _transformers_internals()
     handled = sum(handler is _handle for handler in handlers.values())
-    return handled == len(family_names()) and all(callback in default_callbacks for callback in CALLBACKS)
+    return handled == len(family_names()) and EmoCallback in default_callbacks
 
 
 def _is_same(found: Any, ours: Any) -> bool:
@@ -78,10 +77,6 @@ def _is_same(found: Any, ours: Any) -> bool:
         ours.__module__,
         ours.__qualname__,
     )
-
-
-def _remove_former(callbacks: list[Any], ours: type) -> None:
-    callbacks[:] = [callback for callback in callbacks if callback is ours or not _is_same(callback, ours)]
 
 
 def _transformers_internals() -> tuple[Any, dict[Any, Any], list[Any]]:
@@ -106,18 +101,37 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     Without adapters and without options for groups, the Trainer's own two groups are right, and are left to it, so
     that subclasses which change them keep their say. Otherwise the class sorts them out when it is called.
     """
-    name = context.args.optim.value
-    options = read_options(parse_optim_args(context.args.optim_args))
-    lr, betas = learning_rate_and_betas(context.args, version_of(name, options), options)
-    cls, kwargs = optimizer_cls_and_kwargs(
-        name,
-        None,
-        lr=lr,
-        betas=betas,
-        eps=context.args.adam_epsilon,
-        weight_decay=context.args.weight_decay,
-        options=options,
-    )
+    args, name = context.args, context.args.optim.value
+    options = EmoOptions.of(args)
+    lr, betas = _rate_and_betas(args, version_of(name, options), options)
+    rest = {"eps": args.adam_epsilon, "weight_decay": args.weight_decay}
+    cls, kwargs = class_and_arguments(name, options, lr=lr, betas=betas, **rest)
     if context.model is not None and (options.roles or has_adapters(context.model)):
         cls = grouping_class(cls, context.model, options.roles)
     return cls, kwargs
+
+
+def _rate_and_betas(
+    args: TrainingArguments, version: Version, options: EmoOptions
+) -> tuple[float, tuple[float, float]]:
+    """The learning rate and betas that an optimizer of a generation is made with.
+
+    The Trainer always hands over its own, whether the user has given any or not. Where its `lr` is a scale around 1,
+    the Trainer's default of 5e-5 cannot be meant; where β2 is not 0.999, nor can the Trainer's. A value that happens
+    to be the Trainer's default can be had through `optim_args` (beta2), or by one that differs in its last digit.
+    """
+    default = {field.name: field.default for field in dataclasses.fields(args)}
+    lr, betas = args.learning_rate, (args.adam_beta1, args.adam_beta2)
+    taken = []
+    if version.lr_is_a_scale and lr == default["learning_rate"]:
+        lr = version.lr
+        taken.append(f"lr {lr:g} (a scale, of which the law makes the learning rate)")
+    if betas != version.betas and betas == (default["adam_beta1"], default["adam_beta2"]):
+        betas = version.betas
+        if "beta2" not in options.optimizer:
+            taken.append(f"betas {betas}")
+    if taken and args.process_index == 0:
+        logger.warning(
+            "%s %s: %s, since the Trainer's defaults were left.", args.optim.value, version.name, " and ".join(taken)
+        )
+    return lr, betas

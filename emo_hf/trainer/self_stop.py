@@ -1,21 +1,32 @@
-"""When the self-stop signal is believed, and what is done then."""
+"""The self-stop signal of an emotion: when it is believed, and what is done then."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
-from emo_hf.losses.rank_mean import LOCAL
-from emo_hf.trainer.options import SELF_STOP_ACTIONS
+from emo_hf.losses.same_options import LOCAL
+from emo_hf.reading import Option, one_of, read_value, whole_number
 
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
+OPTIONS: dict[str, Option] = {
+    "self_stop": Option(
+        "log", one_of("off", "log", "save", "stop"), "what is done when training is over: off, log, save or stop"
+    ),
+    "self_stop_patience": Option(4, whole_number(1), "windows of 32 steps for which training must be flat"),
+    "self_stop_min_steps": Option(200, whole_number(0), "steps after warm-up that are never counted"),
+}
+"""The fields of `SelfStop`, as options of a Trainer."""
+
+_FIELDS = {"self_stop": "action", "self_stop_patience": "patience", "self_stop_min_steps": "min_steps"}
 _NOT_NOW = ("no", "epoch")
 _WHAT_IS_DONE = {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}
 
@@ -41,12 +52,15 @@ class SelfStop:
     min_steps: int = 200
 
     def __post_init__(self) -> None:
-        if self.action not in SELF_STOP_ACTIONS:
-            raise ValueError(f"action must be one of {', '.join(SELF_STOP_ACTIONS)}, got {self.action!r}")
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"patience must be a whole number of windows, at least 1, got {self.patience!r}")
-        if not isinstance(self.min_steps, int) or self.min_steps < 0:
-            raise ValueError(f"min_steps must be a whole number of steps, at least 0, got {self.min_steps!r}")
+        for option, field in _FIELDS.items():
+            given = getattr(self, field)
+            given = "off" if field == "action" and given is False else given  # what YAML makes of `off`
+            object.__setattr__(self, field, read_value(field, given, OPTIONS[option].read))
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> SelfStop:
+        """What `OPTIONS` say, as text or as values; others are passed over."""
+        return cls(**{field: options[option] for option, field in _FIELDS.items() if option in options})
 
     def flat_long_enough(self, flat_steps: int, step: int, warmup_steps: int) -> bool:
         """Whether training has been flat for long enough at a step.
@@ -66,68 +80,65 @@ class SelfStopWatch:
         self.self_stop = self_stop
         self._decided: bool | None = None  # whether the law had decided to stop when it was last looked at
 
-    def before_step(self, optimizer: Any) -> None:
-        """Before a run's first step: what has been decided in a run that is resumed is not news."""
-        emo = unwrap(optimizer)
-        if self._decided is None and emo is not None:
-            self._decided = emo.emotion.has_decided_to_stop
+    def begin(self, optimizer: Any, args: TrainingArguments, state: TrainerState) -> None:
+        """As soon as the optimizer has its emotion; again changes nothing. What was decided before is not news."""
+        emo, action = unwrap(optimizer), self.self_stop.action
+        if self._decided is not None or emo is None:
+            return
+        if action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
+            raise ValueError(
+                f"self_stop={action} needs one emotion for all ranks: with emo_sync=local each would decide for "
+                "itself, and leave the others waiting. Use self_stop=log"
+            )
+        self._decided = emo.emotion.has_decided_to_stop
+        law = emo._engine.law
+        if action == "stop" and law.decides_to_stop and getattr(law, "end", True):
+            _end_with_the_best(args, state)
 
     def look(
-        self,
-        optimizer: Any,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
+        self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
         has_evaluated: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Look at the emotion after a step, or after an evaluation that it has heard."""
-        emo = unwrap(optimizer)
-        if self.self_stop.action == "off" or emo is None:
+        emo, action, step = unwrap(optimizer), self.self_stop.action, state.global_step
+        if action == "off" or emo is None:
             return
-        if self.self_stop.action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
-            raise ValueError(
-                f"self_stop={self.self_stop.action} needs one emotion for all ranks: with emo_sync=local each would "
-                "decide for itself, and leave the others waiting. Use self_stop=log"
-            )
         emotion = emo.emotion
-        if emotion.has_decided_to_stop:
-            said = emo.decisions[-1][1] if emo.decisions else "done"
-            self._act(said, args, state, control, begins=not self._decided, has_evaluated=has_evaluated)
-        elif emotion.flat_steps >= self.self_stop.patience * WINDOW and not has_evaluated:  # not in nearly every step
-            self._look_how_long_it_is_flat(emotion.flat_steps, emotion.long, args, state, control)
-        self._decided = emotion.has_decided_to_stop
-
-    def _look_how_long_it_is_flat(
-        self, flat: int, loss: float, args: TrainingArguments, state: TrainerState, control: TrainerControl
-    ) -> None:
-        step, warmup = state.global_step, args.get_warmup_steps(state.max_steps)
-        if self.self_stop.flat_long_enough(flat, step, warmup):
+        believed, begins, said = emotion.has_decided_to_stop, not self._decided, "The law has decided to stop"
+        self._decided = believed
+        if not believed and not has_evaluated and emotion.flat_steps >= self.self_stop.patience * WINDOW:
+            flat, warmup = emotion.flat_steps, args.get_warmup_steps(state.max_steps)
+            believed = self.self_stop.flat_long_enough(flat, step, warmup)
             begins = not self.self_stop.flat_long_enough(flat - 1, step - 1, warmup)
-            said = f"Training has been flat for {flat} steps"
-            self._act(f"{said}, loss average {loss:.4g}", args, state, control, begins=begins)
-
-    def _act(
-        self,
-        said: str,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
-        begins: bool,
-        has_evaluated: bool = False,
-    ) -> None:
-        action = self.self_stop.action
-        if begins and state.is_world_process_zero:
-            where = f"step {state.global_step}, epoch {state.epoch or 0.0:.2f}"
-            logger.warning("%s (%s): %s.", said, where, _WHAT_IS_DONE[action])
+            said = f"Training has been flat for {flat} steps, loss average {emotion.long:.4g}"
+        if not believed:
+            return
+        # What the law has decided has been said, and `log` does no more.
+        if begins and state.is_world_process_zero and not (self._decided and action == "log"):
+            logger.warning("%s (step %d, epoch %.2f): %s.", said, step, state.epoch or 0.0, _WHAT_IS_DONE[action])
         if action == "stop":
             control.should_training_stop = True
             # What is due at the end of an epoch the Trainer does by itself now.
-            control.should_log = control.should_log or args.logging_strategy not in _NOT_NOW
-            control.should_evaluate = control.should_evaluate or (
-                args.eval_strategy not in _NOT_NOW and not has_evaluated
-            )
-            control.should_save = control.should_save or args.save_strategy not in _NOT_NOW
-        if action == "save" and begins:
-            control.should_save = True
+            control.should_log |= args.logging_strategy not in _NOT_NOW
+            control.should_evaluate |= args.eval_strategy not in _NOT_NOW and not has_evaluated
+            control.should_save |= args.save_strategy not in _NOT_NOW
+        control.should_save |= action == "save" and begins
+
+
+def _end_with_the_best(args: TrainingArguments, state: TrainerState) -> None:
+    """Have a run that evaluations may end give the best of its models, not the last; or say what is in the way."""
+    if args.load_best_model_at_end or args.eval_strategy == "no":
+        return
+    in_steps = args.eval_strategy == "steps"
+    matches = args.save_strategy == args.eval_strategy and not (in_steps and state.save_steps % state.eval_steps)
+    if matches or args.save_strategy == "best":
+        args.load_best_model_at_end = True
+        if args.metric_for_best_model is None:
+            args.metric_for_best_model, args.greater_is_better = "loss", False
+        logger.warning("Evaluations may end this run: load_best_model_at_end is on, so that it gives the best model.")
+        return
+    multiple = f" with save_steps a multiple of eval_steps={state.eval_steps}" if in_steps else ""
+    logger.warning(
+        "Evaluations may end this run, and the model at its end is then the last, not the best: the best is kept with "
+        "save_strategy=%s%s (given: save_strategy=%s).", args.eval_strategy.value, multiple, args.save_strategy.value
+    )  # fmt: skip

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from emo_hf.laws import LAWS
+from emo_hf.laws import LAWS, make_law, read_law
 from emo_hf.laws.ablation import read_ablation
-from emo_hf.laws.laws import make_law, read_law
 
 LOSSES = [2.0, 1.5, 1.0, 0.5, 0.4, 0.4]
 each_law = pytest.mark.parametrize("law", LAWS)

@@ -142,7 +142,7 @@ def test_the_view_shows_the_neutral_step_after_a_loss_that_is_not_usable(loss: f
 def test_a_step_that_was_thrown_away_is_counted_and_leaves_no_other_trace() -> None:
     emotion = felt([2.0, 1.5])
     state = emotion.state_dict()
-    emotion.skip()
+    emotion.drop_loss()
     assert emotion.state_dict() == state | {"skipped": 1}
 
 
@@ -245,15 +245,6 @@ def test_a_state_with_a_damaged_value_is_refused_and_changes_nothing(name: str, 
     with pytest.raises(ValueError, match="damaged"):
         emotion.load_state_dict(felt([5.0, 4.0]).state_dict() | {name: value})
     assert emotion.state_dict() == before
-
-
-def test_a_state_without_its_coefficient_has_the_one_that_follows_from_its_scalar() -> None:
-    emotion, restored = felt([2.0, 1.0]), V3_1()
-    state = emotion.state_dict()
-    del state["coefficient"]
-    restored.load_state_dict(state)
-    assert restored.view() == emotion.view()
-    assert restored.view().coefficient != 1.0
 
 
 def test_the_view_is_a_frozen_snapshot() -> None:

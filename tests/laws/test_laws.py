@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 import emo_hf
 from emo_hf import EmoNavi, EmoOptimizer
+from emo_hf.laws import law_names
 from emo_hf.laws.law import WINDOW, Law
-from emo_hf.laws.laws import law_names
 from emo_hf.laws.robust import Robust
 from emo_hf.laws.v3_1 import V3_1
 from emo_hf.optim.family import FAMILY
@@ -143,28 +143,6 @@ def test_the_warning_of_dust_comes_once_from_the_optimizer() -> None:
             optimizer.step()
     assert [str(warning.message).partition(" (")[0] for warning in caught] == ["EmoNavi: most losses are next to zero"]
     assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize("losses", TRACES.values(), ids=TRACES.keys())
-def test_a_state_from_before_the_law_kept_how_loud_the_loss_is_goes_on(losses: list[float]) -> None:
-    emotion, restored = Robust(), Robust()
-    coefficients(emotion, losses[:200])
-    older = {key: value for key, value in emotion.state_dict().items() if key not in ("loud", "dust")}
-    restored.load_state_dict(json.loads(json.dumps(older)))
-    assert (restored.short, restored.long, restored.size) == (emotion.short, emotion.long, emotion.size)
-    felt = coefficients(restored, losses[200:])
-    assert sum(felt) / len(felt) == pytest.approx(sum(coefficients(emotion, losses[200:])) / len(felt), rel=0.25)
-
-
-def test_an_older_state_of_losses_above_zero_goes_on_as_v31() -> None:
-    published, emotion, restored = V3_1(), Robust(), Robust()
-    for loss in (3.0, 2.5, 2.7, 2.2):
-        emotion.feel(loss)
-        published.feel(loss)
-    older = {key: value for key, value in emotion.state_dict().items() if key not in ("loud", "dust")}
-    restored.load_state_dict(older)
-    for loss in (2.0, 1.0, 5.0):
-        assert restored.feel(loss) == published.feel(loss)
 
 
 @settings(max_examples=200)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from emo_hf import EmoOptimizer
-from emo_hf.laws import LAWS
-from emo_hf.laws.laws import law_names
+from emo_hf.laws import LAWS, law_names
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.version import Version
 from tests.emo_cases import make

@@ -13,7 +13,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from tests import tiny
 from tests.emo_cases import lr_for, rule_of
 from tests.rank_jobs.kinds import one_of_each_kind

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from emo_hf import EmoFact, EmoNavi, EmoOptimizer
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from tests.emo_cases import OPTIMIZERS, lr_for, version_of
 from tests.rank_jobs.kinds import one_of_each_kind
 from tests.ranks import numbers

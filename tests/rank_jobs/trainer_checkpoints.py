@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws.laws import LAWS
+from emo_hf.laws import LAWS
 from tests import tiny
 from tests.emo_cases import lr_for
 from tests.rank_jobs.kinds import one_of_each_kind

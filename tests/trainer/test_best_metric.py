@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,6 @@ import pytest
 
 import emo_hf
 from tests import tiny
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 def train(folder: Path, **changes: Any) -> Any:

@@ -1,16 +1,18 @@
-"""What the callbacks put into the logs, and what they make of the self-stop signal."""
+"""What the callbacks put into the logs and on the console, and what they make of the self-stop signal."""
 
 from __future__ import annotations
 
-import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 import emo_hf
+from emo_hf import EmoCallback
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.trainer.self_stop import SelfStop
 from tests import tiny
@@ -19,13 +21,6 @@ METRICS = {
     "effective_lr", "coefficient", "coefficient_mean", "coefficient_min", "coefficient_max", "scalar", "loss_short",
     "loss_long", "quiet", "should_stop", "observations", "skipped",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 class Coefficients(TrainerCallback):
@@ -51,16 +46,7 @@ def test_every_training_line_carries_every_metric_as_a_plain_number(tmp_path: Pa
     assert not any(key.startswith("emo/") for line in others for key in line)
 
 
-def test_the_effective_rate_is_the_logged_rate_times_the_coefficient_of_the_same_step(tmp_path: Path) -> None:
-    trainer = tiny.trainer(tmp_path, learning_rate=3e-3, num_train_epochs=8)
-    trainer.train()
-    lines = tiny.train_lines(trainer)
-    assert any(line["emo/coefficient"] > 1.1 for line in lines), "the loss improves: the emotion must accelerate"
-    for line in lines:
-        assert line["emo/effective_lr"] == pytest.approx(line["learning_rate"] * line["emo/coefficient"], rel=1e-12)
-
-
-def test_what_happened_between_two_log_lines_is_in_the_second(tmp_path: Path) -> None:
+def test_the_rate_is_that_of_the_step_and_a_line_covers_all_steps_since_the_one_before(tmp_path: Path) -> None:
     watch = Coefficients()
     trainer = tiny.trainer(tmp_path, learning_rate=3e-3, num_train_epochs=8, logging_steps=16, callbacks=[watch])
     trainer.train()
@@ -68,17 +54,22 @@ def test_what_happened_between_two_log_lines_is_in_the_second(tmp_path: Path) ->
     assert len(lines) == 5
     for number, line in enumerate(lines):
         window = watch.seen[16 * number : 16 * (number + 1)]
+        assert line["emo/coefficient"] == window[-1]
+        assert line["emo/effective_lr"] == pytest.approx(line["learning_rate"] * window[-1], rel=1e-12)
         assert line["emo/coefficient_min"] == min(window)
         assert line["emo/coefficient_max"] == max(window)
         assert line["emo/coefficient_mean"] == pytest.approx(sum(window) / len(window))
     assert any(line["emo/coefficient_min"] < line["emo/coefficient_max"] for line in lines)
 
 
-def test_the_metrics_reach_tensorboard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("given", [False, True], ids=["registered", "given to the Trainer"])
+def test_the_metrics_reach_tensorboard(given: bool, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    # optim_args cannot fail to be seen: the run writes to the folder that transformers names by itself.
-    trainer = tiny.trainer(tmp_path, report_to="tensorboard")
+    if given:
+        emo_hf.unregister()
+    more = {"optim": "adamw_torch", "callbacks": [EmoCallback("v3.1")]} if given else {}
+    trainer = tiny.trainer(tmp_path, report_to="tensorboard", **more)
     trainer.train()
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     read = EventAccumulator(str(events.parent))
@@ -89,12 +80,113 @@ def test_the_metrics_reach_tensorboard(tmp_path: Path) -> None:
     assert written == [(step, pytest.approx(value)) for step, value in logged]
 
 
-def test_adding_the_callback_by_hand_as_well_does_not_empty_the_window(tmp_path: Path) -> None:
-    trainer = tiny.trainer(tmp_path, learning_rate=3e-3, num_train_epochs=4, logging_steps=8)
-    trainer.callback_handler.callbacks.append(emo_hf.EmoCallback())
+class Renamed(Trainer):
+    """Gives the training loss another name in its logs, as SetFit's does."""
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log(
+            {f"embedding_{key}" if key == "loss" else key: value for key, value in logs.items()}, *args, **kwargs
+        )
+
+
+def test_a_training_line_is_known_by_its_learning_rate_too(tmp_path: Path) -> None:
+    trainer = Renamed(tiny.classifier(), tiny.arguments(tmp_path, max_steps=3), train_dataset=tiny.examples())
     trainer.train()
-    lines = tiny.train_lines(trainer)
-    assert any(line["emo/coefficient_min"] < line["emo/coefficient_max"] for line in lines)
+    lines = [line for line in trainer.state.log_history if "embedding_loss" in line]
+    assert [line["emo/observations"] for line in lines] == [1, 2, 3]
+    assert "emo/observations" not in trainer.state.log_history[-1]
+
+
+# The console
+
+SHORT = {"emo/effective_lr", "emo/coefficient", "emo/scalar"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, SHORT),
+        ({"optim_args": "emo_law=settle"}, SHORT - {"emo/scalar"}),
+        ({"optim_args": "console=all"}, {f"emo/{name}" for name in METRICS}),
+        ({"optim": "adamw_torch", "callbacks": [EmoCallback("v3.1", console="all")]}, {f"emo/{n}" for n in METRICS}),
+    ],
+    ids=["short", "a law without a scalar", "all", "all, attached"],
+)
+@pytest.mark.parametrize("printer", [PrinterCallback, ProgressCallback])
+def test_the_console_shows_the_most_telling_values_or_all(
+    printer: type[TrainerCallback], changes: dict[str, Any], shown: set[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    trainer = tiny.trainer(tmp_path, max_steps=3, disable_tqdm=printer is PrinterCallback, **changes)
+    if printer is PrinterCallback:  # which tests of others do without
+        trainer.add_callback(printer)
+    trainer.train()
+    said = capsys.readouterr()
+    printed = [line for line in (said.out + said.err).splitlines() if "'learning_rate'" in line]
+    assert len(printed) == 3
+    keys = {key for line in printed for key in line.split("'") if key.startswith("emo/")}
+    assert keys >= shown if "emo/loss_long" in shown else keys == shown
+    assert {key.removeprefix("emo/") for key in tiny.train_lines(trainer)[-1]} >= METRICS - {"scalar", "quiet"}
+
+
+def test_the_console_shows_what_has_been_left_out_once_there_is_something(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        step = trainer.state.global_step
+        return torch.nn.functional.cross_entropy(outputs.logits, labels) * (float("nan") if step == 2 else 1.0)
+
+    trainer = tiny.trainer(tmp_path, max_steps=4, compute_loss_func=loss)
+    trainer.add_callback(PrinterCallback())
+    trainer.train()
+    printed = [line for line in capsys.readouterr().out.splitlines() if "'learning_rate'" in line]
+    assert ["'emo/skipped': 1" in line for line in printed] == [False, False, True, True]
+
+
+# Which callback it is, and what a checkpoint overrides
+
+
+@pytest.mark.parametrize("when", ["with the Trainer", "afterwards"])
+def test_a_callback_that_is_given_takes_the_place_of_the_registered_one_without_a_warning(
+    when: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    emo_hf.register(emotion="v3.0")
+    own = EmoCallback("v3.6")
+    trainer = tiny.trainer(tmp_path, optim="adamw_torch", max_steps=3, callbacks=[own] if when != "afterwards" else [])
+    if when == "afterwards":
+        trainer.add_callback(own)
+    trainer.train()
+    assert [c for c in trainer.callback_handler.callbacks if isinstance(c, EmoCallback)] == [own]
+    assert unwrap(trainer.optimizer).emotion.law == "v3.6"
+    assert not [record for record in caplog.records if "there is already one" in record.getMessage()]
+
+
+@pytest.mark.parametrize("optim", ["emonavi", "adamw_torch"])
+def test_options_that_a_checkpoint_overrides_are_named_once(
+    optim: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(resume: str | None = None, **changes: Any) -> Trainer:
+        own = [EmoCallback("v3.1")] if optim == "adamw_torch" else []
+        trainer = tiny.trainer(
+            tmp_path, optim=optim, max_steps=4, save_strategy="steps", save_steps=2, callbacks=own, **changes
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    run()
+    with caplog.at_level(logging.WARNING, logger="emo_hf"):
+        run(str(tmp_path / "checkpoint-2"))
+        assert not [line for line in caplog.messages if "checkpoint" in line]
+        more = {"optim_args": "use_shadow=true"} if optim == "emonavi" else {}
+        trainer = run(str(tmp_path / "checkpoint-2"), learning_rate=3e-3, weight_decay=0.1, **more)
+    (said,) = (line for line in caplog.messages if "options of its checkpoint" in line)
+    assert "learning_rate 0.001 (given: 0.003)" in said
+    assert "weight_decay 0.0 (given: 0.1)" in said
+    assert ("use_shadow False (given: True)" in said) == (optim == "emonavi")
+    assert trainer.optimizer.param_groups[0]["initial_lr"] == 1e-3
+
+
+# Self-stop
 
 
 class FlatLoss(TrainerCallback):
@@ -202,9 +294,9 @@ def test_early_stopping_without_an_emo_optimizer_says_that_it_has_nothing_to_wat
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"action": "halt"}, "action must be one of off, log, save, stop, got 'halt'"),
-        ({"patience": 0}, "patience must be a whole number of windows, at least 1, got 0"),
-        ({"min_steps": -1}, "min_steps must be a whole number of steps, at least 0, got -1"),
+        ({"action": "halt"}, "action='halt' is not acceptable: it takes one of off, log, save, stop"),
+        ({"patience": 0}, "patience=0 is not acceptable: it takes a whole number of at least 1"),
+        ({"min_steps": -1}, "min_steps=-1 is not acceptable: it takes a whole number of at least 0"),
     ],
 )
 def test_wrong_arguments_of_the_callback_are_named(wrong: dict[str, Any], said: str) -> None:
@@ -232,21 +324,6 @@ def test_restoring_the_states_of_callbacks_leaves_metrics_and_self_stop_as_they_
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-90"))
     assert resumed.state.global_step == whole.state.global_step < 200
     assert {key.removeprefix("emo/") for key in tiny.train_lines(resumed)[-1]} >= METRICS
-
-
-@pytest.mark.parametrize("optim", ["emonavi", "adamw_torch"])
-def test_a_checkpoint_that_says_nothing_of_the_callback_can_be_resumed_and_saved_again(
-    optim: str, tmp_path: Path
-) -> None:
-    changes = {"optim": optim, "save_strategy": "steps", "save_steps": 4}
-    tiny.trainer(tmp_path, **changes).train()
-    file = tmp_path / "checkpoint-4" / "trainer_state.json"
-    state = json.loads(file.read_text(encoding="utf-8"))
-    state["stateful_callbacks"].pop("emo_hf", None)  # as version 0.1.0 wrote it
-    file.write_text(json.dumps(state), encoding="utf-8")
-    trainer = tiny.trainer(tmp_path, **changes)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert trainer.state.global_step == 10
 
 
 def test_the_callback_does_nothing_to_logs_of_a_trainer_without_an_optimizer() -> None:

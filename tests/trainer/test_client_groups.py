@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,6 @@ from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 
 LR, DECAY = 1e-3, 0.1
-
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 def adapted(**options: Any) -> nn.Module:

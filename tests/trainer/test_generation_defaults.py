@@ -18,13 +18,6 @@ SCALED = [name for name, cls in emo_hf.FAMILY.items() if cls.version_named(None)
 TRAINER_LR = 5e-5
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
-
-
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
     """For tests that make an optimizer and take no step."""

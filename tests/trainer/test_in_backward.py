@@ -16,11 +16,6 @@ from tests.emo_cases import assert_identical
 IN_BACKWARD = "step_in_backward=true"
 
 
-@pytest.fixture(autouse=True)
-def registered() -> None:
-    emo_hf.register()
-
-
 def run(folder: Path, resume: str | None = None, **changes: Any) -> Trainer:
     settings = {"max_grad_norm": 0.0, "weight_decay": 0.1, "max_steps": 8, **changes}
     made = tiny.trainer(folder, **settings)

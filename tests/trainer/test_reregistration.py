@@ -6,10 +6,8 @@ import importlib
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import transformers.trainer
 from accelerate import Accelerator
 from transformers import TrainingArguments
@@ -17,19 +15,14 @@ from transformers.training_args import OptimizerNames
 
 import emo_hf
 from emo_hf.integrations import accelerate as loss_tap
+from emo_hf.integrations import patches
 from emo_hf.trainer import registry
 from tests import tiny
 
 
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    yield
-    emo_hf.unregister()
-
-
 def assert_registered_once() -> None:
     ours = [c.__name__ for c in transformers.trainer.DEFAULT_CALLBACKS if c.__module__.startswith("emo_hf.")]
-    assert ours == ["EmoCallback", "BestMetricCallback"]
+    assert ours == ["EmoCallback"]
     assert [member.value for member in OptimizerNames].count("emonavi") == 1
     assert registry.is_registered()
 
@@ -55,7 +48,7 @@ def test_a_reloaded_tap_shows_each_loss_once_and_still_comes_off() -> None:
     importlib.reload(loss_tap)
     importlib.reload(loss_tap)
     loss_tap.install()
-    assert getattr(Accelerator.backward, loss_tap.OURS) is untapped
+    assert getattr(Accelerator.backward, patches.OURS) is untapped
     loss_tap.uninstall()
     assert Accelerator.backward is untapped
     loss_tap._switched_off = False
@@ -101,7 +94,7 @@ def test_a_cell_may_be_run_again_and_the_package_imported_anew_in_one_process(tm
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("felt ") == 4
-    assert "['EmoCallback', 'BestMetricCallback']" in done.stdout
+    assert "['EmoCallback']" in done.stdout
 
 
 def test_the_whole_package_may_be_reloaded() -> None:

@@ -19,13 +19,6 @@ optuna = pytest.importorskip("optuna")
 TRIALS = 3
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
-
-
 def ending(trainer: Any) -> dict[str, Any]:
     """What a training has come to: weights, optimizer state with the emotion, log lines."""
     return {
@@ -38,7 +31,7 @@ def ending(trainer: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("optim", ["emonavi", "emofact", "emolynx"])
+@pytest.mark.parametrize("optim", ["emolynx"])
 def test_each_trial_equals_a_run_of_its_settings_alone(optim: str, tmp_path: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ends: list[dict[str, Any]] = []

@@ -14,9 +14,9 @@ from transformers import HfArgumentParser, TrainingArguments
 import emo_hf
 from emo_hf import FAMILY, EmoNavi, EmoOptimizer, run
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws import LAWS
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
-from emo_hf.laws.laws import LAWS
 from emo_hf.optim.family import family_names
 from emo_hf.optim.family_table import family_table
 from emo_hf.optim.rules.rule import Rule

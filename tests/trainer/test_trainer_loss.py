@@ -8,17 +8,9 @@ import pytest
 import torch
 
 import emo_hf
-from emo_hf import EmoOptimizer
 from emo_hf.integrations import accelerate
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 def mean_loss(outputs, labels, num_items_in_batch=None) -> torch.Tensor:
@@ -91,23 +83,3 @@ def test_a_trainer_whose_optimizer_is_not_an_emo_optimizer_is_not_touched_by_the
     finally:
         accelerate.install()
     assert all(torch.equal(one, other) for one, other in zip(tapped, untapped, strict=True))
-
-
-def test_a_resumed_run_ends_with_the_weights_emotion_and_logs_of_the_uninterrupted_one(tmp_path: Path) -> None:
-    def run(folder: Path, **resume) -> tuple[list[torch.Tensor], object, list[dict]]:
-        trainer = tiny.trainer(
-            folder, num_train_epochs=3, save_strategy="steps", save_steps=7, logging_steps=3,
-            optim_args="use_shadow=true", seed=1,
-        )  # fmt: skip
-        trainer.train(**resume)
-        optimizer = unwrap(trainer.optimizer)
-        assert isinstance(optimizer, EmoOptimizer)
-        # The Trainer's own window of `loss` is not in its checkpoints: after a resume it begins anew.
-        lines = [{key: value for key, value in line.items() if key != "loss"} for line in tiny.train_lines(trainer)]
-        return list(trainer.model.state_dict().values()), optimizer.emotion, lines
-
-    weights, emotion, lines = run(tmp_path)
-    weights_again, emotion_again, lines_again = run(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-14"))
-    assert all(torch.equal(one, other) for one, other in zip(weights, weights_again, strict=True))
-    assert emotion_again == emotion
-    assert lines_again == lines

@@ -28,13 +28,6 @@ from tests import tiny
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def registered():
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 6 steps with a checkpoint at every second."""
