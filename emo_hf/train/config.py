@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainerControl, TrainerState, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from emo_hf.optim.family import family_names
 from emo_hf.train.errors import RecipeError, one_line, saying
@@ -30,7 +30,9 @@ from emo_hf.train.options import (
 )
 from emo_hf.train.rates import FULL, LORA, SCRATCH, STARTING_RATES, rule_of
 from emo_hf.train.tasks import TASKS, get_task
-from emo_hf.trainer.callbacks import EmoCallback, as_text
+from emo_hf.trainer.callbacks import EmoCallback
+from emo_hf.trainer.factory import refuse_early
+from emo_hf.trainer.options import EmoOptions, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +100,6 @@ def read_job(argv: Sequence[str]) -> Job:
     """Read `[CONFIG.yaml …] [--key value …]`; a later file wins over an earlier one, the command line over all.
 
     `emo_hf.register()` must have been called: the choices of `optim` are fixed here.
-
-    Raises:
-        RecipeError: for anything that cannot be used.
-        SystemExit: after `--help`.
     """
     parser = make_parser()
     arguments, options = list(argv), argparse.Namespace()
@@ -268,10 +266,11 @@ def _check(job: Job) -> None:
     if job.lora.use_lora and job.model.model_type is not None:
         raise RecipeError("use_lora must be false with model_type: an adapter needs a pretrained model")
     task.check(job)
-    try:  # now, not after data and model have been prepared
-        EmoCallback().on_init_end(job.training, TrainerState(), TrainerControl())
-    except ValueError as error:
-        raise RecipeError(f"optim_args: {one_line(error).removeprefix('optim_args: ')}") from error
+    if job.training.optim.value in family_names():  # now, not after data and model have been prepared
+        try:
+            refuse_early(job.training.optim.value, EmoOptions.of(job.training))
+        except ValueError as error:
+            raise RecipeError(f"optim_args: {one_line(error).removeprefix('optim_args: ')}") from error
     emotion_callback(job)
 
 
@@ -286,11 +285,7 @@ def _choose_rate(job: Job) -> None:
 
 
 def emotion_callback(job: Job) -> EmoCallback | None:
-    """The callback that attaches a law or an average of the weights; None where neither is wanted.
-
-    Raises:
-        RecipeError: for a law or an option that there is not, and where the optimizer has a law already.
-    """
+    """The callback that attaches a law or an average of the weights; None where neither is wanted."""
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
     if law is None and not given:
         return None

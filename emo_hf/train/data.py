@@ -67,11 +67,7 @@ class Examples:
 
 
 def load_examples(options: DataArguments, task: Task) -> Examples:
-    """Load, check, split and thin out the examples, the same on every rank.
-
-    Raises:
-        RecipeError: if the data cannot be read or do not fit the task.
-    """
+    """Load, check, split and thin out the examples, the same on every rank."""
     train, validation = _read_sides(options, task)
     there = [name for name in task.label_columns if name in train.column_names]
     label_column = options.label_column or next(iter([*there, *task.label_columns]), None)
@@ -156,17 +152,10 @@ def _check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
             raise RecipeError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
-        for row, value in enumerate(dataset[column]):
-            if value is None:
-                raise RecipeError(f"{side} example {row + 1} has nothing in column {column!r}")
 
 
 def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[Any]:
-    """The name of each example's label, or a list of names where it has several (`tags`).
-
-    Raises:
-        RecipeError: if there is no such column, or it holds something else than strings, integers or classes.
-    """
+    """The name of each example's label, or a list of names where it has several (`tags`)."""
     if column not in dataset.column_names:
         columns = ", ".join(dataset.column_names)
         raise RecipeError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")

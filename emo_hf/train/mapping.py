@@ -12,11 +12,7 @@ from emo_hf.train.errors import RecipeError, one_line
 
 
 def read_mapping(option: str, text: str | None) -> dict[str, Any]:
-    """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None.
-
-    Raises:
-        RecipeError: if it is none.
-    """
+    """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None."""
     if not text:
         return {}
     try:
@@ -41,11 +37,7 @@ def _number(value: Any) -> Any:
 
 
 def check_keys(option: str, given: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """Refuse keys that `owner` does not know.
-
-    Raises:
-        RecipeError: with the name that was probably meant.
-    """
+    """Refuse keys that `owner` does not know."""
     names = list(known)
     for key in given:
         if key not in names:

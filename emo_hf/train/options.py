@@ -161,7 +161,7 @@ ACCEPTED: dict[str, Check] = {
     ),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "max_grad_norm", "image_size", "adam_epsilon", "warmup_steps", "eval_delay",
-         "dataloader_num_workers", "seed", "data_seed"),
+         "dataloader_num_workers", "split_seed"),
         _NOT_NEGATIVE,
     ),
     **dict.fromkeys(
@@ -170,6 +170,7 @@ ACCEPTED: dict[str, Check] = {
     **dict.fromkeys(
         ("lora_dropout", "validation_fraction", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE
     ),
+    **dict.fromkeys(("seed", "data_seed"), (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")),
     "dpo_label_smoothing": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),
     "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
 }  # fmt: skip
@@ -177,11 +178,7 @@ ACCEPTED: dict[str, Check] = {
 
 
 def check_numbers(options: dict[str, Any]) -> None:
-    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass.
-
-    Raises:
-        RecipeError: with the option, its value and what is accepted.
-    """
+    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass."""
     for name, (accepts, which) in ACCEPTED.items():
         value = options[name]
         if value is not None and not accepts(value):

@@ -21,9 +21,6 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
         resume: a checkpoint, a run's folder (its last checkpoint is meant), `true` (the last one in output_dir),
             `auto` (the same, if there is one), or nothing.
         overwrite: whether a run that is there already may be replaced.
-
-    Raises:
-        RecipeError: if the folder cannot be made, there is no such checkpoint, or a run would be overwritten.
     """
     folder, choice = Path(output_dir), (resume or "false").lower()
     _check_writable(folder)

@@ -22,11 +22,7 @@ CURVES = "curves.png"
 
 
 def read_curves(folder: str) -> list[Run]:
-    """The run in a folder; where the weights were evaluated beside their average, once for each of the two.
-
-    Raises:
-        RecipeError: if there is no run.
-    """
+    """The run in a folder; where the weights were evaluated beside their average, once for each of the two."""
     with saying("beside: ", PlotError, OSError, ValueError):
         run = read_run(Path(folder))
     loss = WEIGHTS + "_loss"

@@ -39,9 +39,6 @@ def rule_of(optim: str, optim_args: str | None) -> str:
     Args:
         optim: as the Trainer takes it.
         optim_args: as the Trainer takes it; says the generation of an optimizer of the family.
-
-    Raises:
-        RecipeError: for an optimizer of which no rate is known.
     """
     if optim in family_names():
         version = version_of(optim, read_options(parse_optim_args(optim_args)))

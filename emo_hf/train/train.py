@@ -74,9 +74,6 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The facts of the run; see `facts_of`.
-
-    Raises:
-        RecipeError: for what the user can put right.
     """
     started = time.monotonic()
     training, task, output = job.training, get_task(job.model.task), job.output
@@ -119,11 +116,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def prepare(job: Job) -> tuple[Trainer, Examples]:
-    """Seed everything, load data and model, and make the Trainer, which has done nothing yet.
-
-    Raises:
-        RecipeError: for what the user can put right.
-    """
+    """Seed everything, load data and model, and make the Trainer, which has done nothing yet."""
     training, task = job.training, get_task(job.model.task)
     (enable_full_determinism if training.full_determinism else set_seed)(training.seed)
     with training.main_process_first(local=False, desc="loading the data"):

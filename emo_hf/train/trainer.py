@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,8 @@ def saved_names(folder: Path) -> set[str]:
     index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
     if index.is_file():
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    if not single.is_file():
-        return set()
-    with safe_open(single, "pt") as file:
-        return set(file.keys())
+    with safe_open(single, "pt") if single.is_file() else nullcontext() as file:
+        return set(file.keys()) if file else set()
 
 
 class PlainTrainer(JobTrainer, Trainer):
@@ -91,16 +90,10 @@ class PlainTrainer(JobTrainer, Trainer):
 
 
 class SeededByEpoch(Sampler[int]):
-    """A sampler whose generator is seeded anew each time that it is iterated over.
-
-    Args:
-        sampler: has an attribute `generator`.
-        seed: called at the beginning of each epoch.
-    """
+    """A sampler whose generator is seeded anew, with what `seed()` gives, each time that it is iterated over."""
 
     def __init__(self, sampler: Any, seed: Callable[[], int]) -> None:
-        self._sampler = sampler
-        self._seed = seed
+        self._sampler, self._seed = sampler, seed
 
     def __len__(self) -> int:
         return len(self._sampler)

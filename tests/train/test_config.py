@@ -148,6 +148,7 @@ WRONG = [
     ("per_device_train_batch_size: 0", "per_device_train_batch_size must be a whole number of at least 1, got 0"),
     ("max_steps: -5", "max_steps must be at least 1, or -1 for num_train_epochs, got -5"),
     ("num_train_epochs: 0", "num_train_epochs must be a finite number above 0, got 0.0"),
+    ("seed: 4294967296", "seed must be at least 0 and below 2**32, got 4294967296"),
     ("adam_beta1: 2", "adam_beta1 must be at least 0 and below 1, got 2.0"),
     ("logging_steps: -3", "logging_steps must be a finite number above 0, got -3.0"),
     ("text_columns: [a, b, c]", "text_columns must be one or two columns, got ['a', 'b', 'c']"),

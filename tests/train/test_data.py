@@ -132,6 +132,7 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
             r"all training examples have the label \['x'\]",
         ),
         ("text,label\n", {}, "cannot be read|no training examples"),
+        ('{"text": null, "label": "x"}\n{"text": "b", "label": "y"}', {}, "training example 1 has nothing in column"),
         ("text,topic\na,x\nb,y\n", {}, "no column 'label', the columns are text, topic"),
         ("text,label\na,x\nb,y\n", {"text_columns": ["body"]}, "text_columns: no column 'body'"),
         ("q,a,label\na,b,x\nc,d,y\n", {}, "text_columns is needed: the columns are q, a, label"),
@@ -141,7 +142,7 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(
     tmp_path: Path, content: str, options: dict[str, Any], said: str
 ) -> None:
-    file = tmp_path / "data.csv"
+    file = tmp_path / ("data.jsonl" if content.startswith("{") else "data.csv")
     file.write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=said):
         classified(train_file=str(file), **options)

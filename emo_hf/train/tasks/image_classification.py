@@ -9,9 +9,9 @@ from datasets import Dataset, Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from emo_hf.train.builtin import drawn_digits
 from emo_hf.train.data import LABELS, TABLES
 from emo_hf.train.errors import RecipeError
-from emo_hf.train.images import drawn_digits, read_idx
 from emo_hf.train.mapping import read_mapping
 from emo_hf.train.measures import ACCURACY, CLASSIFICATION, MACRO_F1
 from emo_hf.train.model import load
@@ -27,7 +27,7 @@ class ImageClassification(Task):
 
     name = "image-classification"
     auto = AutoModelForImageClassification
-    formats = {"ubyte": read_idx, ".parquet": TABLES[".parquet"]}
+    formats = {".parquet": TABLES[".parquet"]}
     builtin = {"drawn-digits": drawn_digits}
     columns = ("image",)
     label_columns = ("label", "labels")
