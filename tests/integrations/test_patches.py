@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -16,6 +17,7 @@ from accelerate import Accelerator
 
 import emo_hf
 from emo_hf.integrations import accelerate as loss_tap
+from emo_hf.integrations import patches
 from emo_hf.integrations.patches import PATCHES, put, take_back
 from tests.emo_cases import parameters
 
@@ -65,6 +67,26 @@ def test_a_place_that_has_moved_is_named_with_the_remedy_and_the_rest_is_put(
     assert said.startswith("accelerate:Accelerator.prepare_model is not there in this version")
     assert "losses are exchanged at the step" in said
     loss_tap._switched_off = False
+
+
+def test_a_former_copy_of_ours_is_replaced_and_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Owner:
+        def method(self) -> list[str]:
+            return ["theirs"]
+
+    def adding(name: str) -> Any:
+        return lambda original: lambda self: [name, *original(self)]
+
+    monkeypatch.setattr(patches, "_find", lambda place: (Owner, "method"))
+    monkeypatch.setattr(patches, "_before", {})
+    put("somewhere", adding("first copy"))
+    monkeypatch.setattr(patches, "_before", {})  # as after a second import of the package
+    put("somewhere", adding("second copy"))
+    assert Owner().method() == ["second copy", "theirs"]
+    Owner.method = functools.wraps(Owner.method)(adding("somebody")(Owner.method))
+    monkeypatch.setattr(patches, "_before", {})
+    put("somewhere", adding("third copy"))
+    assert Owner().method() == ["third copy", "somebody", "second copy", "theirs"]
 
 
 def test_importing_the_package_changes_nothing_anywhere() -> None:
