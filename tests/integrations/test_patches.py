@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ from emo_hf.integrations import accelerate as loss_tap
 from emo_hf.integrations import patches
 from emo_hf.integrations.patches import PATCHES, put, take_back
 from tests.emo_cases import parameters
+
+
+@pytest.fixture(autouse=True)
+def untapped() -> Iterator[None]:
+    loss_tap.uninstall()
+    loss_tap._switched_off = False  # as it is in a process of its own
+    yield
+    loss_tap.uninstall()
+    loss_tap._switched_off = False
+
 
 METHODS = [place for place in PATCHES if place.startswith(("accelerate:", "torch"))]
 
@@ -34,9 +45,7 @@ def test_every_place_is_there_in_the_versions_that_are_tested(place: str) -> Non
 
 
 @pytest.mark.parametrize("place", METHODS)
-def test_a_method_is_put_before_another_and_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loss_tap.uninstall()
-    monkeypatch.setattr(loss_tap, "_switched_off", False)
+def test_a_method_is_put_before_another_and_taken_back(place: str) -> None:
     module, _, path = place.partition(":")
     owner: Any = getattr(importlib.import_module(module), path.split(".")[0])
     name = path.split(".")[1]
@@ -54,8 +63,6 @@ def test_a_method_is_put_before_another_and_taken_back(place: str, monkeypatch: 
 def test_a_place_that_has_moved_is_named_with_the_remedy_and_the_rest_is_put(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loss_tap.uninstall()
-    monkeypatch.setattr(loss_tap, "_switched_off", False)
     with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, logger="emo_hf"):
         patched.delattr(Accelerator, "prepare_model")
         untapped = Accelerator.backward
@@ -66,7 +73,6 @@ def test_a_place_that_has_moved_is_named_with_the_remedy_and_the_rest_is_put(
     (said,) = {record.getMessage() for record in caplog.records}
     assert said.startswith("accelerate:Accelerator.prepare_model is not there in this version")
     assert "losses are exchanged at the step" in said
-    loss_tap._switched_off = False
 
 
 def test_a_former_copy_of_ours_is_replaced_and_what_others_put_over_it_stays(monkeypatch: pytest.MonkeyPatch) -> None:
