@@ -114,8 +114,8 @@ def put(place: str, over: Callable[[Any], Any]) -> None:
                        place, PATCHES[place].why, PATCHES[place].if_moved)  # fmt: skip
         return
     if place not in _before:
-        while hasattr(present, OURS):  # left by a former copy of this module, before a reload
-            present = getattr(present, OURS)
+        while _is_ours(present):  # left by a former copy of this module, before a reload
+            present = present.__wrapped__
         ours = functools.wraps(present)(over(present))
         setattr(ours, OURS, present)
         setattr(owner, name, present)
@@ -132,6 +132,11 @@ def take_back(place: str) -> None:
     if ours is not None and vars(owner).get(name) is ours:
         setattr(owner, name, original)
         del _before[place]
+
+
+def _is_ours(method: Any) -> bool:
+    # A wrapper of somebody else's has copied the mark, and stands before another method.
+    return hasattr(method, OURS) and getattr(method, OURS) is getattr(method, "__wrapped__", None)
 
 
 def _find(place: str) -> tuple[Any, str]:
