@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.integrations import accelerate as _accelerate
 from emo_hf.laws.decision import EmotionView
 from emo_hf.optim import family as _family
 from emo_hf.optim.attach import attach

@@ -74,13 +74,13 @@ def _compare() -> argparse.ArgumentParser:
 
 
 def _train() -> argparse.ArgumentParser:
-    from emo_hf.train.config import _make_parser
+    from emo_hf.train.config import make_parser
     from emo_hf.trainer.registry import is_registered, register, unregister
 
     was_registered = is_registered()
     register()
     try:
-        return _make_parser()
+        return make_parser()
     finally:
         if not was_registered:
             unregister()

@@ -1,4 +1,4 @@
-"""Downloads the data of the published studies, and makes of them the files that emo_hf.study.tasks reads.
+"""Downloads the data of the published studies, and makes of them the files that the tasks in scripts/studies read.
 
     python scripts/get_study_data.py --to data     # 7 MB from GitHub, 8 MB on the disk
     EMO_HF_DATA=data emo-hf compare configs/studies/report.yaml --output_dir outputs/studies/report

@@ -22,12 +22,12 @@ from measuring import extra_memory, free_memory, in_turns, state_bytes
 from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]
 
-KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers")
+KERNELS = ("elementwise", "fact", "formats", "eight_bits", "optimizers", "trust")
 """What the tests of the Triton kernels are about."""
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,9 +65,8 @@ def kernels(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]
         pytest(found, wrong, *(str(folder / f"on_device_{name}.py") for name in KERNELS))
     for name, cls in FIRST_GENERATIONS.items():
         optimizer = cls([nn.Parameter(torch.ones(3, device=options.device))])
-        chosen = optimizer._implementation(optimizer.param_groups[0], optimizer.param_groups[0]["params"][0])
-        implementations = optimizer.rule.implementations
-        found[f"{name} moves with"] = next((key for key, value in implementations.items() if value is chosen), "?")
+        group = optimizer.param_groups[0]
+        found[f"{name} moves with"] = optimizer._buckets.implementation(group, group["params"][0])
 
 
 def tests(options: argparse.Namespace, found: dict[str, Any], wrong: list[str]) -> None:

@@ -60,7 +60,7 @@ def make(cls: type[EmoOptimizer], params: Any, implementation: str | None = None
     """An optimizer that moves its tensors with the named implementation, or with its own choice."""
     optimizer = cls(params, **options)
     if implementation is not None:
-        optimizer._implementation = lambda group, param: optimizer._rule.implementations[implementation]  # type: ignore[method-assign]
+        optimizer._buckets.implementation = lambda group, param: implementation  # type: ignore[method-assign]
     return optimizer
 
 

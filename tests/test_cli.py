@@ -78,7 +78,7 @@ def test_a_package_that_is_not_there_is_named_with_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "emo_hf.study.main", raising=False)
-    monkeypatch.delitem(sys.modules, "emo_hf.study.study", raising=False)
+    monkeypatch.delitem(sys.modules, "emo_hf.study.schema", raising=False)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert main(["compare", "study.yaml"]) == 2
     assert capsys.readouterr().err == 'emo-hf compare needs yaml: pip install "emo_hf[hf]"\n'

@@ -24,7 +24,7 @@ pytest.importorskip("hatchling", reason="needs hatchling, which is in the extra 
 ROOT = Path(__file__).parent.parent
 
 FOR_READERS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "NOTICE")
-TO_TEST = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/data/checkpoints_0.1.0.pt", ".ci/run")
+TO_TEST = ("pyproject.toml", "constraints.txt", "tests/conftest.py", ".ci/run", ".ci/checks")
 
 NOT_OURS = {"__pycache__", ".git", "outputs", "data", "dist", "build", ".pytest_cache", ".mypy_cache", ".ruff_cache"}
 
@@ -116,7 +116,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def python(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh environment with the wheel, on top of the packages that this one has, but for this checkout."""
-    folder = tmp_path_factory.mktemp("fresh") / "env"
+    return fresh(built.wheel, tmp_path_factory.mktemp("fresh") / "env")
+
+
+def fresh(package: Path, folder: Path) -> Path:
+    """The Python of a new environment with nothing but a wheel or sdist and the packages that this one has."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, folder=folder.parent)
     (site,) = folder.glob("lib/python*/site-packages")
     # Folders of a .pth file are not searched for .pth files of their own, such as an editable installation's.
@@ -125,7 +129,7 @@ def python(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     installed = folder / "bin" / "python"
     run(
         sys.executable, "-m", "pip", "--python", installed, "install", "-q", "--no-index", "--no-deps",
-        "--force-reinstall", "--ignore-installed", built.wheel, folder=folder.parent,
+        "--no-build-isolation", "--force-reinstall", "--ignore-installed", package, folder=folder.parent,
     )  # fmt: skip
     return installed
 
@@ -164,8 +168,16 @@ def test_a_wheel_made_from_the_sdist_is_the_same_wheel(built: Built, tmp_path: P
     assert again.read_bytes() == built.wheel.read_bytes()
 
 
+def test_a_package_index_would_take_both(built: Built) -> None:
+    pytest.importorskip("twine", reason="needs twine, which is in the extra `test`")
+    said = run(sys.executable, "-m", "twine", "check", "--strict", built.wheel, built.sdist, folder=built.wheel.parent)
+    assert said.count("PASSED") == 2, said
+
+
 def test_what_the_package_says_of_itself_is_complete(built: Built) -> None:
     said = built.metadata
+    for word in ("EmoNavi", "any torch optimizer", "average of the weights", "guard", "Trainer", "PEFT", "accelerate"):
+        assert word in said["Summary"]
     assert said["License-Expression"] == "Apache-2.0"
     assert said.get_all("License-File") == ["LICENSE", "NOTICE"]
     assert {name.partition(".dist-info/")[2] for name in built.in_wheel if "/licenses/" in name} == {
@@ -191,6 +203,12 @@ def test_the_installed_wheel_imports_and_steps_with_kernels_that_it_compiles_its
     if find_compiler() is not None:
         assert said["kernels"]
         assert list((tmp_path / "cache").rglob("*.so")), "compiled now, from the sources in the wheel"
+
+
+def test_the_sdist_can_be_installed_without_a_network_and_steps(built: Built, tmp_path: Path) -> None:
+    said = json.loads(run(fresh(built.sdist, tmp_path / "env"), "-c", STEP, folder=tmp_path))
+    assert Path(said["file"]).is_relative_to(tmp_path / "env")
+    assert said["moved"] > 1e-4
 
 
 def test_the_installed_commands_work_from_any_folder(python: Path, tmp_path: Path) -> None:

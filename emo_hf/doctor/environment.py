@@ -8,7 +8,8 @@ import importlib.util
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -92,6 +93,7 @@ def _native() -> Finding:
         if compiler is None:
             why = "no C compiler found (CC, cc, gcc, clang): steps are taken in plain PyTorch, more slowly"
         return Finding(name=name, passed=None, said=why, remedy="install gcc or clang, or set CC to a compiler")
+    command = shlex.join(compiler or ())
     try:
         folder = cache_folder()
         trouble = objection(folder)
@@ -100,10 +102,10 @@ def _native() -> Finding:
     if trouble is not None:
         return Finding(
             name=name,
-            said=f"compiled with {compiler} for this process alone: {trouble}",
+            said=f"compiled with {command} for this process alone: {trouble}",
             remedy="set EMO_HF_CACHE to a folder of yours, else each process compiles them for about a second",
         )
-    return Finding(name=name, said=f"compiled with {compiler}, kept in {folder}")
+    return Finding(name=name, said=f"compiled with {command}, kept in {folder}")
 
 
 def _fused(device: str) -> Finding:
@@ -172,9 +174,8 @@ def chosen_paths() -> dict[str, str]:
 def _path(cls: type[EmoOptimizer], device: torch.device, dtype: torch.dtype) -> str:
     param = torch.nn.Parameter(torch.zeros(2, 2, device=device, dtype=dtype))
     optimizer: Any = cls([param])
-    taken = optimizer._implementation(optimizer.param_groups[0], param)
-    implementations: dict[str, Callable[..., Any]] = optimizer.rule.implementations
-    return next((name for name, each in implementations.items() if each is taken), "plain")
+    name: str = optimizer._buckets.implementation(optimizer.param_groups[0], param)
+    return name
 
 
 @contextlib.contextmanager

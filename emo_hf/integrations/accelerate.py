@@ -1,4 +1,4 @@
-"""How a loss reaches an emo optimizer without the user's help.
+"""accelerate: how a loss reaches an emo optimizer without the user's help.
 
 The tap sits on `accelerate.Accelerator.backward`: every loss that the Trainer, TRL, diffusers-style loops and kohya
 send to backward passes there, before DeepSpeed steps inside it and before fp16 scaling. It feeds the emo optimizers
@@ -8,21 +8,21 @@ in place; nothing else does. `uninstall()` takes it away, and with EMO_HF_TAP=0 
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from emo_hf.integrations.deepspeed_offload import keeping
-from emo_hf.integrations.felt_once import unfelt
+from emo_hf.integrations.deepspeed import keeping_the_optimizer
+from emo_hf.integrations.patches import put, take_back
 from emo_hf.optim.attachment import Attachment, attached_to
-from emo_hf.optim.engine import on_construction
 from emo_hf.optim.optimizer import EmoOptimizer
 
 if TYPE_CHECKING:
@@ -31,12 +31,8 @@ if TYPE_CHECKING:
 SWITCH = "EMO_HF_TAP"
 """Environment variable: 0 leaves accelerate alone."""
 
-OURS = "_emo_hf_original"
-"""Under which name our methods keep those that they stand for."""
-
 _tapping = False  # whether losses that pass are fed; our methods may lie below those that others put over them
 _switched_off = False  # by `uninstall`, until the next `install`
-_originals: dict[str, tuple[Any, Any]] = {}  # name of a method → (ours, what it stands for)
 
 _prepared: weakref.WeakKeyDictionary[Accelerator, weakref.WeakSet[nn.Module]] = weakref.WeakKeyDictionary()
 """The models as they were wrapped: the accelerator itself keeps only what is inside."""
@@ -52,43 +48,44 @@ def wire() -> None:
 
 
 def install() -> None:
-    """Put the tap on `Accelerator.backward`, and note what `prepare_model` makes. Doing it twice changes nothing."""
-    from accelerate import Accelerator
-
+    """Put our methods on `Accelerator`; see `patches.py`. Doing it twice changes nothing."""
     global _tapping, _switched_off
     _tapping, _switched_off = True, False
-    for name, over in (("backward", _tapped), ("prepare_model", _noted), ("_prepare_deepspeed", keeping)):
-        present = getattr(Accelerator, name)
-        if name not in _originals:
-            present = _without_former(present)
-            _originals[name] = over(present), present
-            setattr(_originals[name][0], OURS, present)
-            setattr(Accelerator, name, present)
-        ours, original = _originals[name]
-        if present is original:  # by now, or again, if somebody has put it back
-            setattr(Accelerator, name, ours)
+    for name, over in _METHODS.items():
+        put(f"accelerate:Accelerator.{name}", over)
 
 
-def _without_former(method: Any) -> Any:
-    """What lies below a method of ours that a former copy of this module has left there, as before a reload."""
-    while hasattr(method, OURS):
-        method = getattr(method, OURS)
-    return method
+def uninstall() -> None:
+    """Give the methods of `Accelerator` back as they were, for good: only `install()` brings the tap back."""
+    global _tapping, _switched_off
+    _tapping, _switched_off = False, True
+    for name in _METHODS:
+        take_back(f"accelerate:Accelerator.{name}")
 
 
 def _tapped(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def backward(self: Accelerator, loss: torch.Tensor, **kwargs: Any) -> Any:
         if not (_tapping and feed(self, loss, divided=kwargs.get("scale_wrt_gas", True))):
             return original(self, loss, **kwargs)
-        with unfelt():  # it has been felt: what `feel_backward` watches is not to feel it once more
+        with passed_on():
             return original(self, loss, **kwargs)
 
     return backward
 
 
+def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
+    def clip_grad_norm_(self: Accelerator, parameters: Any, max_norm: Any, norm_type: Any = 2) -> Any:
+        params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        norm = original(self, params, max_norm, norm_type)
+        if _tapping and norm is not None and float(norm_type) >= 1.0:
+            for optimizer in filter(None, map(unwrap, self._optimizers)):
+                optimizer.saw_gradient_norm(norm, params)
+        return norm
+
+    return clip_grad_norm_
+
+
 def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
     def prepare_model(self: Accelerator, *args: Any, **kwargs: Any) -> Any:
         model = original(self, *args, **kwargs)
         _prepared.setdefault(self, weakref.WeakSet()).add(model)
@@ -97,19 +94,35 @@ def _noted(original: Callable[..., Any]) -> Callable[..., Any]:
     return prepare_model
 
 
-def uninstall() -> None:
-    """Give the methods of `Accelerator` back as they were, for good: only `install()` brings the tap back.
+_METHODS = {
+    "backward": _tapped,
+    "clip_grad_norm_": _clipping,
+    "prepare_model": _noted,
+    "_prepare_deepspeed": keeping_the_optimizer,
+}
 
-    Where somebody has put a method of their own over ours, theirs stays, and ours passes losses on unseen.
-    """
-    from accelerate import Accelerator
 
-    global _tapping, _switched_off
-    _tapping, _switched_off = False, True
-    for name, (ours, original) in list(_originals.items()):
-        if vars(Accelerator).get(name) is ours:
-            setattr(Accelerator, name, original)
-            del _originals[name]
+class _Depth(threading.local):
+    value = 0
+
+
+_depth = _Depth()
+
+
+@contextmanager
+def passed_on() -> Iterator[None]:
+    """While a backward pass runs whose loss has been passed on: passes within it show `feel_backward` nothing."""
+    _depth.value += 1
+    try:
+        yield
+    finally:
+        _depth.value -= 1
+
+
+def is_outermost_pass() -> bool:
+    """Whether a backward pass that begins here and now is within no other."""
+    # Autograd's own threads, in which backward passes within others run on a GPU, were not made by Python.
+    return not _depth.value and not isinstance(threading.current_thread(), threading._DummyThread)
 
 
 def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
@@ -127,7 +140,7 @@ def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
         return False
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
-    optimizers = list(emo_optimizers(accelerator))
+    optimizers = [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
     for optimizer in optimizers:
         optimizer.tap_loss(
             loss,
@@ -153,14 +166,6 @@ def _ranks_meet(accelerator: Accelerator) -> bool:
     return bool(flags) and all(flags)
 
 
-def emo_optimizers(accelerator: Accelerator) -> Iterator[EmoOptimizer | Attachment]:
-    """The optimizers with an emotion that an accelerator has prepared."""
-    for prepared in accelerator._optimizers:
-        emotional = unwrap(prepared)
-        if emotional is not None:
-            yield emotional
-
-
 def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
     """What takes in the loss inside of any number of wrappers (accelerate, DeepSpeed, …), or None.
 
@@ -180,8 +185,3 @@ def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
         seen.append(optimizer)
         optimizer = getattr(optimizer, "optimizer", None)
     return None
-
-
-# One of them, also where this module is loaded once more.
-on_construction[:] = [hook for hook in on_construction if hook.__module__ != __name__]
-on_construction.append(wire)

@@ -1,44 +1,46 @@
-"""How a loss reaches an emo optimizer in loops that call `loss.backward()` themselves, where they ask for it.
+"""Plain loops: how a loss reaches an emo optimizer where `loss.backward()` is called, if one asks for it.
 
-`feel_backward(optimizer)` lays a method over `torch.Tensor.backward` for as long as its handle lives. It looks at the
-loss before backward runs, as the tap on accelerate does, and waits for no device. Nothing here acts unasked.
+While a handle of `feel_backward(optimizer)` is there, a method of ours stands before `torch.Tensor.backward`. It takes
+the loss in before backward runs, as the tap on accelerate does, and waits for no device.
 """
 
 from __future__ import annotations
 
-import functools
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.integrations.accelerate import unwrap
-from emo_hf.integrations.felt_once import feels, unfelt
+from emo_hf.integrations.accelerate import is_outermost_pass, passed_on, unwrap
+from emo_hf.integrations.patches import put, take_back
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.optimizer import EmoOptimizer
 
 UNSCALED = "_emo_hf_unscaled"
 """Under which name a loss that a gradient scaler has multiplied keeps the loss as it was."""
 
+ELSEWHERE = ("full_tensor", "_is_flat_param", "_fsdp_flattened", "ds_id")
+"""Attributes of parameters whose gradients are kept elsewhere: FSDP2, FSDP1 in two ways, DeepSpeed."""
+
 _handles: list[FeelBackward] = []
-_laid_over: list[tuple[Any, str, Any, Any]] = []  # class, name, our method, the one below it
 
 
 def feel_backward(*optimizers: Optimizer) -> FeelBackward:
-    """Have every `loss.backward()` felt by emo optimizers, from now on or within a `with` statement.
+    """Have the loss of every `loss.backward()` reach emo optimizers, from now on or within a `with` statement.
 
         with emo_hf.feel_backward(optimizer):
             train()
 
-    What is felt: the loss of a backward pass that is called as a method of a real tensor with one element, before it
-    runs. What is not: passes within another (gradient checkpointing), `torch.autograd.grad` and
-    `torch.autograd.backward`, a loss that has passed the tap on accelerate, and one that leaves no gradient in the
-    optimizer's parameters, as that of a discriminator does. Where gradients are kept elsewhere (FSDP, DeepSpeed) the
-    last cannot be seen, and every loss counts.
+    What counts: the loss of a backward pass that is called as a method of a real tensor with one element. What does
+    not: passes within another (gradient checkpointing), `torch.autograd.grad` and `torch.autograd.backward`, a loss
+    that has passed the tap on accelerate, and one that leaves no gradient in the optimizer's parameters, as that of a
+    discriminator does. Where gradients are kept elsewhere (FSDP, DeepSpeed) the last cannot be seen, and every loss
+    counts.
 
     Several losses before a step are averaged, whether or not the loop divides them. A loss that a
-    `torch.amp.GradScaler` has scaled is felt as it was before. What `observe` shows takes precedence.
+    `torch.amp.GradScaler` has scaled counts as it was before. What `observe` shows takes precedence.
 
     Args:
         optimizers: emo optimizers, optimizers with an attached emotion, or wrappers that hold such as `.optimizer`.
@@ -68,19 +70,20 @@ class FeelBackward:
     def __init__(self, optimizers: list[EmoOptimizer | Attachment]) -> None:
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         _handles.append(self)
-        if not _laid_over:
-            _lay_over()
+        put("torch:Tensor.backward", _passing_on)
+        put("torch.amp:GradScaler.scale", _remembering)
 
     def optimizers(self) -> list[EmoOptimizer | Attachment]:
         """Those that are still there."""
         return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
 
     def remove(self) -> None:
-        """Feel nothing more, and give torch its methods back with the last handle; twice changes nothing."""
+        """Show the optimizers nothing more, and give torch its methods back with the last handle."""
         if self in _handles:
             _handles.remove(self)
         if not _handles:
-            _take_off()
+            take_back("torch:Tensor.backward")
+            take_back("torch.amp:GradScaler.scale")
 
     def __enter__(self) -> FeelBackward:
         return self
@@ -89,35 +92,51 @@ class FeelBackward:
         self.remove()
 
 
-def _lay_over() -> None:
-    for owner, name, over in ((torch.Tensor, "backward", _feeling), (torch.amp.GradScaler, "scale", _remembering)):
-        below = getattr(owner, name)
-        _laid_over.append((owner, name, over(below), below))
-        setattr(owner, name, _laid_over[-1][2])
+class LossOfPass:
+    """Shows the loss of a backward pass, and takes it back from optimizers that the pass gave no gradients to.
+
+    Args:
+        optimizers: those that may be concerned.
+    """
+
+    def __init__(self, optimizers: Iterable[EmoOptimizer | Attachment]) -> None:
+        self._before = [(optimizer, _gradients(optimizer)) for optimizer in optimizers]
+
+    def show(self, loss: torch.Tensor, **how: Any) -> None:
+        """Before the pass; `how` is as for `tap_loss`."""
+        for optimizer, _ in self._before:
+            optimizer.tap_loss(loss, weight=1.0, **how)
+
+    def end(self) -> None:
+        """After the pass."""
+        for optimizer, before in self._before:
+            now = _gradients(optimizer)
+            if before is not None and now is not None and all(map(_is_same, before, now)):
+                optimizer._engine.losses.take_back()
 
 
-def _take_off() -> None:
-    for owner, name, ours, below in _laid_over:
-        if getattr(owner, name) is ours:  # else somebody has laid theirs over it; ours feels nothing any more
-            setattr(owner, name, below)
-    _laid_over.clear()
+def _gradients(optimizer: EmoOptimizer | Attachment) -> list[tuple[torch.Tensor | None, int]] | None:
+    """Each parameter's gradient and how often it was changed; None where gradients may be kept elsewhere."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if not params or any(hasattr(param, sign) for param in params for sign in ELSEWHERE):
+        return None
+    return [(param.grad, 0 if param.grad is None else param.grad._version) for param in params]
 
 
-def _feeling(original: Any) -> Any:
-    @functools.wraps(original)
+def _is_same(before: tuple[Any, int], now: tuple[Any, int]) -> bool:
+    return before[0] is now[0] and before[1] == now[1]
+
+
+def _passing_on(original: Any) -> Any:
     def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (_handles and feels() and _is_loss(self, *args, **kwargs)):
+        if not (_handles and is_outermost_pass() and _is_loss(self, *args, **kwargs)):
             return original(self, *args, **kwargs)
-        by_identity = {id(optimizer): optimizer for handle in _handles for optimizer in handle.optimizers()}
-        before = [(optimizer, _gradients(optimizer)) for optimizer in by_identity.values()]
-        for optimizer, gradients in before:
-            # Gradients that cannot be seen would look as if they had been thrown away after the last micro-batch.
-            optimizer.tap_loss(getattr(self, UNSCALED, self), weight=1.0, last=gradients is not None)
-        with unfelt():
+        optimizers = {id(optimizer): optimizer for handle in _handles for optimizer in handle.optimizers()}
+        loss = LossOfPass(optimizers.values())
+        loss.show(getattr(self, UNSCALED, self), graph=self)
+        with passed_on():
             result = original(self, *args, **kwargs)
-        for optimizer, gradients in before:
-            if gradients is not None and gradients == _gradients(optimizer):
-                optimizer._engine.losses.untap()  # it was of something else
+        loss.end()
         return result
 
     return backward
@@ -127,21 +146,7 @@ def _is_loss(tensor: torch.Tensor, gradient: Any = None, *_: Any, **kwargs: Any)
     return gradient is None and tensor.requires_grad and tensor.numel() == 1 and not tensor.is_complex()
 
 
-def _gradients(optimizer: EmoOptimizer | Attachment) -> list[tuple[int, int]] | None:
-    """Stands for the gradients that there are; None where they may be kept elsewhere."""
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    if not params or any(map(_keeps_gradients_elsewhere, params)):
-        return None
-    return [(id(param.grad), param.grad._version) for param in params if param.grad is not None]
-
-
-def _keeps_gradients_elsewhere(param: torch.Tensor) -> bool:
-    signs = ("full_tensor", "_is_flat_param", "_fsdp_flattened", "ds_id")  # FSDP2, FSDP1 in two ways, DeepSpeed
-    return any(hasattr(param, sign) for sign in signs)
-
-
 def _remembering(original: Any) -> Any:
-    @functools.wraps(original)
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
         if isinstance(outputs, torch.Tensor) and isinstance(scaled, torch.Tensor):

@@ -10,16 +10,17 @@ import importlib
 import importlib.util
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.integrations.lightning_losses import LossesOfBackward, emotional
+from emo_hf.integrations.backward import LossOfPass
 from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.laws.words import text_of
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.has_emotion import HasEmotion
@@ -47,10 +48,11 @@ _Callback: Any = _lightnings_callback()
 class EmoLightningCallback(_Callback):
     """Makes emo optimizers, and others with an emotion attached, feel the loss in a Lightning `Trainer`.
 
-    The loss of each backward pass is shown before it begins, without the scale of a gradient scaler. In automatic
-    optimization the loss of a step is the mean over its micro-batches, also where an epoch ends with fewer of them. In
-    manual optimization it is the mean over the backward passes since the last step, and with several optimizers each
-    is shown the losses of those backward passes that give gradients to its parameters; see `LossesOfBackward`.
+    The loss of each backward pass is shown before it begins, without the scale of a gradient scaler. The loss of a
+    step is the mean over its micro-batches, also where an epoch ends with fewer of them; in manual optimization, over
+    the backward passes since the last step. With several optimizers each is shown the losses of those passes that give
+    gradients to its parameters: not what `toggle_optimizer` has switched off. What a module observes by itself takes
+    precedence.
 
     Metrics go through `self.log` to loggers, progress bar and `trainer.callback_metrics`, where Lightning logs
     (`log_every_n_steps`): `emo/coefficient`, …, and with several emotions `emo/<class of optimizer>/coefficient`, …
@@ -105,7 +107,7 @@ class EmoLightningCallback(_Callback):
         self._self_stop = SelfStop(action=self_stop, patience=patience, min_steps=min_steps)
         self._warmup_steps, self._validation_loss, self._prog_bar = warmup_steps, validation_loss, prog_bar
         self._emotional: dict[str, EmoOptimizer | Attachment] = {}
-        self._losses = LossesOfBackward()
+        self._pass: LossOfPass | None = None
         self._has_stepped = False
         self._was_done = False
         self._last_decisions: dict[str, list[Note]] = {}
@@ -117,7 +119,6 @@ class EmoLightningCallback(_Callback):
                 if unwrap(optimizer) is None:
                     attach(optimizer, self._emotion, **self._law_options)
         self._emotional = _by_name(trainer.optimizers)
-        self._losses = LossesOfBackward()
         if not self._emotional:
             logger.warning(
                 "EmoLightningCallback has nothing to do: no optimizer of %s has an emotion. Use one of the emo "
@@ -135,14 +136,27 @@ class EmoLightningCallback(_Callback):
         self._last_decisions = {name: list(emo.decisions) for name, emo in self._emotional.items()}
         self._was_done, self._has_stepped = self._why_done() is not None, False
 
-    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
-        self._losses.begin(trainer, pl_module, loss)
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """With n = `accumulate_grad_batches` and S the gradient scaler's scale, a loss L comes here as S·L/n.
+
+        In manual optimization, and where DeepSpeed divides, n is 1.
+        """
+        self._pass = None
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
+            return  # for backward to judge
+        in_parts = trainer.strategy.handles_gradient_accumulation  # DeepSpeed alone: many step() to a step
+        n = trainer.accumulate_grad_batches if pl_module.automatic_optimization and not in_parts else 1
+        several = len(trainer.optimizers) > 1
+        # DDP has all ranks go through the last pass of a step together.
+        together = not several and bool(getattr(trainer.model, "require_backward_grad_sync", False))
+        self._pass = LossOfPass(filter(_wants_gradients, _emotions(trainer.optimizers)))
+        self._pass.show(_without_scale(trainer, loss.detach()) * n, graph=loss, together=together, in_parts=in_parts)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        self._losses.end()
+        if self._pass is not None and len(trainer.optimizers) > 1:
+            self._pass.end()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        self._losses.step_comes()
         self._has_stepped = True
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -159,7 +173,7 @@ class EmoLightningCallback(_Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         for emo in self._emotional.values():
-            emo.eval()
+            emo.finish_average()
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         for emo in self._emotional.values():  # until the next training batch: checkpoints hold what was evaluated
@@ -214,10 +228,28 @@ class EmoLightningCallback(_Callback):
                 pl_module.log(full_name, float(value), prog_bar=shown, on_step=True, on_epoch=False)
 
 
+def _emotions(optimizers: Iterable[Any]) -> list[EmoOptimizer | Attachment]:
+    return [emo for emo in map(unwrap, optimizers) if emo is not None]
+
+
+def _wants_gradients(emo: EmoOptimizer | Attachment) -> bool:
+    return any(param.requires_grad for group in emo.param_groups for param in group["params"])
+
+
+def _without_scale(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
+    """L from S·L; S is a power of two unless the user has made it another, so that nothing is rounded."""
+    loss = loss if loss.dtype == torch.float64 else loss.float()
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return loss
+    scale: torch.Tensor = scaler.scale(torch.ones((), device=loss.device))  # get_scale() would wait for the device
+    return loss / scale
+
+
 def _by_name(optimizers: list[Any]) -> dict[str, EmoOptimizer | Attachment]:
     """The optimizers with an emotion by their class, with `-1`, … after the name where there are several of one."""
     found: dict[str, EmoOptimizer | Attachment] = {}
-    for emo in emotional(optimizers):
+    for emo in _emotions(optimizers):
         name = type(emo.optimizer if isinstance(emo, Attachment) else emo).__name__
         same = sum(known.partition("-")[0] == name for known in found)
         found[f"{name}-{same}" if same else name] = emo

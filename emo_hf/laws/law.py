@@ -62,6 +62,7 @@ class Law(ABC):
         name: what `emo_law` calls it.
         numbers: name → first value of the numbers that it keeps beside the two averages; they become attributes.
         options: name → what its constructor takes beside.
+        instead: name → what to do where somebody looks for an option that there is not.
         zones: the ranges of σ that it tells apart, for pictures.
         has_scalar: whether it makes a σ.
         averages_weights: whether an average of the weights goes with it unless the user says otherwise.
@@ -84,6 +85,7 @@ class Law(ABC):
     name: ClassVar[str]
     numbers: ClassVar[Mapping[str, float]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
+    instead: ClassVar[Mapping[str, str]] = {}
     zones: ClassVar[tuple[Zone, ...]] = ()
     has_scalar: ClassVar[bool] = True
     averages_weights: ClassVar[bool] = False
@@ -93,7 +95,8 @@ class Law(ABC):
         unknown = sorted(options.keys() - self.options.keys())
         if unknown:
             known = ", ".join(self.options) or "none"
-            raise TypeError(f"the law {self.name} has no option {', '.join(unknown)}; its options: {known}")
+            instead = "".join(f". {self.instead[name]}" for name in unknown if name in self.instead)
+            raise TypeError(f"the law {self.name} has no option {', '.join(unknown)}; its options: {known}{instead}")
         for key, option in self.options.items():
             setattr(self, key, read_value(key, options.get(key, option.default), option.read))
         for number, first in self.numbers.items():

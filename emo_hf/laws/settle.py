@@ -56,6 +56,13 @@ class Settle(Law):
         "end": Option(True, boolean, "say that training may end when evaluations are no better"),
         "evaluation_patience": Option(3, whole_number(1), "evaluations in a row that are no better, before it does"),
     }
+    instead: ClassVar[Mapping[str, str]] = {
+        "start": "It raises no rate: begin at one that is known for your kind of job",
+        "ease": "It lowers no rate towards the end: average_weights takes the place of that",
+        "horizon": "It lowers no rate towards the end: average_weights takes the place of that, or a schedule",
+        "stop": "end=false keeps it from saying that training may end",
+        "evaluations": "end=false keeps it from hearing evaluations",
+    }
     guard: bool
     lower: bool
     end: bool

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -72,6 +71,8 @@ def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = 
         rows: the cells of each row, the first of which names it.
         head: names of the columns.
     """
+    import html  # not at the top: its table of entities takes longer to load than the laws do
+
     heading = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = []
     for name, *cells in rows:

@@ -1,14 +1,29 @@
-"""The loss of one step from those of its micro-batches, on its way from the device to a float."""
+"""One loss on its way from the device to a float, and the sum or mean of those that belong to one step."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from numbers import Complex, Real
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
 
 Loss: TypeAlias = "torch.Tensor | SupportsFloat"
+
+UNKNOWN = "unknown"
+"""A number, or a tensor without a graph: nothing tells whether backward came."""
+AHEAD = "ahead"
+"""Backward has not come to the loss, as far as is known."""
+BEGUN = "begun"
+"""Backward has begun at the loss, and has not ended, or has raised."""
+DONE = "done"
+"""Backward has passed through the loss to its end."""
+
+
+def detached(loss: Any) -> Any:
+    """A loss that a closure has returned: its backward pass is over."""
+    return loss.detach() if isinstance(loss, torch.Tensor) else loss
 
 
 def as_scalar(loss: Loss) -> torch.Tensor | float:
@@ -47,94 +62,126 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
     raise TypeError(f"the loss must be a number or a tensor with one element, got {type(loss).__name__}: {loss!r}")
 
 
-class AccumulatedLoss:
-    """Sums the micro-batch losses of one step, on the device they live on.
+class OneLoss:
+    """The loss of a micro-batch, and how far backward has come with it.
 
-    Losses with a weight are averaged by it; losses without one were already scaled by whoever computed them, and
-    their plain sum is the loss of the step, unless `average` says that nobody knows how many there will be.
+    A hook on the tensor tells the latter, also where backward begins at something made of it (loss / n, a scaled loss)
+    or visits it within a larger pass. The hook holds what is here and nothing of the graph.
 
-    A sum on a CUDA device sets out for the host as soon as forward has produced it. `take` waits for that copy, which
-    lies before backward in the stream, and so never for backward.
+    On a CUDA device the loss sets out for the host as soon as forward has produced it. The copy lies before backward
+    in the stream, so that whoever waits for it does not wait for backward.
 
     Args:
-        sent: whether the sum sets out so; False for one that may never be asked for.
+        loss: as `as_scalar` takes it.
+        weight: its share of the step; None if it was scaled so that the sum of all is the loss of the step.
+        graph: the tensor that backward passes through, where `loss` is not it.
+        groups: parameter groups in which backward leaves gradients.
+        last: whether a framework has said that no other micro-batch belongs to the step.
+
+    Attributes:
+        backward: how far it has come: `UNKNOWN`, `AHEAD`, `BEGUN` or `DONE`.
+        is_from_before: whether the gradients were reset since it came in.
     """
 
-    def __init__(self, *, sent: bool = True) -> None:
-        self._sent = sent
-        self._sum: torch.Tensor | float | None = None
-        self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
-        self._weight: float | None = None
-        self._count = 0
-        self._averaged = False  # whether losses without a weight are averaged instead of summed
+    def __init__(
+        self,
+        loss: Loss,
+        weight: float | None = None,
+        *,
+        graph: torch.Tensor | None = None,
+        groups: Iterable[Mapping[str, Any]] = (),
+        last: bool = True,
+    ) -> None:
+        self.value = as_scalar(loss)
+        self.weight, self.last, self.is_from_before = weight, last, False
+        self.backward = UNKNOWN
+        self._groups = groups
+        self._with_gradient: torch.Tensor | None = None  # a parameter that had a gradient when backward was done
+        self._on_host = _sent_to_host(self.value) if isinstance(self.value, torch.Tensor) else None
+        root = loss if graph is None else graph
+        if isinstance(root, torch.Tensor) and root.requires_grad:
+            self.backward = AHEAD
+            root.register_hook(self._begin)
+
+    def _begin(self, _: torch.Tensor) -> None:
+        self.backward = BEGUN
+        if torch.compiler.is_compiling():  # backward itself is compiled, and cannot call back at its end
+            self._end()
+        else:
+            torch.autograd.Variable._execution_engine.queue_callback(self._end)  # not if backward raises
+
+    def _end(self) -> None:
+        self.backward = DONE
+        params = (param for group in self._groups for param in group["params"])
+        self._with_gradient = next((param for param in params if param.grad is not None), None)
+
+    @property
+    def was_thrown_away(self) -> bool:
+        """Whether a gradient that backward had left is gone, whoever has reset it (`model.zero_grad()`, say)."""
+        return self._with_gradient is not None and self._with_gradient.grad is None
+
+    def arrived(self) -> torch.Tensor | float:
+        """The loss in main memory."""
+        if self._on_host is None:
+            return self.value.cpu() if isinstance(self.value, torch.Tensor) else self.value
+        copied, arrival = self._on_host
+        arrival.synchronize()
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An event cannot be copied, and a copy has other gradients.
+        return self.__dict__ | {"_on_host": None, "_groups": (), "_with_gradient": None}
+
+
+class LossSum:
+    """The losses of one step: their mean by weight, or the sum of those that were scaled for it.
+
+    Args:
+        parts: the losses.
+        averaged: whether those without a weight are averaged too, since nobody knows how many there will be.
+        tapped: whether they came in on their way to backward, and were not shown by the user.
+    """
+
+    def __init__(self, parts: list[OneLoss], *, averaged: bool = False, tapped: bool = False) -> None:
+        self.parts, self.averaged, self.tapped = parts, averaged, tapped
 
     def __bool__(self) -> bool:
-        return self._sum is not None
+        return bool(self.parts)
 
     @property
     def summed(self) -> int | None:
-        """How many losses the plain sum has, None where it is a mean."""
-        return None if self._weight is not None or self._averaged else self._count
+        """How many losses a plain sum has; None for a mean."""
+        is_mean = self.averaged or any(part.weight is not None for part in self.parts)
+        return None if is_mean else len(self.parts)
 
-    def average(self) -> None:
-        """Take the mean of the losses of this step, also of those without a weight."""
-        self._averaged = True
+    def on_device(self) -> torch.Tensor | float | None:
+        """The loss of the step, without waiting for a device; None if there is none."""
+        return self._combined([part.value for part in self.parts])
 
-    def add(self, loss: Loss, weight: float | None = None) -> None:
-        """Take in the loss of a micro-batch, as `as_scalar` takes it."""
-        scalar = as_scalar(loss)
-        self._count += 1
-        if weight is not None:
-            scalar = scalar * weight
-            self._weight = weight + (self._weight or 0.0)
-        if self._sum is None:
-            self._sum = scalar
-        elif isinstance(self._sum, torch.Tensor) and isinstance(scalar, torch.Tensor):
-            self._sum = self._sum + scalar.to(self._sum.device)
-        else:
-            self._sum = float(self._sum) + float(scalar)
-        self._send()
+    def on_host(self) -> float | None:
+        """The loss of the step as a float."""
+        combined = self._combined([part.arrived() for part in self.parts])
+        return None if combined is None else float(combined)
 
-    def become(self, other: AccumulatedLoss) -> None:
-        """Hold what `other` holds, and nothing else."""
-        self._sum, self._weight = other._sum, other._weight
-        self._count, self._averaged = other._count, other._averaged
-        self._send()
-
-    def value(self) -> torch.Tensor | float | None:
-        """The loss of the step so far, on the device it lives on and without waiting for it; None if none was seen."""
-        divisor = self._divisor()
-        return self._sum if self._sum is None or divisor is None else self._sum / divisor
-
-    def take(self) -> float | None:
-        """The loss of the step, or None if none was seen; leaves nothing behind."""
-        total, divisor = self._sum, self._divisor()
-        if self._on_its_way is not None:
-            total, arrival = self._on_its_way
-            arrival.synchronize()
-        self.clear()
-        if total is None:
+    def _combined(self, values: list[Any]) -> Any:
+        if not values:
             return None
-        return float(total) if divisor is None else float(total) / divisor
-
-    def _divisor(self) -> float | None:
-        return self._weight if self._weight is not None or not self._averaged else float(self._count)
-
-    def clear(self) -> None:
-        self._sum = self._weight = self._on_its_way = None
-        self._count, self._averaged = 0, False
-
-    def _send(self) -> None:
-        total = self._sum
-        sets_out = self._sent and type(total) is torch.Tensor and total.is_cuda
-        self._on_its_way = _send_to_host(total) if sets_out else None  # type: ignore[arg-type]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_on_its_way": None}  # an event cannot be copied; the sum on the device can
+        total: Any = None
+        for part, value in zip(self.parts, values, strict=True):
+            scaled = value if part.weight is None else value * part.weight
+            if isinstance(total, torch.Tensor) and isinstance(scaled, torch.Tensor):
+                scaled = scaled.to(total.device)
+            total = scaled if total is None else total + scaled
+        weights = [part.weight for part in self.parts if part.weight is not None]
+        if weights:
+            return total / sum(weights)
+        return total / len(values) if self.averaged else total
 
 
-def _send_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
-    """Start to copy a CUDA scalar into pinned memory; the event says when it has arrived."""
+def _sent_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event] | None:
+    """A copy of a CUDA scalar in pinned memory that is under way, and the event of its arrival."""
+    if not scalar.is_cuda or type(scalar) is not torch.Tensor:
+        return None
     host = torch.empty((), dtype=scalar.dtype, pin_memory=True)
     host.copy_(scalar, non_blocking=True)
     return host, torch.cuda.current_stream(scalar.device).record_event()

@@ -12,6 +12,15 @@ logger = logging.getLogger(__name__)
 JUMP = math.log(1.5)
 """|ln(L / previous L)| from which on a change is called a jump."""
 
+REMEDY = (
+    "Let all steps have as many micro-batches, divide by the number that a step really has, or show the losses by "
+    "observe(loss, weight=1), which averages them."
+)
+REMEDY_OF_TRAINER = (
+    "Where compute_loss or compute_loss_func makes the loss, divide its sum by num_items_in_batch; or let the number "
+    "of batches be a multiple of gradient_accumulation_steps."
+)
+
 
 class MicroBatchWatch:
     """Says once that a summed loss has jumped with the number of its micro-batches.
@@ -26,19 +35,20 @@ class MicroBatchWatch:
         self._last: tuple[float, int] | None = None
         self._has_warned = False
 
-    def look(self, loss: float | None, micro_batches: int | None) -> None:
+    def look(self, loss: float | None, micro_batches: int | None, *, tapped: bool = False) -> None:
         """Take note of a step.
 
         Args:
             loss: its loss, None if there was none.
             micro_batches: how many losses were summed for it, None where they were averaged.
+            tapped: whether a framework, and not the user, has sent them.
         """
         if self._has_warned:
             return
+        last, self._last = self._last, None
         if not loss or not micro_batches or not math.isfinite(loss):
-            self._last = None
             return
-        last, self._last = self._last, (loss, micro_batches)
+        self._last = loss, micro_batches
         if last is None or last[1] == micro_batches or last[0] * loss <= 0.0:
             return
         jump = math.log(loss / last[0])
@@ -47,8 +57,6 @@ class MicroBatchWatch:
             if not dist.is_initialized() or dist.get_rank() == 0:
                 logger.warning(
                     "The loss of a step went from %.3g to %.3g as its micro-batches went from %d to %d: their losses, "
-                    "as they were scaled for backward, are summed, and the emotion feels a sudden change. Let all "
-                    "steps have as many micro-batches, divide by the number that a step really has, or show the "
-                    "losses by observe(loss, weight=1), which averages them.",
-                    last[0], loss, last[1], micro_batches,
+                    "as they were scaled for backward, are summed, and the emotion feels a sudden change. %s",
+                    last[0], loss, last[1], micro_batches, REMEDY_OF_TRAINER if tapped else REMEDY,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One emotion for all ranks: the loss of a step is averaged over them before it is felt.
+"""One emotion for all ranks: the loss of a step is averaged over them before the law is given it.
 
 Each rank of a data-parallel job sees the loss of its own share of the batch, while all of them apply the same averaged
 gradient. Were each to scale it by its own emotion, the copies of the weights would drift apart. So the ranks exchange
@@ -13,16 +13,17 @@ import atexit
 import functools
 import logging
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from emo_hf.losses.accumulation import AccumulatedLoss
+from emo_hf.losses.accumulation import LossSum
 from emo_hf.losses.micro_batches import MicroBatchWatch
+from emo_hf.losses.same_options import GLOBAL as GLOBAL
+from emo_hf.losses.same_options import LOCAL, SYNC, SameOptions
 
-GLOBAL = "global"
-LOCAL = "local"
 SYNC_MODES = (GLOBAL, LOCAL)
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class RankMean:
         if mode not in SYNC_MODES:
             raise ValueError(f"emo_sync must be one of {', '.join(SYNC_MODES)}, got {mode!r}")
         self.mode = mode
-        self._under_way: tuple[AccumulatedLoss, _Exchange] | None = None
+        self._under_way: tuple[LossSum, _Exchange] | None = None
+        self._same_options = SameOptions()
         self._has_said_local = False
         self._micro_batches = MicroBatchWatch()
 
@@ -54,7 +56,7 @@ class RankMean:
     @property
     def applies(self) -> bool:
         """Whether there are other ranks to share the loss with."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not _has_other_ranks():
             return False
         if self.mode == LOCAL and not self._has_said_local:
             self._has_said_local = True
@@ -66,41 +68,51 @@ class RankMean:
                 )
         return self.mode == GLOBAL
 
-    def start(self, loss: AccumulatedLoss, device: torch.device | None) -> None:
+    def compare_options(self, options: Callable[[], Mapping[str, str]], owner: str) -> None:
+        """At the first step: refuse to go on if the ranks have different options; see `SameOptions`.
+
+        Args:
+            options: gives what must be the same on all ranks, by name.
+            owner: whose they are, for the message.
+
+        Raises:
+            RuntimeError: naming the options that differ.
+        """
+        if not self._same_options.is_settled and _has_other_ranks():
+            self._same_options.compare({**options(), SYNC: self.mode}, owner)
+
+    def start(self, loss: LossSum, device: torch.device | None) -> None:
         """Send the complete loss of a step on its way, so that it travels while backward computes.
+
+        Not for the first step, in which the ranks have not compared their options yet: they meet in `take`.
 
         Args:
             loss: the loss.
             device: where the parameters are, which is where the ranks meet if they can.
         """
-        if self.applies:
+        if self.applies and self._same_options.is_settled:
             self._under_way = (loss, _Exchange(loss, device))
 
     def cancel(self) -> None:
         """Forget what is under way: its step does not come, or its loss was not complete."""
         self._under_way = None
 
-    def take(self, loss: AccumulatedLoss, device: torch.device | None, *, alone: bool = False) -> float | None:
-        """The loss of the step, averaged over the ranks, or None if none was seen; empties `loss`.
+    def take(self, loss: LossSum, device: torch.device | None, *, alone: bool = False) -> float | None:
+        """The loss of the step, averaged over the ranks, or None if none was seen.
 
         Args:
             loss: this rank's loss.
             device: as for `start`.
             alone: whether this is a step of which the other ranks know nothing; they are not waited for then.
         """
-        summed = loss.summed
-        mean = self._take(loss, device, alone)
-        self._micro_batches.look(mean, summed)
-        return mean
-
-    def _take(self, loss: AccumulatedLoss, device: torch.device | None, alone: bool) -> float | None:
         under_way, self._under_way = self._under_way, None
-        if not self.applies or alone:
-            return loss.take()
-        started = under_way is not None and under_way[0] is loss
-        exchange = under_way[1] if under_way and started else _Exchange(loss, device)
-        loss.clear()
-        return exchange.mean()
+        if alone or not self.applies:
+            mean = loss.on_host()
+        else:
+            started = under_way is not None and under_way[0].parts == loss.parts
+            mean = (under_way[1] if under_way and started else _Exchange(loss, device)).mean()
+        self._micro_batches.look(mean, loss.summed, tapped=loss.tapped)
+        return mean
 
     def on_any(self, flag: bool, device: torch.device | None) -> bool:
         """Whether a flag is up on any rank that the loss is shared with; every one of them must ask.
@@ -116,14 +128,18 @@ class RankMean:
         return bool(up)
 
 
+def _has_other_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 class _Exchange:
     """One sum of (loss, 1) over all ranks, under way from its making."""
 
-    def __init__(self, loss: AccumulatedLoss, preferred: torch.device | None) -> None:
+    def __init__(self, loss: LossSum, preferred: torch.device | None) -> None:
         device = _meeting_place(preferred)
         doubles = device.type in ("cpu", "cuda")
         self._pair = torch.zeros(2, dtype=torch.float64 if doubles else torch.float32, device=device)
-        value = loss.value()
+        value = loss.on_device()
         if value is not None:
             self._pair[0] = value
             self._pair[1] = 1.0

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.nodes.period import check_period
 
 logger = logging.getLogger(__name__)

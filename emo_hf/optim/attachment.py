@@ -10,7 +10,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss
+from emo_hf.losses.accumulation import Loss, detached
 from emo_hf.optim import average_tensors
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.engine import EmotionEngine
@@ -74,6 +74,12 @@ class Attachment(HasEmotion):
         self._warn_about_rates(takes_a_scale)
         engine.begin()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "an attached emotion belongs to its optimizer and cannot be pickled or copied: take "
+            "optimizer.state_dict(), which holds it, and attach to the other optimizer before it loads that"
+        )
+
     def detach(self) -> None:
         """Leave the optimizer as it was before `attach`; doing it twice changes nothing.
 
@@ -105,10 +111,11 @@ class Attachment(HasEmotion):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self._put_in_order()
-        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts)
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def _between_steps(self) -> None:
         self._pick_up()
@@ -136,6 +143,11 @@ class Attachment(HasEmotion):
     def param_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups."""
         return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The optimizer's options."""
+        return self.optimizer.defaults
 
     @property
     def state(self) -> Any:
@@ -220,8 +232,8 @@ class Attachment(HasEmotion):
                 self._engine.losses.clear()
                 self._engine.rank_mean.cancel()
                 return loss
-            if loss is not None and not self._engine.losses.shown:
-                self._engine.observe(loss, None, self._facts)
+            if loss is not None and not self._engine.losses.of_next_step:
+                self._engine.observe(detached(loss), None, self._facts)
             self._scale(self._engine.decide(self._facts))
             return loss
 

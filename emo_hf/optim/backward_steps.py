@@ -199,7 +199,7 @@ class BackwardSteps:
         self._clip([param])
         if id(group) not in self._numbers:
             self._numbers[id(group)] = optimizer._numbers(group, decision)
-        optimizer._update_group(group, self._numbers[id(group)], decision.shadow, [param])
+        optimizer._buckets.move(optimizer.state, group, self._numbers[id(group)], decision.shadow, [param])
         optimizer._engine.warn_of_left_out(optimizer._facts)  # while it can be seen which gradient it was
 
     def _clip(self, params: list[torch.Tensor]) -> None:

@@ -6,10 +6,10 @@ options is `torch.optim.Optimizer.__repr__(optimizer)`, and is folded up in the 
 
 from __future__ import annotations
 
-import html
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from emo_hf.laws.words import emotion_rows, emotion_text, html_table
 from emo_hf.optim.facts import group_names
@@ -33,6 +33,8 @@ def optimizer_text(optimizer: EmoOptimizer) -> str:
 
 def optimizer_html(optimizer: EmoOptimizer) -> str:
     """An optimizer as tables for notebooks, with torch's account of all options folded up below."""
+    import html  # takes as long to load as a whole room does
+
     every = html.escape(torch.optim.Optimizer.__repr__(optimizer))
     rows = [("law", optimizer.emotion.law), *emotion_rows(optimizer.emotion)]
     return (
@@ -52,7 +54,9 @@ def _group_rows(optimizer: EmoOptimizer) -> list[tuple[str, str, str, str, str]]
     rows = []
     for index, (name, group) in enumerate(zip(group_names(groups), groups, strict=True)):
         params = group["params"]
-        size = f"{sum(param.numel() for param in params):,} in {len(params)} tensor{'s'[: len(params) != 1]}"
+        known = [param for param in params if not is_lazy(param)]
+        size = f"{sum(param.numel() for param in known):,} in {len(params)} tensor{'s'[: len(params) != 1]}"
+        size += f", {len(params) - len(known)} of them without a shape yet" if len(known) < len(params) else ""
         has_stepped = len(applied) == len(groups)
         options = {key: value for key, value in group.items() if key not in SHOWN_ELSEWHERE}
         said = ", ".join(f"{key} {value}" for key, value in options.items() if value != defaults.get(key))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+import torch
 
 from emo_hf.laws import saved as codec
 from emo_hf.laws.decision import Decision
@@ -14,11 +19,12 @@ from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import StepLoss
 from emo_hf.optim.facts import Facts, group_names
+from emo_hf.optim.finite import SeenNorm
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
-from emo_hf.optim.tensors.left_out import LeftOut, not_finite
+from emo_hf.optim.tensors.left_out import LEAVE_OUT, LeftOut, not_finite
 
-on_construction: list[Callable[[], None]] = []
-"""Called whenever an engine begins its work: how the loss tap wires itself without being known here."""
+WIRED_BY = {"accelerate": "emo_hf.integrations.accelerate"}
+"""Where a process has imported the one, `wire()` of the other has losses reach an optimizer that is made."""
 
 SAVED: Mapping[str, codec.Reader] = {"coefficients": codec.numbers(4)}
 
@@ -48,33 +54,62 @@ class EmotionEngine:
         self._has_warned_of_missing_loss = False
         self._has_passed_on_complaint = False
         self._has_warned_of_left_out = False
+        self._norm: SeenNorm | None = None
+        self._gradients_are_finite = False  # known of the step that is being taken
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_norm": None}  # it belongs to the gradients, which are not copied
 
     def begin(self) -> None:
         """Have the losses wired to wherever they come from."""
-        for hook in on_construction:
-            hook()
+        for package, module in WIRED_BY.items():
+            if package in sys.modules:
+                importlib.import_module(module).wire()
 
     def observe(self, loss: Loss, weight: float | None, facts: Facts) -> None:
         """Take in a loss that the user shows; see `EmoOptimizer.observe`."""
-        if weight is not None and not (math.isfinite(weight) and weight > 0.0):
+        if weight is not None and not (isinstance(weight, Real) and 0.0 < weight < math.inf):
             raise ValueError(f"weight must be a positive number, got {weight!r}")
-        if self.losses.show(loss, weight, facts.gradient_mark):
+        if self.losses.add(loss, weight, facts.param_groups):
             self.law.drop_loss()
 
     def tap(
-        self, loss: Loss, weight: float | None, facts: Facts, *, last: bool, together: bool, in_parts: bool
+        self,
+        loss: Loss,
+        weight: float | None,
+        facts: Facts,
+        *,
+        last: bool,
+        together: bool,
+        in_parts: bool,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self.in_parts, self._decision_for_parts = in_parts, None
         self.rank_mean.cancel()  # what is under way lacks this loss
-        if self.losses.tap(loss, weight, last, facts.gradient_mark):
+        if self.losses.tap(loss, weight, facts.param_groups, last=last, graph=graph):
             self.law.drop_loss()
         if last and together and not self.losses.shown:
             self.rank_mean.start(self.losses.of_next_step, facts.device)
 
+    def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
+        """Take note of a norm that clipping has taken: it says for nothing whether gradients are finite.
+
+        It holds for the gradients as they are now: the next backward pass, and the next step, end that.
+
+        Args:
+            norm: a number or a tensor of one element, of a norm of order 1 or more.
+            params: the parameters whose gradients it is of.
+        """
+        self._norm = SeenNorm(norm, params)
+
+    def left_out_by(self, group: Mapping[str, Any]) -> LeftOut | None:
+        """What counts the elements that a step leaves out of a group; None if it need not look for any."""
+        return self.left_out if group["nonfinite"] == LEAVE_OUT and not self._gradients_are_finite else None
+
     def gradients_are_reset(self, facts: Facts) -> None:
         """The gradients are about to be reset: a loss that came with them and saw no step goes with them."""
-        if self.losses.gradients_go(facts.gradient_mark):
+        if self.losses.reset(facts.have_gradients):
             self.rank_mean.cancel()
             self.law.drop_loss()
 
@@ -84,10 +119,14 @@ class EmotionEngine:
 
     def decide(self, facts: Facts) -> Decision:
         """The decision of the step that is being taken."""
+        norm, self._norm = self._norm, None
+        self._gradients_are_finite = norm is not None and norm.is_at_hand and norm.says_finite(facts.param_groups)
         self.is_new_step = self._decision_for_parts is None or bool(self.losses.of_next_step)
         if self._decision_for_parts is not None and not self.is_new_step:
             return self._decision_for_parts
         only_creates_state = self.creates_state_only(facts)
+        if not only_creates_state:
+            self.rank_mean.compare_options(lambda: facts.same_on_ranks(self.law), self.name)
         loss = self.rank_mean.take(self.losses.of_next_step, facts.device, alone=only_creates_state)
         self.losses.clear()
         if loss is None:
@@ -95,19 +134,25 @@ class EmotionEngine:
             if self.law.needs_losses and not self._has_warned_of_missing_loss and not facts.are_at_rate_0:
                 self._has_warned_of_missing_loss = True
                 warn_at_the_caller(missing_loss(self.name))
-            return self.law.neutral() if only_creates_state else self._guarded(self.law.neutral_step(), facts)
-        decision = self._guarded(self.law.feel(loss), facts)
+            neutral = self.law.neutral() if only_creates_state else self.law.neutral_step()
+            return neutral if only_creates_state else self._guarded(neutral, facts, norm)
+        decision = self._guarded(self.law.feel(loss), facts, norm)
         self._pass_on_complaint()
         self.coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self.in_parts else None
         return decision
 
-    def _guarded(self, decision: Decision, facts: Facts) -> Decision:
+    def _guarded(self, decision: Decision, facts: Facts, norm: SeenNorm | None) -> Decision:
         """The decision, or another if a gradient on any rank is not finite and such steps are to be left out."""
         # The same on all ranks, as the loss is.
         if decision.skip or not (self.law.guards_gradients or facts.skip_nonfinite):
             return decision
-        spoilt = not facts.gradients_are_finite()
+        spoilt = not (
+            self._gradients_are_finite
+            or (norm is not None and norm.says_finite(facts.param_groups))
+            or facts.gradients_are_finite()
+        )
+        self._gradients_are_finite = not spoilt
         if not self.rank_mean.on_any(spoilt, facts.device):
             return decision
         if spoilt:

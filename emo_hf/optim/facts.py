@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdRef
 
-from emo_hf.losses.step_loss import Mark
+from emo_hf.laws.law import Law
 from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.optim.tensors.left_out import PROPAGATE, SKIP_STEP
+
+MAY_DIFFER = ("params", "lr", "foreach", "fused", "native", "capturable", "differentiable")
+"""Options that change nothing but the speed, and the learning rate, which belongs to each rank's scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,14 @@ class Facts:
     Attributes:
         param_groups: the parameter groups.
         state: the state, by parameter.
+        defaults: the optimizer's options.
+        identity: what else has to be the same on all ranks, by name.
     """
 
     param_groups: Sequence[Mapping[str, Any]]
     state: Mapping[Any, Any]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device | None:
@@ -69,11 +75,24 @@ class Facts:
         """How many elements of which gradients are NaN or infinite on this rank, by the parameters' names."""
         return count_not_finite(self)
 
-    def gradient_mark(self) -> Mark:
-        """Stands for the gradients as they are now: another after each backward pass, None while there are none."""
-        gradients = (param.grad for group in self.param_groups for param in group["params"])
-        # Not by its address: the next gradient often lies at the place of one that is gone, as old as that was.
-        return next(((WeakIdRef(gradient), gradient._version) for gradient in gradients if gradient is not None), None)
+    @property
+    def have_gradients(self) -> bool:
+        """Whether there are any now."""
+        return any(param.grad is not None for group in self.param_groups for param in group["params"])
+
+    def same_on_ranks(self, law: Law) -> dict[str, str]:
+        """The options that have to be the same on all ranks that step together, by name, as text.
+
+        Args:
+            law: the law that is followed.
+        """
+        options: dict[str, Any] = {**self.identity, "emo_law": law.label}
+        options |= {f"{name} of {law.name}": getattr(law, name) for name in law.options}
+        for name in self.defaults.keys() - set(MAY_DIFFER):
+            values = [str(group[name]) for group in self.param_groups if name in group]
+            # Ranks of a pipeline may have groups that others lack.
+            options[name] = ", ".join(dict.fromkeys(values)) if values else self.defaults[name]
+        return {name: str(value) for name, value in options.items()}
 
 
 def group_names(groups: Iterable[Mapping[str, Any]]) -> list[str]:

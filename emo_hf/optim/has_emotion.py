@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
+
+import torch
 
 from emo_hf.laws.decision import Decision, EmotionView, Note
 from emo_hf.optim.average import WeightAverage
@@ -21,13 +24,19 @@ class HasEmotion:
     _average: WeightAverage
     param_groups: Any
     state: Any
+    defaults: Any
 
     def _between_steps(self) -> None:
         """Called before anything is shown or told: what a step has left behind is put in order."""
 
     @property
     def _facts(self) -> Facts:
-        return Facts(self.param_groups, self.state)
+        return Facts(self.param_groups, self.state, self.defaults, self._identity)
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same on all ranks, beside the options."""
+        return {"optimizer": self._engine.name, "average_weights": self._average.kept}
 
     @property
     def emotion(self) -> EmotionView:
@@ -51,6 +60,17 @@ class HasEmotion:
         """The last things that the law has decided; `emo_hf.laws.words.text_of` puts one into words."""
         self._between_steps()
         return self._engine.law.decisions
+
+    def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
+        """Tell of a gradient norm that clipping has taken, which says for nothing whether the gradients are finite.
+
+        Args:
+            norm: a number or a tensor of one element, of a norm of order 1 or more; taken of the gradients as they
+                were or as they are, before or after they were clipped by it.
+            params: the parameters whose gradients it is of.
+        """
+        self._between_steps()
+        self._engine.saw_gradient_norm(norm, params)
 
     def hear_evaluation(self, loss: float) -> None:
         """Tell the law the result of an evaluation, the same on all ranks; most laws hear the training loss only.

@@ -9,23 +9,23 @@ from dataclasses import replace
 from typing import Any, ClassVar, overload
 
 import torch
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss
+from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.losses.same_options import GLOBAL
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.backward_steps import BackwardSteps, arm
+from emo_hf.optim.buckets import Buckets
 from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group, without_empty_groups
-from emo_hf.optim.rule_optimizer import RuleOptimizer
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value
@@ -33,7 +33,7 @@ from emo_hf.reading import read_value
 logger = logging.getLogger(__name__)
 
 
-class EmoOptimizer(HasEmotion, RuleOptimizer):
+class EmoOptimizer(HasEmotion, Optimizer):
     """Base of the emo optimizers: feeds one emotion, asks it once per step, hands its decision to the update rule.
 
     A class statement makes an optimizer of the family, and its name known everywhere (see `family.py`):
@@ -67,11 +67,11 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
     ) -> None:
         self._version = version = self.version_named(options.pop("version", None))
         given = self._sort_options(options)
-        law, average = given.pop("emo_law") or version.law, given.pop("average_weights")
+        law, average = given.pop("emo_law", None) or version.law, given.pop("average_weights", None)
         of_law = LAWS[law if law in LAWS else version.law].options.keys()
         law_options = {key: value for key, value in version.law_options.items() if key in of_law}
         law_options |= {key: given.pop(key) for key in list(given) if key in of_law}
-        others = {key: given.pop(key) for key in ("emo_sync", "step_in_backward", "clip_value")}
+        others = {key: given.pop(key, None) for key in ("emo_sync", "step_in_backward", "clip_value")}
         if version.rule.reads_scalar and law in LAWS and law != version.law:
             raise ValueError(
                 f"emo_law={law!r}: the rule of {type(self).__name__} {version.name} reads the scalar of the law "
@@ -86,10 +86,13 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
                 **given,
             }
         )
-        self._engine = EmotionEngine(make_law(law, version.law, law_options), others["emo_sync"], type(self).__name__)
+        self._engine = EmotionEngine(
+            make_law(law, version.law, law_options), others["emo_sync"] or GLOBAL, type(self).__name__
+        )
         kept = self._engine.law.averages_weights if average is None else average
         self._average = WeightAverage(kept, is_default=average is None)
         self._rule = version.rule(defaults)
+        self._buckets = Buckets(self._rule, type(self).__name__)
         self._writer = writer
         self._steps_written = 0
         super().__init__(without_empty_groups(params), defaults)
@@ -130,6 +133,8 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
             hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
             if any(name.startswith("self_stop") for name in unknown):
                 hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            instead = LAWS[law].instead if law in LAWS else {}
+            hint += "".join(f" ({instead[name]})" for name in unknown if name in instead)
             raise TypeError(
                 f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
                 f"emo optimizers it has: {', '.join(own) or 'none'}"
@@ -166,6 +171,10 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         return self._version.name
 
     @property
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity, "version": self.version}
+
+    @property
     def effective_lr(self) -> dict[str, float]:
         """The learning rate that the last step was taken with, for each parameter group by its name.
 
@@ -193,8 +202,10 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         name = param_group.get("name")
         if name is not None and any(group.get("name") == name for group in self.param_groups):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
-        params = param_group.get("params")
-        if params is not None and not isinstance(params, torch.Tensor):
+        if "params" not in param_group:
+            raise ValueError(f"a parameter group needs 'params', and this has {sorted(map(str, param_group))}")
+        params = param_group["params"]
+        if not isinstance(params, torch.Tensor):
             param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
             if not param_group["params"]:
                 raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
@@ -231,6 +242,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         last: bool = True,
         together: bool = False,
         in_parts: bool = False,
+        graph: torch.Tensor | None = None,
     ) -> None:
         """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
 
@@ -244,12 +256,13 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
                 can start now.
             in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
                 as DeepSpeed does; the decision then holds until the next loss comes in.
+            graph: the tensor that goes to backward, where `loss` is not it.
         """
         if self._backward is not None:
             self._backward.expect_loss(last=last, in_parts=in_parts)
         if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
-        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts)
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
@@ -280,18 +293,18 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
             with torch.enable_grad():
                 loss = closure()
             has_begun = self._backward is not None and self._backward.is_under_way
-            if loss is not None and not self._engine.losses.shown and not has_begun:
-                self._engine.observe(loss, None, self._facts)
+            if loss is not None and not self._engine.losses.of_next_step and not has_begun:
+                self._engine.observe(detached(loss), None, self._facts)
         if self._backward is not None and self._backward.has_taken_the_step():
             return loss
         if self._engine.creates_state_only(self._facts):
-            self._create_state()
+            self._buckets.create_states(self.state, self.param_groups)
             self._average.begin_state(self.param_groups, self.state)
             return loss
         decision = self._begin_step()
         if not decision.skip:
             for group in self.param_groups:
-                self._update_group(group, self._numbers(group, decision), decision.shadow)
+                self._buckets.move(self.state, group, self._numbers(group, decision), decision.shadow)
         self._end_step(decision)
         return loss
 
@@ -331,7 +344,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         return replace(
             self._rule.hyperparameters(group, decision),
             seed=self._engine.law.observations,
-            left_out=self._engine.left_out if group["nonfinite"] == LEAVE_OUT else None,
+            left_out=self._engine.left_out_by(group),
         )
 
     def _end_step(self, decision: Decision) -> None:
@@ -389,7 +402,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
             rule=self._rule,
             engine=self._engine,
             average=self._average,
-            first_state=self._first_state,
+            first_state=self._buckets.first_state,
             read_options=self._read_group,
         )
         self._put(saved)
@@ -406,6 +419,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
         self._average.put_state(saved.average)
         self._rule.load_memory(saved.rule)
         self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
+        self._engine.begin()  # accelerate loads the state of what it prepares
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_engine", "_average", "_rule", "_version", "_steps_written")
@@ -413,6 +427,7 @@ class EmoOptimizer(HasEmotion, RuleOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._buckets = Buckets(self._rule, type(self).__name__)
         self._begin()
 
     __repr__, _repr_html_ = optimizer_text, optimizer_html

@@ -160,6 +160,7 @@ def _check_is_state(given: Any, name: str) -> None:
         or not groups
         or not all(isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple)) for group in groups)
         or not isinstance(given.get("state", {}), Mapping)
+        or not all(isinstance(of_one, Mapping) for of_one in given.get("state", {}).values())
     ):
         raise ValueError(
             f"this is not the state of {name}: a dict with `state` and `param_groups` is wanted, as state_dict() "
@@ -188,7 +189,10 @@ def _read_rule(emotion: Mapping[str, Any], rule: Rule) -> dict[str, float | None
         found = sorted(map(str, saved)) if isinstance(saved, Mapping) else saved
         raise ValueError(f"this optimizer state has {found} for the rule, which needs {sorted(wanted)}: {WHAT_TO_DO}")
     try:
-        return {key: None if value is None else codec.at_least_zero(value) for key, value in saved.items()}
+        return {
+            key: None if value is None and key in rule.unknown_at_first else codec.at_least_zero(value)
+            for key, value in saved.items()
+        }
     except ValueError as error:
         raise ValueError(f"this optimizer state is damaged, in what the rule keeps: {error}. {SO_DO}") from None
 
@@ -213,8 +217,6 @@ def _read_tensors(
     saved: Any, param: torch.Tensor, group: dict[str, Any], first_state: FirstState, average: bool | str
 ) -> dict[str, Any]:
     """The state of one parameter, where that is, in the dtypes that it is kept in."""
-    if not isinstance(saved, Mapping):
-        raise ValueError(f"this optimizer state is damaged: that of a parameter is a {type(saved).__name__}. {SO_DO}")
     if not saved:
         return {}
     like = torch.empty_like(param, device="meta")

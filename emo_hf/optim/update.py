@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -39,6 +39,21 @@ def place_of(state: State) -> int:
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 """Tensors whose elements are where they seem to be; a DTensor, say, is not among them."""
+
+_LAZY = (torch.Tensor.is_neg, torch.Tensor._is_zerotensor, torch._is_functional_tensor)
+
+
+def any_lazy(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether some tensors are not what their memory says: torch notes signs and zeros of some beside it."""
+    return any([any(map(is_lazy, tensors)) for is_lazy in _LAZY])  # for every tensor of every step
+
+
+def as_memory_says(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is what its memory says: itself, or a copy."""
+    if torch._is_functional_tensor(tensor):
+        torch._sync(tensor)  # type: ignore[attr-defined, no-untyped-call]
+        tensor = torch._from_functional_tensor(tensor)
+    return tensor.clone() if any_lazy([tensor]) else tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emo_hf.laws import LAWS
+from emo_hf.optim.options import TABLE
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.reading import Option
 
@@ -50,30 +51,14 @@ class Version:
 ARGUMENTS = """\
 Args:
     params: parameters, named parameters, or parameter groups (dicts with `params`, optionally `name` and any of the
-        options below). Groups without parameters are left out.
+        options that a group may have). Groups without parameters are left out.
     lr: learning rate; a scheduler may change it. The emotion multiplies it, and never writes it. Default: {lr}.
     betas: (β1, β2), each in [0, 1). Default: {betas}.
     eps: ε of the formulas.
     weight_decay: decoupled weight decay.
-    version: {versions}.
-    use_shadow: keep a slow copy of the parameters and mix it in as the law says; one more tensor of state.
-    maximize: climb instead of descend.
-    foreach: True for the multi-tensor implementation, False against it, None to choose the best that works.
-    fused: the same for torch's fused Adam kernel, where the rule can use it.
-    native: the same for our kernels in C, which are the default for float32 in main memory.
-    state: `8bit` keeps averages of the gradient in 8 bits; None in the dtype of their parameter.
-    compensate: for bfloat16 and float16 parameters, keep what rounding takes from them: True in a tensor of their
-        dtype, `8bit` in a byte (bfloat16 only).
-    nonfinite: what becomes of NaN and infinite gradients: `leave_out`, their elements stay as they are; `skip_step`,
-        no parameter moves in such a step, on any rank; `propagate`, what torch's optimizers do.
-    emo_sync: `global`, one emotion for all ranks of a distributed job; `local`, each rank its own.
-    emo_law: another law than the version's ({laws}); `none` follows the loss, logs and changes nothing.
-    step_in_backward: move each parameter as soon as backward has its gradient, and free the gradient; see
-        `emo_hf.step_in_backward`.
-    clip_value: what elements of gradients are clipped to then, before they are used; None leaves them.
     writer: something with `add_scalar(name, value, step)`, such as a TensorBoard SummaryWriter, that is given each
         step's metrics. It is not copied, pickled or saved.
-{own}
+{options}
 Raises:
     ValueError: if an option is out of range or there are no parameters.
     TypeError: if there is no such option.
@@ -81,20 +66,20 @@ Raises:
 
 
 def describe(cls: Any) -> None:
-    """Give an optimizer's class the docstring and the signature that follow from its versions."""
+    """Give an optimizer's class the docstring that follows from its versions and the table of options."""
     versions: Mapping[str, Version] = cls.versions
     default = next(iter(versions.values()))
     formulas = []
     for version in versions.values():
         formula = inspect.cleandoc(version.rule.__doc__ or "")
-        law = f"{version.name}: law {version.law}" + (f", lr {version.lr:g}, betas {version.betas}")
+        law = f"{version.name}: law {version.law}, lr {version.lr:g}, betas {version.betas}"
         formulas.append(f"{law}; the rule `{version.rule.__name__}`:\n\n{textwrap.indent(formula, '    ')}\n")
     own = {name: option for version in versions.values() for name, option in version.own_options().items()}
-    arguments = ARGUMENTS.format(
-        lr=f"{default.lr:g}",
-        betas=default.betas,
-        versions=" or ".join(f"`{name}`" for name in versions) + (", the first by default" if versions else ""),
-        laws=", ".join(f"`{name}`" for name in LAWS),
-        own="".join(f"    {name}: {option.help}. Default: {option.default!r}.\n" for name, option in own.items()),
-    )
+    choices = {"version": ", ".join(versions), "emo_law": ", ".join(LAWS)}
+    lines = []
+    for name, option in {**TABLE, **own}.items():
+        of = f" ({choices[name]})" if name in choices else ""
+        said = f"{name}: {option.help}{of}. Default: {option.default!r}."
+        lines += textwrap.wrap(said, 115, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
+    arguments = ARGUMENTS.format(lr=f"{default.lr:g}", betas=default.betas, options="\n".join(lines) + "\n")
     cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or cls.__name__), "", *formulas, arguments])

@@ -1,26 +1,38 @@
-"""Does the runs of a study in processes of their own, and goes on where an earlier call was cut off."""
+"""Does the runs of a study, in one or several processes that share a folder.
+
+Every process looks at what is done, claims the first open run that no other has, does it, adds its line, and looks
+again. It may be killed at any time: what it was doing is done by another, or by the next call.
+"""
 
 from __future__ import annotations
 
-import json
+import gc
+import math
 import multiprocessing
-import multiprocessing.connection
 import os
-import shutil
+import signal
+import sys
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from emo_hf.study.plan import Line, Run
-from emo_hf.study.progress import Progress
-from emo_hf.study.results import Results
-from emo_hf.study.run_one import child, failed
+from emo_hf.study.errors import StudyError
+from emo_hf.study.plan import Line, Plan, Run, end_of, matching
+from emo_hf.study.results import Results, claim
+from emo_hf.study.schema import Study
+from emo_hf.study.task import JUDGE
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+PAUSE_FILE = "pause"
+"""While the folder holds a file of this name, no run begins."""
+LOOKS = 2.0  # seconds between looks at what others do
+TRIES = 2
+"""So often a run is tried in one call, if it fails."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,113 +49,181 @@ class Workers:
 
     @staticmethod
     def choose(processes: int | None, threads: int | None) -> Workers:
-        """One run a core with one thread each; on a GPU one run at a time with all cores, unless said otherwise."""
+        """One run a core with one thread; on a GPU one run at a time with all cores, unless said otherwise."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if torch.cuda.is_available():
-            chosen = processes or 1
-            return Workers(processes=chosen, threads=threads or max(1, cores // chosen))
-        if processes is None:
-            processes = max(1, cores // (threads or 1))
-        return Workers(processes=processes, threads=threads or max(1, cores // processes))
+            return Workers(processes=processes or 1, threads=threads or max(1, cores // (processes or 1)))
+        return Workers(processes=processes or max(1, cores // (threads or 1)), threads=threads or 1)
 
 
-@dataclass
-class _Job:
-    run: Run
-    process: Any
-    result: Path
-    log: Path
-    lifeline: Any
-    began: float = field(default_factory=time.monotonic)
-
-
-def execute(runs: Sequence[Run], results: Results, folder: Path, workers: Workers, progress: Progress) -> list[Line]:
-    """Do the runs that are not done yet.
+def execute(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -> list[Line]:
+    """Do all runs of a study that are not done yet; print a line for each.
 
     Args:
-        runs: in the order in which they begin.
-        results: takes up each line as soon as its run ends.
-        folder: the study's; what the processes write before they end lies below it.
+        study: the study.
+        folder: where the runs are kept.
         workers: how many at a time.
-        progress: is told of each run.
+        only: as for `matching`.
 
     Returns:
-        The lines of the runs that failed.
+        The lines of runs that failed.
+
+    Raises:
+        StudyError: if a line could not be written, or a process ended by itself.
     """
-    waiting = [run for run in runs if results.done(run) is None]
-    working: list[_Job] = []
-    failures: list[Line] = []
-    scratch = folder / "running"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    context = _context(workers)
-    try:
-        while waiting or working:
-            while waiting and len(working) < workers.processes:
-                working.append(_start(context, waiting.pop(0), results.path, scratch, workers.threads))
-            multiprocessing.connection.wait([job.process.sentinel for job in working], timeout=1.0)
-            for job in [job for job in working if not job.process.is_alive()]:
-                working.remove(job)
-                line = _finish(job, folder)
-                results.append(line)
-                if "error" in line:
-                    failures.append(line)
-                progress.ended(job.run, line)
-            progress.tick()
-    finally:
-        for job in working:
-            job.process.terminate()
-        for job in working:
-            job.process.join()
-        shutil.rmtree(scratch, ignore_errors=True)
-    return failures
+    if workers.processes == 1:
+        torch.set_num_threads(workers.threads)
+        work(study, folder, only, 1)
+    else:
+        _side_by_side(study, folder, workers, only)
+    plan = Plan(study, results := Results(folder).lines)
+    return [results[run.key] for run in matching(plan.open, only) if run.key in results]
 
 
-def _context(workers: Workers) -> Any:
+def _side_by_side(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = str(workers.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # A server that has imported everything once: seconds are saved for each run. With CUDA a fork is no clean start.
-    if "forkserver" not in multiprocessing.get_all_start_methods() or torch.cuda.is_available():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["emo_hf.study.run_one"])
-    return context
+    context = multiprocessing.get_context("spawn")
+    arguments = (study, folder, tuple(only), workers, os.getpid())
+    working = [context.Process(target=_worker, args=arguments) for _ in range(workers.processes)]
+    try:
+        for process in working:
+            process.start()
+        for process in working:
+            process.join()
+    finally:
+        for process in working:
+            if process.is_alive():
+                process.terminate()
+        for process in working:
+            process.join()
+    if bad := [process.exitcode for process in working if process.exitcode]:
+        raise StudyError(f"{len(bad)} of {len(working)} processes ended with code {bad[0]}; the same command goes on")
 
 
-def _start(context: Any, run: Run, runs_file: Path, scratch: Path, threads: int) -> _Job:
-    name = run.id.replace("/", "__")
-    result, log = scratch / f"{name}.json", scratch / f"{name}.log"
-    theirs, ours = context.Pipe(duplex=False)
-    process = context.Process(
-        target=child, args=(run, str(runs_file), str(result), str(log), threads, theirs), name=run.id
+def _worker(study: Study, folder: Path, only: Sequence[str], workers: Workers, parent: int) -> None:
+    """The whole life of a process beside others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(workers.threads)
+    try:
+        work(study, folder, only, workers.processes)
+    except StudyError as error:
+        print(f"emo-hf compare: {error}", file=sys.stderr, flush=True)
+        os._exit(3)
+
+
+def _end_with(parent: int) -> None:
+    """A process whose parent was killed ends too."""
+    while os.getppid() == parent:
+        time.sleep(LOOKS)
+    os._exit(1)
+
+
+def work(study: Study, folder: Path, only: Sequence[str], processes: int) -> None:
+    """Do runs until none is left to do."""
+    from emo_hf.study.run_one import perform  # imports transformers
+
+    _be_quiet()
+    results = Results(folder)
+    plan = Plan(study, results.lines)
+    tried: dict[str, int] = {}
+    while True:
+        plan.update(results.read())
+        left = [run for run in matching(plan.open, only) if tried.get(run.key, 0) < TRIES]
+        if not left:
+            return
+        if (folder / PAUSE_FILE).exists() or not _do_first(left, folder, results, tried, perform, plan, processes):
+            time.sleep(LOOKS)
+
+
+def _do_first(
+    left: Sequence[Run],
+    folder: Path,
+    results: Results,
+    tried: dict[str, int],
+    perform: Callable[[Run], Line],
+    plan: Plan,
+    processes: int,
+) -> bool:
+    """Do the first run that can be claimed; whether there was one."""
+    for run in left:
+        held = claim(folder, run.key)
+        if held is None:
+            continue
+        try:
+            known = results.read().get(run.key)
+            if known is None or "error" in known:  # else another has done it in the meantime
+                tried[run.key] = tried.get(run.key, 0) + 1
+                line = _attempt(run, folder, perform)
+                results.append(line)
+                plan.update(results.lines)
+                print(f"{run.id}: {_in_words(line, plan)}; {how_long(plan, results.lines, processes)}", flush=True)
+        finally:
+            held.close()
+        return True
+    return False
+
+
+def _attempt(run: Run, folder: Path, perform: Callable[[Run], Line]) -> Line:
+    from emo_hf.study.run_one import named
+
+    try:
+        return perform(run)
+    except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this run and not to the study
+        failed = folder / "failed"
+        failed.mkdir(exist_ok=True)
+        (failed / f"{run.key}.txt").write_text(f"{run.id}\n{traceback.format_exc()}", encoding="utf-8")
+        return {**named(run), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    finally:
+        gc.collect()  # Trainers hold themselves in circles
+
+
+def _in_words(line: Line, plan: Plan) -> str:
+    if "error" in line:
+        return f"failed, {line['error']}"
+    ends = {
+        each.name: end_of(line, each, JUDGE) for each in plan.study.judged.values() if each.arm.name == line["arm"]
+    }
+    return (
+        ", ".join(f"{name} {end:.4g}" if math.isfinite(end) else f"{name} lost" for name, end in ends.items())
+        + f" in {line['seconds']:.0f} s"
     )
-    process.start()
-    theirs.close()
-    return _Job(run, process, result, log, ours)
 
 
-def _finish(job: _Job, folder: Path) -> Line:
-    job.process.join()
-    job.lifeline.close()
-    if job.result.is_file():
-        line: dict[str, Any] = json.loads(job.result.read_text(encoding="utf-8"))
-    else:
-        code = job.process.exitcode
-        said = f"signal {-code}" if code < 0 else f"code {code}"
-        line = {**failed(job.run, f"its process ended with {said}"), "config": job.run.config()}
-    if "error" in line and job.log.is_file():
-        kept = folder / "failed" / job.log.name
-        kept.parent.mkdir(exist_ok=True)
-        shutil.copyfile(job.log, kept)
-        line["log"] = str(kept.relative_to(folder))
-    job.result.unlink(missing_ok=True)
-    job.log.unlink(missing_ok=True)
-    return line
+def seconds_per_run(lines: Mapping[str, Line]) -> dict[str, float]:
+    """Task → mean seconds of its runs that are done."""
+    found: dict[str, list[float]] = {}
+    for line in lines.values():
+        if "error" not in line:
+            found.setdefault(line["task"], []).append(line["seconds"])
+    return {task: sum(seconds) / len(seconds) for task, seconds in found.items()}
 
 
-def steps_of(run: Run, lines: Iterable[Line]) -> int:
-    """How many steps a run has, as far as it is known: what its config says shows when one run of the task is done."""
-    if run.steps is not None:
-        return run.steps
-    return next((line["planned_steps"] for line in lines if line.get("task") == run.task.name and "steps" in line), 0)
+def how_long(plan: Plan, lines: Mapping[str, Line], processes: int) -> str:
+    """How many runs are left, and how long they take."""
+    known = seconds_per_run(lines)
+    usual = sum(known.values()) / len(known) if known else 0.0
+    left = {task: plan.later.get(task, 0) for task in plan.study.tasks}
+    for run in plan.open:
+        left[run.task.name] += 1
+    seconds = sum(number * known.get(task, usual) for task, number in left.items()) / processes
+    return f"about {sum(left.values())} runs left, {duration(seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _be_quiet() -> None:
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.get_logger("transformers").setLevel("ERROR")

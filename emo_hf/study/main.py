@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from emo_hf.study.errors import StudyError
-from emo_hf.study.estimate import in_words, probe_runs, seconds_from_probe, seconds_left, seconds_per_run
-from emo_hf.study.execute import Workers, execute
-from emo_hf.study.plan import REPORT, TUNE, Line, Run, best_rates, matching, planned_counts, report_runs, tune_runs
-from emo_hf.study.progress import Progress
-from emo_hf.study.results import OneAtATime, Results
-from emo_hf.study.specification import Study
-from emo_hf.study.study import read_study
+from emo_hf.study.execute import Workers, execute, how_long, seconds_per_run
+from emo_hf.study.plan import Line, Plan, Run, matching
+from emo_hf.study.results import Results
+from emo_hf.study.schema import Study, read_study
 
 INTERRUPTED = 130
+PROBE_STEPS = 12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
     except SystemExit as error:  # argparse has said why
         return int(error.code or 0)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _compare(options)
     except StudyError as error:
@@ -42,13 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("emo-hf compare: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="emo-hf compare",
         description="Compare optimizers, laws and schedules on your tasks. Runs that are done are not repeated: the "
-        "same command goes on where it was cut off.",
+        "same command goes on where it was cut off, and several may work on one folder.",
         allow_abbrev=False,
     )
     made.add_argument("study", type=Path, help="YAML file with tasks, arms, learning_rates, seeds and reference")
@@ -60,12 +68,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="only runs whose id, task/arm/rate/seed, holds this",
     )
-    made.add_argument(
-        "--dry-run", action="store_true", help="say how many runs there are and about how long they take"
-    )
+    made.add_argument("--dry-run", action="store_true", help="say how many runs are left and about how long they take")
     made.add_argument("--report", action="store_true", help="write the report from the runs that are there")
     made.add_argument("--processes", type=_at_least_one, help="runs at a time (default: one for each core)")
-    made.add_argument("--threads", type=_at_least_one, help="threads of each run (default: cores by processes)")
+    made.add_argument("--threads", type=_at_least_one, help="threads of each run (default: 1)")
     return made
 
 
@@ -76,134 +82,77 @@ def _at_least_one(text: str) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    study = read_study(options.study)
-    folder: Path = options.output_dir
-    if folder.exists() and not folder.is_dir():
-        raise StudyError(f"output_dir must be a folder, got the file {str(folder)!r}")
-    if options.report:
-        return _report(study, Results(folder), folder)
-    _check(study)
-    workers = Workers.choose(options.processes, options.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = OneAtATime(folder)
+    study, folder = read_study(options.study), options.output_dir
     try:
-        results = Results(folder)
-        if options.dry_run:
-            _say_how_long(study, results, workers, options.only)
-            return 0
-        (folder / "study.yaml").write_bytes(options.study.read_bytes())
-        failures = _run(study, results, folder, workers, options.only)
-        code = _report(study, results, folder)
-        if failures:
-            what = "1 run" if len(failures) == 1 else f"{len(failures)} runs"
-            print(f"{what} failed; see {folder / 'failed'}. The same command tries again.")
-        return 1 if failures else code
-    finally:
-        lock.release()
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"output_dir must be a folder, got {str(folder)!r}: {error}") from error
+    if options.report:
+        return _report(study, folder)
+    plan = Plan(study, Results(folder).lines)
+    check_arms(study, plan)
+    workers = Workers.choose(options.processes, options.threads)
+    if options.dry_run:
+        _say_what_comes(plan, folder, workers, options.only)
+        return 0
+    failures = execute(study, folder, workers, options.only)
+    for line in failures[:10]:
+        print(f"failed: {line['task']}/{line['arm']}: {line['error']}; see {folder / 'failed' / line['key']}.txt")
+    code = _report(study, folder)
+    return 1 if failures else code
 
 
-def _check(study: Study) -> None:
+def check_arms(study: Study, plan: Plan) -> None:
     """Find what is wrong with any arm on any task before the first run begins."""
-    from emo_hf.study.trainers import check, check_law
+    from emo_hf.study.trainers import check
     from emo_hf.trainer.registry import register
 
     register()
-    for arm in study.arms.values():
-        check_law(arm, study.arms)
-    first: dict[tuple[str, str], Run] = {}
-    everywhere = {(task, arm): 1.0 for task in study.tasks for arm in study.arms}
-    report = [run for following in (False, True) for run in report_runs(study, everywhere, following=following)]
-    for run in [*tune_runs(study), *report]:
-        first.setdefault((run.task.name, run.arm.name), run)
     with tempfile.TemporaryDirectory(prefix="emo-hf-compare-") as folder:
-        for run in first.values():
-            check(run, Path(folder))
+        for task in study.tasks.values():
+            for arm in study.arms.values():
+                check(plan.first_run(task, arm), Path(folder))
 
 
-def _placeholders(study: Study) -> dict[tuple[str, str], float]:
-    """Any rate for each arm, to count runs whose rate is not known yet."""
-    return {(task, name): study.rates_of(arm)[0] for task in study.tasks for name, arm in study.arms.items()}
-
-
-def _run(study: Study, results: Results, folder: Path, workers: Workers, only: Sequence[str]) -> list[Line]:
-    """Tune, then report, then the arms that follow others."""
-
-    def left(runs: Sequence[Run]) -> list[Run]:
-        return [run for run in matching(runs, only) if results.done(run) is None]
-
-    def of_stage(stage: int) -> list[Run]:
-        if stage == 0:
-            return left(tune_runs(study))
-        return left(report_runs(study, best_rates(study, results.lines), following=stage == 2))
-
-    def later(stage: int) -> list[Run]:
-        stages = [report_runs(study, _placeholders(study), following=following) for following in (False, True)]
-        return [run for runs in stages[stage:] for run in matching(runs, only) if results.done(run) is None]
-
-    progress = Progress(of_stage(0), later(0), workers.processes, list(results.lines.values()))
-    failures: list[Line] = []
-    try:
-        for stage in range(3):
-            runs = of_stage(stage)
-            progress.replan(runs, later(stage))
-            failures += execute(runs, results, folder, workers, progress)
-    finally:
-        progress.close()
-    return failures
-
-
-def _report(study: Study, results: Results, folder: Path) -> int:
-    if not results.lines:
-        raise StudyError(f"there are no runs in {str(folder)!r} to report on")
+def _report(study: Study, folder: Path) -> int:
+    lines = Results(folder).lines
+    if not any(run.key in lines for run in Plan(study, lines).runs()):
+        raise StudyError(f"there are no runs of this study in {str(folder)!r} to report on")
     from emo_hf.study.report import write_report  # matplotlib and scipy: not before they are needed
 
-    for file in write_report(study, results.lines, folder):
+    for file in write_report(study, lines, folder):
         print(file)
     return 0
 
 
-def _say_how_long(study: Study, results: Results, workers: Workers, only: Sequence[str]) -> None:
-    counts = planned_counts(study)
-    print(f"{counts[TUNE] + counts[REPORT]} runs in all: {counts[TUNE]} tune, {counts[REPORT]} report")
-    every = tune_runs(study)
-    best = {**_placeholders(study), **best_rates(study, results.lines)}
-    for following in (False, True):
-        every += report_runs(study, best, following=following)
-    runs = [run for run in matching(every, only) if results.done(run) is None]
-    print(f"{len(runs)} of them are left to do{' under --only' if only else ''}")
-    if not runs:
-        return
-    known = seconds_per_run(results.lines.values())
-    unknown = sorted({run.task.name for run in runs} - known.keys())
-    if unknown:
-        print(f"trying a few steps of {', '.join(unknown)} …")
-        known |= _probed(study, unknown, runs, workers.threads)
-    for task in study.tasks:
-        if task in known:
-            print(f"  {task}: {in_words(known[task])} a run")
-    left = seconds_left(runs, known, workers.processes)
-    with_what = f"{workers.processes} at a time with {workers.threads} threads each"
-    print(f"time for all of them: {in_words(left)}, {with_what}")
+def _say_what_comes(plan: Plan, folder: Path, workers: Workers, only: Sequence[str]) -> None:
+    lines = dict(Results(folder).lines)
+    runs = matching(plan.open, only)
+    unknown = {run.task.name: run for run in reversed(runs)}.keys() - seconds_per_run(lines).keys()
+    first = {run.task.name: run for run in reversed(runs) if run.task.name in unknown}
+    for name, run in first.items():
+        lines[f"probe of {name}"] = _probe(run, workers.threads)
+    for name, seconds in sorted(seconds_per_run(lines).items()):
+        if name in plan.study.tasks:
+            now = sum(run.task.name == name for run in runs)
+            print(f"{name}: {now} runs now, about {plan.later[name]} later, {seconds:.0f} s each")
+    together = f"{workers.processes} at a time, {workers.threads} threads each"
+    print(f"{how_long(plan, lines, workers.processes)}, {together}")
 
 
-def _probed(study: Study, tasks: Sequence[str], runs: Sequence[Run], threads: int) -> dict[str, float]:
-    """Task → seconds a run, from a few steps of it, done as a run is."""
-    found: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="emo-hf-compare-") as scratch:
-        results = Results(Path(scratch))
-        probes = probe_runs(study, tasks)
-        silent = Progress(probes, [], 1, [], shown=False)
-        execute(probes, results, Path(scratch), Workers(processes=1, threads=threads), silent)
-        silent.close()
-        for probe in probes:
-            line = results.lines[probe.id]
-            if "error" in line:
-                raise StudyError(f"tasks.{probe.task.name}: {line['error']}")
-            run = next(run for run in runs if run.task.name == probe.task.name)
-            seconds = seconds_from_probe(run, line)
-            if seconds is not None:
-                found[probe.task.name] = seconds
-    return found
+def _probe(run: Run, threads: int) -> Line:
+    """What a run would take, from a few of its steps."""
+    import torch
+
+    from emo_hf.study.run_one import perform
+
+    torch.set_num_threads(threads)
+    line = perform(dataclasses.replace(run, steps=PROBE_STEPS, evaluations=1))
+    steps = run.steps or line["planned_steps"]
+    stepping = line["seconds"] - line["setup_seconds"] - line["evaluation_seconds"]
+    evaluation = line["evaluation_seconds"] / 2  # at the start and at the end
+    seconds = line["setup_seconds"] + stepping * steps / PROBE_STEPS + evaluation * (run.evaluations + 1)
+    return {"task": run.task.name, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -1,24 +1,47 @@
-"""From a study to its runs: learning rates are tuned on some seeds, then fresh seeds are run at the best of them.
+"""From a study and the runs that are done to the runs that are next.
 
-A run's id says what it is, task/arm/rate/seed. All arms of a task and a seed have the same data in the same order, the
-same initial weights and the same number of steps.
+1. Every arm is run at rates half a decade apart over the range; a best rate at the edge widens it.
+2. Then a quarter of a decade on either side of the best, until the best lies between two that are worse; and so far
+   around it that a rate wrong by 3 or by 10 can be read off.
+3. Then fresh seeds at the best rate. An arm with an average is one set of runs and two results, each with a best rate.
+
+Rates are counted in quarters of a decade: number q stands for the rate 10^(q/4), so 1e-3 is −12 and 3.16e-3 is −10.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emo_hf.study.specification import ALL, ArmSpec, Study, TaskSpec
-
-TUNE, REPORT = "tune", "report"
+from emo_hf.study.schema import ArmSpec, Judged, Study, TaskSpec
+from emo_hf.study.task import JUDGE, TUNE
 
 Line = Mapping[str, Any]
 """What a run has come to, as it stands in `runs.jsonl`."""
+
+HALF, DECADE = 2, 4
+WIDEN = 8
+"""How far beyond the range the search for a best rate goes, in quarters of a decade: two decades."""
+USUAL_LATER = 4
+"""So many rates mostly follow the first ones of an arm: between them, and beyond their ends."""
+
+
+def rate_of(quarter: int) -> float:
+    """The learning rate 10^(q/4), to three digits."""
+    return float(f"{10 ** (quarter / 4):.2e}")
+
+
+def half_decades(low: float, high: float) -> range:
+    """The rates half a decade apart over a range, whose ends are rounded to such; in quarters of a decade."""
+    first, last = (HALF * round(2 * math.log10(rate)) for rate in (low, high))
+    return range(first, last + 1, HALF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +52,9 @@ class Run:
         task, arm: what is trained, and with what.
         rate: the learning rate.
         seed: of data order, initial weights and everything else that is drawn.
-        phase: `tune` or `report`.
+        phase: `tune` or `judge`; no run is both, as their seeds differ.
         steps: optimizer steps; None for what the task's config says.
         evaluations: how often it evaluates, beside once before the first step.
-        source: the run whose factors it takes in place of its law's.
     """
 
     task: TaskSpec
@@ -42,132 +64,211 @@ class Run:
     phase: str
     steps: int | None
     evaluations: int
-    source: str | None = None
 
     @property
     def id(self) -> str:
-        return run_id(self.task.name, self.arm.name, self.rate, self.seed)
+        """For people."""
+        return f"{self.task.name}/{self.arm.name}/{self.rate:g}/seed{self.seed}"
 
     def config(self) -> dict[str, Any]:
-        """All that decides what comes out, as plain values."""
+        """All that decides what comes out, as plain values: no names, and nothing of how it is judged."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         del plain["phase"]
-        for part, key in (("task", "faults"), ("arm", "guard")):  # runs from before there were any are still done
-            if plain[part][key] is None:
+        for part, keys in (
+            ("task", ("name", "steps", "seeds", "learning_rates", "rates_of")),
+            ("arm", ("name", "learning_rates")),
+        ):
+            for key in keys:
                 del plain[part][key]
+        plain["arm"]["average"] = bool(plain["arm"]["average"])
         return plain
 
-    def is_done_by(self, line: Line | None) -> bool:
-        """Whether a line is of this run as it is planned now, and came to its end."""
-        return line is not None and "error" not in line and line.get("config") == self.config()
+    @functools.cached_property
+    def key(self) -> str:
+        """Stands for `config`: by this a run is found again."""
+        text = json.dumps(self.config(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def run_id(task: str, arm: str, rate: float, seed: int) -> str:
-    return f"{task}/{arm}/{rate:g}/seed{seed}"
-
-
-def tune_runs(study: Study) -> list[Run]:
-    """The runs that tune: every rate of every arm that has rates of its own, for each tuning seed.
-
-    A task with faults has none: its arms take the rates that they were tuned to without.
-    """
-    return [
-        _run(study, study.tasks[task], arm, rate, seed, TUNE)
-        for task in study.clean_tasks
-        for arm in study.arms.values()
-        if study.source_of(arm) is None
-        for rate in study.rates_of(arm)
-        for seed in study.seeds.to_tune
-    ]
-
-
-def report_runs(study: Study, best: Mapping[tuple[str, str], float], *, following: bool) -> list[Run]:
-    """The runs on fresh seeds.
+class Plan:
+    """What is done of a study, and what comes next.
 
     Args:
         study: the study.
-        best: (task, arm) → the tuned rate; arms that are missing could not be tuned, and have no runs. A task with
-            faults takes those of its clean twin.
-        following: the arms that take the factors of others, which must have run before; else all others.
+        lines: key → line of the runs that are done.
     """
-    runs = []
-    for task in study.tasks.values():
-        for arm in study.arms.values():
-            source = study.source_of(arm)
-            tuned = task.tuned_as, source or arm.name
-            if (source is not None) != following or tuned not in best:
-                continue
-            rates = study.rates_of(study.arms[source or arm.name])
-            chosen = rates if study.report_rates == ALL else (best[tuned],)
-            runs += [_report_run(study, task, arm, rate, seed) for rate in chosen for seed in study.seeds.to_report]
-    return runs
+
+    def __init__(self, study: Study, lines: Mapping[str, Line]) -> None:
+        self.study = study
+        self._runs: dict[tuple[str, str, int, int], Run] = {}
+        self.update(lines)
+
+    def update(self, lines: Mapping[str, Line]) -> None:
+        """Plan anew from the runs that are done by now."""
+        self._lines = lines
+        self.best: dict[tuple[str, str], int] = {}
+        """(task, judged arm) → the tuned rate; only where tuning is over."""
+        self.open: list[Run] = []
+        """The runs that can be done now, in order."""
+        self.later: dict[str, int] = {}
+        """Task → about how many more will follow them."""
+        for task in self.study.tasks.values():
+            self._plan(task)
+
+    def line(self, run: Run) -> Line | None:
+        """The line of a run that came to its end."""
+        found = self._lines.get(run.key)
+        return None if found is None or "error" in found else found
+
+    def rate(self, task: TaskSpec, judged: str) -> int | None:
+        """The tuned rate of a judged arm on a task; that of its twin where the task takes another's rates."""
+        return self.best.get((task.rates_of or task.name, judged))
+
+    def losses(self, task: TaskSpec, judged: Judged, half: str) -> dict[int, float]:
+        """Rate → mean loss of the tuning seeds at the end, where all are done; infinite where one is lost."""
+        grid = self.grid(task, judged.arm)
+        found = {}
+        for quarter in range(grid[0] - 2 * WIDEN, grid[-1] + 2 * WIDEN + 1):
+            lines = [self.line(run) for run in self._tune_runs(task, judged.arm, quarter)]
+            done = [line for line in lines if line is not None]
+            if len(done) == len(lines):
+                found[quarter] = statistics.fmean(end_of(line, judged, half) for line in done)
+        return found
+
+    def reported(self, task: TaskSpec, judged: Judged) -> list[Line]:
+        """The lines of the fresh seeds at the tuned rate, by seed."""
+        lines = [self.line(run) for run in self._fresh_runs(task, judged)]
+        return [line for line in lines if line is not None]
+
+    def runs(self) -> list[Run]:
+        """Every run that is planned by now, done or not."""
+        return [*self._runs.values()]
+
+    def first_run(self, task: TaskSpec, arm: ArmSpec) -> Run:
+        """Any run of an arm on a task, to see what is wrong with both."""
+        return self._run(task, arm, self.grid(task, arm)[0], 1, TUNE)
+
+    def grid(self, task: TaskSpec, arm: ArmSpec) -> range:
+        """The rates that an arm is run at first."""
+        return half_decades(*(arm.learning_rates or task.learning_rates or self.study.learning_rates))
+
+    def _run(self, task: TaskSpec, arm: ArmSpec, quarter: int, seed: int, phase: str) -> Run:
+        """Made once, as its key takes some time."""
+        steps = task.steps if task.steps is not None else self.study.steps
+        evaluations = self.study.evaluations if steps is None else min(self.study.evaluations, steps)
+        at, rate = (task.name, arm.name, quarter, seed), rate_of(quarter)
+        if at not in self._runs:
+            self._runs[at] = Run(
+                task=task, arm=arm, rate=rate, seed=seed, phase=phase, steps=steps, evaluations=evaluations
+            )
+        return self._runs[at]
+
+    def _tune_runs(self, task: TaskSpec, arm: ArmSpec, quarter: int) -> list[Run]:
+        return [self._run(task, arm, quarter, seed, TUNE) for seed in range(1, self.study.tune + 1)]
+
+    def _fresh_runs(self, task: TaskSpec, judged: Judged) -> list[Run]:
+        quarter, seeds = self.rate(task, judged.name), self.study.fresh_seeds(task)
+        return [] if quarter is None else [self._run(task, judged.arm, quarter, seed, JUDGE) for seed in seeds]
+
+    def _plan(self, task: TaskSpec) -> None:
+        judged, reference = self.study.judged, self.study.judged[self.study.reference]
+        wanted: dict[str, Run] = {}
+        later = 0
+        for each in sorted(judged.values(), key=lambda each: each.name != reference.name):  # others look at its rate
+            if task.rates_of is None:
+                near = None if each.arm.learning_rates else self.best.get((task.name, reference.name))
+                losses = self.losses(task, each, TUNE)
+                missing = next_rates(losses, self.grid(task, each.arm), near)
+                for quarter in missing:
+                    wanted |= {run.key: run for run in self._tune_runs(task, each.arm, quarter)}
+                if missing:
+                    later += (0 if losses else USUAL_LATER * self.study.tune) + len(self.study.fresh_seeds(task))
+                elif math.isfinite(min(losses.values(), default=math.inf)):
+                    self.best[task.name, each.name] = best_of(losses)
+            elif self.rate(task, each.name) is None:
+                later += len(self.study.fresh_seeds(task))
+            wanted |= {run.key: run for run in self._fresh_runs(task, each)}
+        self.open += [run for run in wanted.values() if self.line(run) is None]
+        self.later[task.name] = later
 
 
-def _report_run(study: Study, task: TaskSpec, arm: ArmSpec, rate: float, seed: int) -> Run:
-    source = study.source_of(arm)
-    if source is None:
-        return _run(study, task, arm, rate, seed, REPORT)
-    seeds = study.seeds.to_report
-    replays = (arm.law or "").startswith("replay:")
-    theirs = seeds[(seeds.index(seed) + 1) % len(seeds)] if replays else seed
-    return _run(study, task, arm, rate, seed, REPORT, run_id(task.name, source, rate, theirs))
+def best_of(losses: Mapping[int, float]) -> int:
+    """The rate with the lowest loss; the lower one of two that are equal."""
+    return min(losses, key=lambda quarter: (losses[quarter], quarter))
 
 
-def _run(
-    study: Study, task: TaskSpec, arm: ArmSpec, rate: float, seed: int, phase: str, source: str | None = None
-) -> Run:
-    steps = task.steps if task.steps is not None else study.steps
-    return Run(
-        task=task,
-        arm=arm,
-        rate=rate,
-        seed=seed,
-        phase=phase,
-        steps=steps,
-        evaluations=study.evaluations if steps is None else min(study.evaluations, steps),
-        source=source,
-    )
-
-
-def best_rates(study: Study, lines: Mapping[str, Line]) -> dict[tuple[str, str], float]:
-    """(task, arm) → the rate with the lowest loss at the end, averaged over the tuning seeds.
+def next_rates(losses: Mapping[int, float], grid: range, near: int | None) -> list[int]:
+    """The rates that an arm has to be run at next; none when its best rate is known well enough.
 
     Args:
-        study: the study.
-        lines: id → line of the runs that are done.
-
-    Returns:
-        Only the arms of which every tuning run is done and one rate at least has not diverged.
+        losses: rate → loss, of what has been run; infinite where it was lost.
+        grid: the rates half a decade apart that are run first.
+        near: the best rate of the reference: half a decade on either side of it is run too.
     """
-    ends: dict[tuple[str, str], dict[float, list[float]]] = {}
-    missing = set()
-    for run in tune_runs(study):
-        key = run.task.name, run.arm.name
-        line = lines.get(run.id)
-        if line is None or not run.is_done_by(line):
-            missing.add(key)
-            continue
-        ends.setdefault(key, {}).setdefault(run.rate, []).append(end_of(line))
-    best = {}
-    for key, of_rates in ends.items():
-        means = {rate: sum(losses) / len(losses) for rate, losses in of_rates.items()}
-        rate = min(means, key=means.__getitem__)
-        if key not in missing and math.isfinite(means[rate]):
-            best[key] = rate
-    return best
+    if missing := [quarter for quarter in grid if quarter not in losses]:
+        return missing
+    allowed = range(grid[0] - WIDEN, grid[-1] + WIDEN + 1)
+
+    def open_ones(quarters: Iterable[int]) -> list[int]:
+        return sorted({quarter for quarter in quarters if quarter in allowed} - losses.keys())
+
+    halves = {quarter: loss for quarter, loss in losses.items() if quarter % HALF == 0}
+    best, lowest, highest = best_of(halves), min(halves), max(halves)
+    if not math.isfinite(halves[best]):  # lost everywhere: lower rates may do, higher ones will not
+        return open_ones([lowest - HALF])
+    if missing := open_ones([lowest - HALF] * (best == lowest) + [highest + HALF] * (best == highest)):
+        return missing
+    best = best_of(losses)
+    if missing := open_ones([best - 1, best + 1]):
+        return missing
+    wrong = [best + away for away in (-DECADE, -HALF, HALF, DECADE)]
+    wrong += [] if near is None else [near - HALF, near, near + HALF]
+    return open_ones(quarter for at in wrong for quarter in _around(at))
 
 
-def end_of(line: Line) -> float:
-    """The loss that a run ended with on data that is held out; infinite if it diverged."""
-    end = line.get("end")
-    return math.inf if end is None else float(end)
+def _around(at: int) -> tuple[int, ...]:
+    """A rate of half a decade itself; for one in between, the two beside it."""
+    return (at,) if at % HALF == 0 else (at - 1, at + 1)
 
 
-def planned_counts(study: Study) -> dict[str, int]:
-    """How many runs tune and how many report, if every arm can be tuned."""
-    everywhere = {(task, arm): 0.0 for task in study.tasks for arm in study.arms}
-    report = [run for following in (False, True) for run in report_runs(study, everywhere, following=following)]
-    return {TUNE: len(tune_runs(study)), REPORT: len(report)}
+def loss_at_rate(losses: Mapping[int, float], at: int) -> float:
+    """The loss at a rate: as it was run, or half-way between those beside it; NaN where there are none."""
+    if at in losses:
+        return losses[at]
+    return statistics.fmean(losses.get(quarter, math.nan) for quarter in (at - 1, at + 1))
+
+
+def end_of(line: Line, judged: Judged, half: str) -> float:
+    """The loss that a run ended with on a half of the held-out data; infinite if the run is lost.
+
+    A run is lost if that loss is not finite, or no better than at the start, or than an answer by chance.
+    """
+    curve = curve_of(line, judged, half)
+    start, end = curve[0][1], curve[kept_at(line, judged)][1]
+    bound = min((bound for bound in (start, line["chance"]) if bound is not None), default=math.inf)
+    return math.inf if end is None or end >= bound else float(end)
+
+
+def curve_of(line: Line, judged: Judged, half: str) -> list[list[Any]]:
+    """[step, loss] of the evaluations; a loss that is not finite is None."""
+    curve: list[list[Any]] = line["curves"]["average" if judged.averaged else "weights"][half]
+    return curve
+
+
+def kept_at(line: Line, judged: Judged) -> int:
+    """Which evaluation is the run's result: the last one; for an arm that stops itself, the best on the tuning half.
+
+    That is what the Trainer keeps with `load_best_model_at_end`, chosen by data that the arm may hear.
+    """
+    if judged.arm.self_stop != "stop":
+        return -1
+    heard = [math.inf if loss is None else loss for _, loss in curve_of(line, judged, TUNE)]
+    return min(range(len(heard)), key=heard.__getitem__)
+
+
+def is_lost(line: Line, judged: Judged) -> bool:
+    """Whether a run has come to nothing, on the half that judges."""
+    return not math.isfinite(end_of(line, judged, JUDGE))
 
 
 def matching(runs: Iterable[Run], patterns: Iterable[str]) -> list[Run]:

@@ -1,20 +1,22 @@
-"""The runs that are done, one JSON line each; what a kill has left half-written is cut off."""
+"""The runs that are done, one JSON line each, in a folder that several processes may share."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from emo_hf.study.errors import StudyError
-from emo_hf.study.plan import Line, Run
+from emo_hf.study.plan import Line
 
 RUNS_FILE = "runs.jsonl"
 
 
 class Results:
-    """The lines of a study's folder.
+    """The lines of a folder.
 
     Args:
         folder: where `runs.jsonl` lies or will lie.
@@ -23,54 +25,102 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.path = folder / RUNS_FILE
         self.lines: dict[str, Line] = {}
-        """id → the last line of that id."""
-        if self.path.exists():
-            self._read()
+        """key → the last line of that key."""
+        self._read_to = 0
+        self.read()
 
-    def _read(self) -> None:
-        for number, text in enumerate(self.path.read_bytes().split(b"\n"), 1):
+    def read(self) -> dict[str, Line]:
+        """Take up what has been added since; a line counts when it is whole, its end of line included."""
+        if not self.path.exists():
+            return self.lines
+        with self.path.open("rb") as file:
+            file.seek(self._read_to)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        for text in whole.split(b"\n"):
             try:
                 line = json.loads(text) if text.strip() else None
             except ValueError:
-                line = None  # written in part when the power went
+                continue  # what a kill or a full disk has left of a line
             if isinstance(line, dict):
-                if "id" not in line:
-                    raise StudyError(f"{self.path}, line {number}: not a run of emo-hf compare, it has no id")
-                self.lines[line["id"]] = line
+                if "key" not in line:
+                    raise StudyError(f"{self.path} holds a line that is no run of emo-hf compare: it has no key")
+                self.lines[line["key"]] = line
+        self._read_to += len(whole)
+        return self.lines
 
     def append(self, line: Line) -> None:
-        """Add a line, whole or not at all."""
+        """Add a line, whole or not at all.
+
+        Raises:
+            StudyError: if it could not be written in full: then the run is not done.
+        """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            size = os.lseek(handle, 0, os.SEEK_END)
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data  # what a kill has left stays a line of its own
-            os.write(handle, data)
-            os.fsync(handle)
+            with locked(handle):
+                size = os.lseek(handle, 0, os.SEEK_END)
+                if size and os.pread(handle, 1, size - 1) != b"\n":
+                    data = b"\n" + data  # what a kill has left stays a line of its own
+                try:
+                    _write_all(handle, data)
+                    os.fsync(handle)
+                except OSError as error:
+                    os.ftruncate(handle, size)
+                    raise StudyError(f"{self.path} could not be written, so the run is not done: {error}") from error
         finally:
             os.close(handle)
-        self.lines[str(line["id"])] = line
-
-    def done(self, run: Run) -> Line | None:
-        """The line of a run as it is planned now; None if it has to be run."""
-        line = self.lines.get(run.id)
-        return line if run.is_done_by(line) else None
+        self.lines[str(line["key"])] = line
 
 
-class OneAtATime:
-    """Keeps a folder for one `emo-hf compare` at a time, for as long as this process lives."""
+def _write_all(handle: int, data: bytes) -> None:
+    """`os.write` may take a part only."""
+    while data:
+        written = os.write(handle, data)
+        if written == 0:
+            raise OSError("no byte was taken")
+        data = data[written:]
 
-    def __init__(self, folder: Path) -> None:
-        self._file: Any = open(folder / ".lock", "w")  # noqa: SIM115  held until the process ends
-        try:
-            import fcntl
 
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # not on this system
-            pass
-        except OSError:
-            raise StudyError(f"output_dir {str(folder)!r} is in use by another emo-hf compare") from None
+def claim(folder: Path, key: str) -> Any:
+    """Reserve a run for this process, for as long as the returned file is open; None if another process has it.
 
-    def release(self) -> None:
-        self._file.close()
+    The lock goes with the process, however it ends.
+    """
+    place = folder / "claims"
+    place.mkdir(parents=True, exist_ok=True)
+    file = (place / key).open("w")
+    if _lock(file.fileno(), wait=False):
+        return file
+    file.close()
+    return None
+
+
+@contextmanager
+def locked(handle: int) -> Iterator[None]:
+    """One process at a time writes to a file."""
+    _lock(handle, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # not on this system: then one process is all there may be
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unlock(handle: int) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(handle, fcntl.LOCK_UN)

@@ -9,25 +9,36 @@ from typing import Any
 import torch
 from torch import nn
 
+TUNE, JUDGE = "tune", "judge"
+HALVES = (TUNE, JUDGE)
+"""The two halves of the held-out data: learning rates are chosen by the first, arms are compared on the second."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A model, its data and its loss.
 
-    A study names a function, `module:name` or `path.py:name`, which is called with the seed (and with the task's
-    further keys in the study as keywords) after every generator has been seeded, and returns a `Task`. The model must
-    come out the same for the same seed, and so must the data.
+    A study names a function, `module:name` or `path.py:name`. It is called with the seed (and with the task's further
+    keys in the study as keywords) after every generator has been seeded, and returns a `Task`. The model must come
+    out the same for the same seed, and so must the data.
 
     Attributes:
         model: what is trained.
         train_batches: seed → one pass over the training batches, in the order of that seed. It is called again, with
             another seed, when a pass is over. Batches are dicts, lists or tuples of tensors.
         loss: (model, batch) → the loss to go backward from, a tensor of one element.
-        evaluate: model → numbers on data that is held out; "loss" must be among them. The model is in evaluation mode
-            and gradients are off.
+        evaluate: (model, half) → numbers on one half of the held-out data, `tune` or `judge`; "loss" must be among
+            them. The model is in evaluation mode and gradients are off.
+        chance: the loss on the `judge` half of the best answer that does not look at its input, such as the entropy
+            of the labels; a run that ends no better is lost. None: a run is lost that ends no better than it began.
+        prepare: called with the Trainer before it trains, to add callbacks to it.
+        outcome: called when training has ended; what it returns is kept with the run as `extra`.
     """
 
     model: nn.Module
     train_batches: Callable[[int], Iterable[Any]]
     loss: Callable[[nn.Module, Any], torch.Tensor]
-    evaluate: Callable[[nn.Module], Mapping[str, float]]
+    evaluate: Callable[[nn.Module, str], Mapping[str, float]]
+    chance: float | None = None
+    prepare: Callable[[Any], None] | None = None
+    outcome: Callable[[], Mapping[str, Any]] | None = None

@@ -3,31 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import itertools
 import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from emo_hf.laws.ablation import NONE, read_ablation
 from emo_hf.optim.family import family_names
+from emo_hf.study.averages import with_average
 from emo_hf.study.errors import StudyError
-from emo_hf.study.function_trainer import FunctionTrainer, task_function
+from emo_hf.study.loading import named_in
 from emo_hf.study.plan import Run
-from emo_hf.study.specification import ArmSpec
-from emo_hf.study.task import Task
+from emo_hf.study.schema import ArmSpec
+from emo_hf.study.task import HALVES, Task
 from emo_hf.train.config import Job, read_job
 from emo_hf.train.errors import RecipeError
 from emo_hf.train.train import prepare
 from emo_hf.trainer.callbacks import EmoCallback, as_text
 from emo_hf.trainer.self_stop import SelfStop
 
+PASS_SEEDS = 1_000_003
+"""How far apart the seeds of two passes over the data lie."""
 
-def make_trainer(run: Run, folder: Path) -> Trainer:
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A Trainer that has not trained yet, and how its model is judged.
+
+    Attributes:
+        trainer: the Trainer.
+        measure: half → numbers of the model as it is now; the model is in evaluation mode and gradients are off.
+        task: the task in Python, if it is one.
+    """
+
+    trainer: Trainer
+    measure: Callable[[str], Mapping[str, float]]
+    task: Task | None = None
+
+
+def make_trainer(run: Run, folder: Path) -> Prepared:
     """The Trainer of a run, everything seeded, nothing written but to `folder`.
 
     Args:
@@ -37,28 +58,20 @@ def make_trainer(run: Run, folder: Path) -> Trainer:
     Raises:
         StudyError: if the task, the optimizer or their arguments cannot be used.
     """
-    if run.task.function is not None:
-        args = _training_arguments(run, folder)
-        set_seed(run.seed)
-        task = task_function(run.task)(run.seed, **run.task.options)
-        if not isinstance(task, Task):
-            raise StudyError(f"tasks.{run.task.name}.function must return a Task, got {type(task).__name__}")
-        trainer: Trainer = FunctionTrainer(task, args)
-    else:
-        job = _job(run, folder)
-        try:
-            trainer, _ = prepare(job)
-        except RecipeError as error:
-            raise StudyError(f"tasks.{run.task.name}: {error}") from error
-        if trainer.eval_dataset is None:
-            raise StudyError(f"tasks.{run.task.name} has no validation data, by which a study compares")
+    run = dataclasses.replace(run, arm=with_average(run.arm))
+    prepared = _of_function(run, folder) if run.task.function is not None else _of_config(run, folder)
+    trainer = prepared.trainer
     trainer.remove_callback(PrinterCallback)
     if ":" in run.arm.optim:
         trainer.optimizer_cls_and_kwargs = _own_class(run.arm, run.rate)
     callback = emotion_callback(run.arm)
     if callback is not None:
         trainer.add_callback(callback)
-    return trainer
+    if prepared.task is not None and prepared.task.prepare is not None:
+        prepared.task.prepare(trainer)
+    if run.arm.callback is not None:
+        trainer.add_callback(named_in(f"arms.{run.arm.name}.callback", run.arm.callback)())
+    return prepared
 
 
 def check(run: Run, folder: Path) -> None:
@@ -67,71 +80,131 @@ def check(run: Run, folder: Path) -> None:
     Raises:
         StudyError: as `make_trainer`.
     """
-    emotion_callback(run.arm)
-    if "emo_law" in run.arm.optim_args and run.arm.optim not in family_names() and ":" not in run.arm.optim:
+    run = dataclasses.replace(run, arm=with_average(run.arm))
+    arm = run.arm
+    if arm.callback is not None:
+        named_in(f"arms.{arm.name}.callback", arm.callback)
+    if "emo_law" in arm.optim_args and arm.optim not in family_names() and ":" not in arm.optim:
         known = ", ".join(family_names())
-        raise StudyError(f"arms.{run.arm.name}.emo_law is for {known}: attach an emotion to {run.arm.optim} instead")
-    if ":" in run.arm.optim:
-        cls, kwargs = _own_class(run.arm, run.rate)
-        try:
-            cls([torch.nn.Parameter(torch.zeros(1))], **kwargs)
-        except (TypeError, ValueError) as error:
-            raise StudyError(f"arms.{run.arm.name}.optim_args cannot be used: {error}") from error
+        raise StudyError(f"arms.{arm.name}.emo_law is for {known}: attach an emotion to {arm.optim} instead")
     if run.task.function is not None:
-        task_function(run.task)
-        _training_arguments(run, folder)
+        named_in(f"tasks.{run.task.name}.function", run.task.function)
+        args = _training_arguments(run, folder)
     else:
-        _job(run, folder)
+        args = _job(run, folder).training
+    try:
+        tiny = torch.nn.Linear(1, 1)
+        trial = Trainer(model=tiny, args=args, train_dataset=[{}], eval_dataset=[{}])
+        if ":" in arm.optim:
+            trial.optimizer_cls_and_kwargs = _own_class(arm, run.rate)
+        trial.create_optimizer_and_scheduler(run.steps or 1)
+        if (callback := emotion_callback(arm)) is not None:
+            callback.on_train_begin(args, trial.state, trial.control, optimizer=trial.optimizer)
+    except (TypeError, ValueError, ImportError) as error:
+        raise StudyError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
 
 
 def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
-    """What attaches an arm's emotion to its optimizer; None for arms without one."""
+    """What attaches an arm's law to its optimizer; None for arms without one."""
     if arm.emotion is None:
         return None
     if arm.optim in family_names():
         raise StudyError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
-    law = NONE if _is_ablation(arm.emotion) else arm.emotion
     try:
-        return EmoCallback(emotion=law, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
+        return EmoCallback(emotion=arm.emotion, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
     except (TypeError, ValueError) as error:
         raise StudyError(f"arms.{arm.name}.emotion: {error}") from error
 
 
-def _is_ablation(law: Any) -> bool:
-    """Whether it is put on by `AblationCallback` and not by the law's name."""
-    return isinstance(law, str) and ":" in law
+def _of_function(run: Run, folder: Path) -> Prepared:
+    args = _training_arguments(run, folder)
+    set_seed(run.seed)
+    where = f"tasks.{run.task.name}.function"
+    task = named_in(where, str(run.task.function))(run.seed, **run.task.options)
+    if not isinstance(task, Task):
+        raise StudyError(f"{where} must return a Task, got {type(task).__name__}")
+    trainer = FunctionTrainer(task, args)
+
+    def measure(half: str) -> Mapping[str, float]:
+        measured = task.evaluate(trainer.model, half)
+        if "loss" not in measured:
+            raise StudyError(f"{where}: evaluate must return a mapping with 'loss', got {sorted(measured)}")
+        return measured
+
+    return Prepared(trainer=trainer, measure=measure, task=task)
 
 
-def check_law(arm: ArmSpec, arms: Any) -> None:
-    """Refuse `constant:` and `replay:` with what can be neither read nor followed.
-
-    Raises:
-        StudyError: naming the arm.
-    """
-    law = arm.law
-    if law is None or not _is_ablation(law) or law.partition(":")[2] in arms:
-        return
+def _of_config(run: Run, folder: Path) -> Prepared:
+    """The held-out data of an `emo-hf train` job are cut in two, the same way in all runs."""
+    job = _job(run, folder)
     try:
-        found = read_ablation(law)
-    except ValueError as error:
-        raise StudyError(f"arms.{arm.name}: {error}; or the name of an arm: {', '.join(arms)}") from error
-    if found is None:
-        raise StudyError(
-            f"arms.{arm.name}: a law, none, constant:X, constant:ARM, replay:FILE#RUN or replay:ARM, got {law!r}"
-        )
+        trainer, _ = prepare(job)
+    except RecipeError as error:
+        raise StudyError(f"tasks.{run.task.name}: {error}") from error
+    data = trainer.eval_dataset
+    if data is None or isinstance(data, dict) or len(data) < 2:
+        raise StudyError(f"tasks.{run.task.name} must have validation data, of two examples at least, to be judged by")
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
+    parts = dict(zip(HALVES, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True))
+    halves = {
+        half: data.select(part) if hasattr(data, "select") else Subset(data, part) for half, part in parts.items()
+    }
+
+    def measure(half: str) -> Mapping[str, float]:
+        found = trainer.evaluation_loop(trainer.get_eval_dataloader(halves[half]), half, metric_key_prefix="eval")
+        return {key.removeprefix("eval_"): value for key, value in found.metrics.items() if isinstance(value, float)}
+
+    return Prepared(trainer=trainer, measure=measure)
+
+
+class FunctionTrainer(Trainer):
+    """Trains a `Task`: batches and loss are the task's own, all else is the Trainer's.
+
+    Args:
+        task: what is trained.
+        args: the Trainer's arguments, with `max_steps`.
+    """
+
+    def __init__(self, task: Task, args: TrainingArguments) -> None:
+        self._task = task
+        self._batches = _Passes(task, args.seed)
+        super().__init__(model=task.model, args=args, train_dataset=self._batches, eval_dataset=self._batches)
+        self.model_accepts_loss_kwargs = False  # whatever `forward` looks like: the loss is the task's
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self._batches, batch_size=None)
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        loss = self._task.loss(model, inputs)
+        return (loss, None) if return_outputs else loss
+
+
+class _Passes(IterableDataset[Any]):
+    """Pass after pass over the data, without end: `max_steps` ends it."""
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self._task = task
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in itertools.count():
+            batches = iter(self._task.train_batches(self._seed + PASS_SEEDS * number))
+            try:
+                yield next(batches)
+            except StopIteration:
+                raise ValueError("train_batches must give one batch at least, got none") from None
+            yield from batches
 
 
 def _settings(run: Run, folder: Path) -> dict[str, Any]:
-    """What the study gives to every run, over whatever the task says."""
-    arm = run.arm
-    optim_args = _optim_args(arm)
+    """What the study gives to every run, over whatever the task's file says."""
+    arm, steps = run.arm, run.steps
     own_class = ":" in arm.optim
-    steps = run.steps
     every = max(1, math.ceil(steps / run.evaluations)) if steps is not None else min(1 / run.evaluations, 0.9999)
-    return {
+    chosen = {
         "output_dir": str(folder),
         "optim": "adamw_torch" if own_class else arm.optim,
-        "optim_args": None if own_class or not optim_args else as_text(_plain_texts(optim_args)),
+        "optim_args": None if own_class or not arm.optim_args else as_text(_plain_texts(arm.optim_args)),
         "learning_rate": run.rate,
         "lr_scheduler_type": arm.lr_scheduler_type,
         **({} if steps is None else {"max_steps": steps}),
@@ -147,17 +220,19 @@ def _settings(run: Run, folder: Path) -> dict[str, Any]:
         "logging_nan_inf_filter": False,
         "report_to": "none",
         "disable_tqdm": True,
-        **({} if arm.guard is None else {"max_grad_norm": 0.0}),  # a guard takes the place of clipping
+        **run.task.training,
         **arm.options,
     }
+    schedule = chosen.get("lr_scheduler_kwargs")
+    if isinstance(schedule, dict) and steps is not None:
+        chosen["lr_scheduler_kwargs"] = {key: _of_steps(key, value, steps) for key, value in schedule.items()}
+    return chosen
 
 
-def _optim_args(arm: ArmSpec) -> dict[str, Any]:
-    """Without an ablation that is put on when training begins."""
-    given = dict(arm.optim_args)
-    if _is_ablation(given.get("emo_law")):
-        del given["emo_law"]
-    return given
+def _of_steps(key: str, value: Any, steps: int) -> Any:
+    """`num_decay_steps: 0.2` is a fifth of the run's steps, as a `warmup_steps` below 1 is in the Trainer."""
+    is_share = key.endswith("_steps") and isinstance(value, float) and 0.0 < value < 1.0
+    return round(value * steps) if is_share else value
 
 
 def _plain_texts(optim_args: Any) -> dict[str, Any]:
@@ -167,8 +242,7 @@ def _plain_texts(optim_args: Any) -> dict[str, Any]:
 def _training_arguments(run: Run, folder: Path) -> TrainingArguments:
     settings = _settings(run, folder)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    unknown = sorted(settings.keys() - known)
-    if unknown:
+    if unknown := sorted(settings.keys() - known):
         raise StudyError(f"arms.{run.arm.name}.{unknown[0]} is no argument of the Trainer")
     try:
         return _with_rate(TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False), run)
@@ -205,14 +279,8 @@ def _with_rate(args: TrainingArguments, run: Run) -> TrainingArguments:
 
 
 def _own_class(arm: ArmSpec, rate: float) -> tuple[Any, dict[str, Any]]:
-    module, _, name = arm.optim.partition(":")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise StudyError(
-            f"arms.{arm.name}.optim must be module:Class that can be imported, got {arm.optim!r}: {error}"
-        ) from error
-    return cls, {"lr": rate, **{key: _value(value) for key, value in _optim_args(arm).items()}}
+    cls = named_in(f"arms.{arm.name}.optim", arm.optim)
+    return cls, {"lr": rate, **{key: _value(value) for key, value in arm.optim_args.items()}}
 
 
 def _value(given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Data that need no file and no network: the standard library's docstrings, seen in the ways that the tasks need.
+"""Data that need no file and no network: docstrings of the standard library, as the tasks need them, and digits.
 
 Each function gives the training and the validation rows, the same every time with the same Python.
 """
@@ -9,7 +9,10 @@ import functools
 import random
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emo_hf.train.docstrings import Docstring, load_docstrings
 
@@ -19,6 +22,14 @@ Sides = tuple[Rows, Rows]
 _QUOTED = re.compile(r"``([^`\n]+)``|`([^`'\n]+)[`']|(?<!\w)'([^'\n]+)'(?!\w)")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
+load_once = functools.cache(load_docstrings)
+"""Reading takes seconds, and one process may train many times."""
+
+
+def _sides(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool = False) -> Sides:
+    train, validation = load_once(mask_names=mask_names)
+    return list(make(train)), list(make(validation))
+
 
 def docstrings_by_package() -> Sides:
     """`text` and `label`: for which package was it written? Its name does not stand in the text."""
@@ -27,58 +38,33 @@ def docstrings_by_package() -> Sides:
 
 def docstrings_as_prose() -> Sides:
     """`text`, as it was written."""
-    return _sides(_by_package, mask_names=False)
-
-
-def docstrings_with_code() -> Sides:
-    """`tokens` and `tags`: paragraphs whose authors put code in quotes; the quotes are gone, the tags say where."""
-    return _sides(_with_code, mask_names=False)
-
-
-def docstrings_begun() -> Sides:
-    """`prompt` and `completion`: the package and the first sentence of a docstring, and all that follows."""
-    return _sides(_begun, mask_names=False)
-
-
-def docstrings_preferred() -> Sides:
-    """`prompt`, `chosen`, `rejected`: as `docstrings_begun`, against what follows in a docstring chosen at random."""
-    return _sides(_preferred, mask_names=False)
-
-
-def _sides(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool) -> Sides:
-    train, validation = _docstrings(mask_names)
-    return list(make(train)), list(make(validation))
-
-
-@functools.cache
-def _docstrings(mask_names: bool) -> tuple[list[Docstring], list[Docstring]]:
-    """Reading takes seconds, and one process may train many times."""
-    return load_docstrings(mask_names=mask_names)
+    return _sides(_by_package)
 
 
 def _by_package(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     return ({"text": example.text, "label": example.label} for example in examples)
 
 
+def docstrings_with_code() -> Sides:
+    """`tokens` and `tags`: paragraphs whose authors put code in quotes; the quotes are gone, the tags say where."""
+    return _sides(_with_code)
+
+
 def _with_code(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
-    for example in examples:
-        for paragraph in re.split(r"\n\s*\n", example.text):
-            tokens: list[str] = []
-            tags: list[str] = []
-            start = 0
-            for match in _QUOTED.finditer(paragraph):
-                _add(paragraph[start : match.start()], ("O", "O"), tokens, tags)
-                _add(next(filter(None, match.groups())), ("B-code", "I-code"), tokens, tags)
-                start = match.end()
-            _add(paragraph[start:], ("O", "O"), tokens, tags)
-            if {"O", "B-code"} <= set(tags):
-                yield {"tokens": tokens, "tags": tags}
+    for paragraph in (part for example in examples for part in re.split(r"\n\s*\n", example.text)):
+        tokens: list[str] = []
+        tags: list[str] = []
+        for i, piece in enumerate(_QUOTED.split(paragraph)):  # what is between, and the three groups, of which one is
+            found = _TOKEN.findall(piece or "")
+            tokens += found
+            tags += ["O"] * len(found) if i % 4 == 0 else ["B-code", *["I-code"] * (len(found) - 1)] if found else []
+        if {"O", "B-code"} <= set(tags):
+            yield {"tokens": tokens, "tags": tags}
 
 
-def _add(text: str, kinds: tuple[str, str], tokens: list[str], tags: list[str]) -> None:
-    found = _TOKEN.findall(text)
-    tokens += found
-    tags += [kinds[min(i, 1)] for i in range(len(found))]
+def docstrings_begun() -> Sides:
+    """`prompt` and `completion`: the package and the first sentence of a docstring, and all that follows."""
+    return _sides(_begun)
 
 
 def _begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
@@ -88,6 +74,11 @@ def _begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
             yield {"prompt": f"{example.label}: {' '.join(first.split())}", "completion": rest[0].strip()}
 
 
+def docstrings_preferred() -> Sides:
+    """`prompt`, `chosen`, `rejected`: as `docstrings_begun`, against what follows in a docstring chosen at random."""
+    return _sides(_preferred)
+
+
 def _preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     rows = list(_begun(examples))
     others = [row["completion"] for row in rows]
@@ -95,3 +86,35 @@ def _preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     for row, other in zip(rows, others, strict=True):
         if other != row["completion"]:
             yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other}
+
+
+_FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "cmr10", "cmss10",
+    "cmtt10",
+)  # fmt: skip
+_HELD_OUT_FONTS = ("DejaVuSansMono-Oblique", "STIXGeneralBolIta", "cmb10")
+
+
+def drawn_digits() -> Sides:
+    """`image` and `label`: digits in matplotlib's fonts, turned, shifted, noisy; those held out are in other fonts."""
+    return _draw(2000, _FONTS, seed=0), _draw(500, _HELD_OUT_FONTS, seed=1)
+
+
+def _draw(count: int, fonts: tuple[str, ...], seed: int) -> Rows:
+    import matplotlib
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    chooser, noise = random.Random(seed), np.random.default_rng(seed)
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rows = []
+    for i in range(count):
+        font = ImageFont.truetype(str(folder / f"{chooser.choice(fonts)}.ttf"), chooser.randint(18, 26))
+        image = Pillow.new("L", (28, 28))
+        place = (14 + chooser.uniform(-3, 3), 14 + chooser.uniform(-3, 3))
+        ImageDraw.Draw(image).text(place, str(i % 10), fill=chooser.randint(120, 255), font=font, anchor="mm")
+        image = image.rotate(chooser.uniform(-20, 20), Pillow.Resampling.BILINEAR)
+        grey = np.asarray(image) + noise.normal(0, 20, (28, 28))
+        rows.append({"image": Pillow.fromarray(grey.clip(0, 255).astype(np.uint8)), "label": i % 10})
+    return rows

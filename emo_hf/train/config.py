@@ -1,182 +1,172 @@
-"""Reads the YAML file and the command line into dataclasses; whatever is wrong becomes one helpful sentence."""
+"""Reads YAML files and the command line into dataclasses; whatever is wrong becomes one helpful sentence."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import json
 import logging
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.optim.family import family_names
-from emo_hf.train.arguments import (
-    TRAINER_DEFAULTS,
-    CompareArguments,
+from emo_hf.train.errors import RecipeError, one_line, saying
+from emo_hf.train.mapping import read_mapping
+from emo_hf.train.options import (
+    REMOVED,
     DataArguments,
     EmotionArguments,
     LoraArguments,
     ModelArguments,
+    OutputArguments,
+    check_numbers,
 )
-from emo_hf.train.emotion import emotion_callback
-from emo_hf.train.errors import RecipeError, one_line
+from emo_hf.train.rates import FULL, LORA, SCRATCH, STARTING_RATES, rule_of
 from emo_hf.train.tasks import TASKS, get_task
-from emo_hf.trainer.factory import refuse_early, version_of
-from emo_hf.trainer.options import parse_optim_args, read_options
-from emo_hf.trainer.param_groups import GroupOptions
-from emo_hf.trainer.self_stop import SelfStop
+from emo_hf.trainer.callbacks import EmoCallback, as_text
 
 logger = logging.getLogger(__name__)
 
-USAGE = "emo-hf train [CONFIG.yaml] [--key value ...]"
-_MAPPINGS = ("task_args", "model_config", "emotion_args")
+USAGE = "emo-hf train [CONFIG.yaml ...] [--key value ...]"
+
+DEFAULTS: dict[str, Any] = {
+    "optim": "emonavi",
+    "learning_rate": None,  # see rates.py
+    "load_best_model_at_end": None,  # where the strategies allow it
+    "report_to": "tensorboard",
+    "logging_steps": 10,
+    "dataloader_pin_memory": torch.cuda.is_available(),  # else torch warns at every epoch
+}
+"""Where the defaults differ from those of the Trainer; None is filled in when all is known."""
+
+SHOWN = (
+    "output_dir", "optim", "optim_args", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs",
+    "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy",
+    "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "seed", "bf16", "gradient_checkpointing",
+    "eval_strategy", "eval_steps", "eval_on_start", "per_device_eval_batch_size", "save_strategy", "save_steps",
+    "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "resume_from_checkpoint", "logging_steps",
+    "report_to", "disable_tqdm", "use_cpu",
+)  # fmt: skip
+"""The Trainer's options that `--help` explains; of the others it gives the names."""
+
+FILLED_IN = {
+    "learning_rate": "learning rate (default: one to begin with, by kind of job and optimizer)",
+    "load_best_model_at_end": "save the best, not the last (default: where eval_strategy and save_strategy allow it)",
+}
+"""What `--help` says of options whose default depends on others."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """All options of one training job.
-
-    Attributes:
-        model, lora, data, emotion, comparison, training: as they were given.
-        roles: learning rates and weight decays of roles for an optimizer that is not of the family.
-    """
+    """All options of one training job, as they were given or filled in."""
 
     model: ModelArguments
     lora: LoraArguments
     data: DataArguments
     emotion: EmotionArguments
-    comparison: CompareArguments
+    output: OutputArguments
     training: TrainingArguments
-    roles: Mapping[str, GroupOptions] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """What the starting rates are sorted by."""
+        return SCRATCH if self.model.model_name_or_path is None else LORA if self.lora.use_lora else FULL
 
 
-class _Default(float):
-    """A number that the user has not given."""
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names no default where none is what it is."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
     """Raises RecipeError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(message)
+        raise RecipeError(_say_plainly(message))
 
 
 def read_job(argv: Sequence[str]) -> Job:
-    """Read `[CONFIG.yaml] [--key value …]`; the command line wins over the file.
+    """Read `[CONFIG.yaml …] [--key value …]`; a later file wins over an earlier one, the command line over all.
 
     `emo_hf.register()` must have been called: the choices of `optim` are fixed here.
-
-    Raises:
-        RecipeError: for anything that cannot be used.
-        SystemExit: after `--help`.
     """
-    parser = _make_parser()
-    arguments = list(argv)
-    options = argparse.Namespace()
-    if arguments and not arguments[0].startswith("-"):
+    parser = make_parser()
+    arguments, options = list(argv), argparse.Namespace()
+    while arguments and not arguments[0].startswith("-"):
         path = Path(arguments.pop(0))
-        with _saying_where(f"{path}: "):
-            options = _parse(parser, _as_arguments(parser, _read_yaml(path)), options)
-    options = _parse(parser, arguments, options)
-    made = []
-    for dtype in parser.dataclass_types:
-        names = typing.get_type_hints(dtype).keys() & vars(options).keys()
-        try:
-            values = {name: getattr(options, name) for name in names}
-            made.append(dtype(**{name: float(v) if isinstance(v, _Default) else v for name, v in values.items()}))
-        except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-            raise RecipeError(one_line(error)) from error
-    job = Job(*made)
-    task = get_task(job.model.task)
-    if job.model.model_name_or_path is None and job.model.model_type is None and not task.from_scratch:
-        raise RecipeError(
-            "model_name_or_path is missing: a hub id, a folder, or package:NAME/FOLDER (or model_type: untrained)"
-        )
-    if job.data.dataset is None and job.data.train_file is None:
-        ours = " or ".join(["hub id, folder", *task.builtin])
-        raise RecipeError(f"there is no data: give dataset ({ours}) or train_file")
-    if job.model.is_decoder and not task.takes_decoders:
-        able = ", ".join(name for name in TASKS if get_task(name).takes_decoders)
-        raise RecipeError(f"is_decoder must be false unless task is {able}, got True")
-    task.check(job)
+        with saying(f"{path}: ", RecipeError):
+            _read_file(parser, path, options)
+    _parse(parser, arguments, options)
+    check_numbers(vars(options))
     if options.output_dir is None:
         raise RecipeError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
-    _check_optimizer(job.training, rate_left=isinstance(options.learning_rate, _Default))
-    emotion_callback(job)  # refuses what is wrong
+    rate_left, options.learning_rate = options.learning_rate is None, options.learning_rate or 0.0
+    if options.load_best_model_at_end is None:
+        options.load_best_model_at_end = _can_load_best(options)
+    with saying("", ValueError, TypeError, ImportError, NotImplementedError):
+        job = Job(*(_make(dtype, options) for dtype in parser.dataclass_types))
+    _check(job)
+    if rate_left:
+        _choose_rate(job)
     return job
 
 
-def _check_optimizer(training: TrainingArguments, *, rate_left: bool) -> None:
-    """Find mistakes in optim_args now, not after data and model have been prepared; take a generation's own rate."""
-    if training.optim.value in family_names():
-        try:
-            options = read_options(parse_optim_args(training.optim_args))
-            SelfStop.of(options.callback)
-            refuse_early(training.optim.value, options)
-            version = version_of(training.optim.value, options)
-        except ValueError as error:
-            raise RecipeError(f"optim_args: {str(error).removeprefix('optim_args: ')}") from error
-        if version.lr_is_a_scale and rate_left:
-            training.learning_rate = version.lr
-            if training.process_index == 0:
-                logger.warning(
-                    "%s: learning_rate %g, since none was given: its law makes the rate, and this is its scale.",
-                    training.optim.value, version.lr,
-                )  # fmt: skip
-
-
-def _make_parser() -> _Parser:
+def make_parser() -> HfArgumentParser:
+    """What the command takes, ours first."""
+    dataclasses_ = (ModelArguments, LoraArguments, DataArguments, EmotionArguments, OutputArguments, TrainingArguments)
     parser = _Parser(
-        [ModelArguments, LoraArguments, DataArguments, EmotionArguments, CompareArguments, TrainingArguments],
+        dataclasses_,
         prog="emo-hf train",
         usage=USAGE,
-        description="Fine-tune a model with an emo optimizer. Every option may stand in the YAML file (key: value) "
-        "and on the command line (--key value), which wins.",
+        formatter_class=_Help,
+        description="Fine-tune a model with an emo optimizer, or another. Every option may stand in a YAML file "
+        "(key: value) and on the command line (--key value), which wins.",
         allow_abbrev=False,
     )
-    rate = typing.cast(float, TRAINER_DEFAULTS["learning_rate"])
-    parser.set_defaults(**TRAINER_DEFAULTS | {"learning_rate": _Default(rate)})
-    parser.set_defaults(dataloader_pin_memory=torch.cuda.is_available())  # else torch warns at every epoch
+    parser.set_defaults(**DEFAULTS)
+    _sort_help(parser)
     return parser
 
 
-def _parse(parser: _Parser, arguments: list[str], options: argparse.Namespace) -> argparse.Namespace:
+def _sort_help(parser: argparse.ArgumentParser) -> None:
+    """Ours in their groups, then what the Trainer's users look for; of its other options the names. Each once."""
+    heap = parser._optionals._group_actions
+    shown = [action for action in heap if action.dest in SHOWN and not action.option_strings[0].startswith("--no_")]
+    rest = {action.dest for action in heap} - {*SHOWN, "help"}
+    parser._optionals._group_actions = [action for action in heap if action.dest == "help"]
+    group = parser.add_argument_group("the Trainer's own")
+    group._group_actions += sorted(shown, key=lambda action: SHOWN.index(action.dest))
+    for action in parser._actions:
+        if action.dest in rest or action.option_strings[0].startswith("--no_"):
+            action.help = argparse.SUPPRESS
+        elif action.dest != "help":
+            action.option_strings = action.option_strings[:1]  # and not --max-length beside --max_length
+            action.help = FILLED_IN.get(action.dest, action.help)
+    names = ", ".join(sorted(rest))
+    parser.epilog = f"All other options of transformers' TrainingArguments are taken too: {names}."
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str], options: argparse.Namespace) -> None:
     """Parse arguments over the options that are there already."""
-    try:
-        options, unknown = parser.parse_known_args(arguments, options)
-    except RecipeError as error:
-        raise RecipeError(_say_plainly(str(error))) from None
+    _, unknown = parser.parse_known_args(arguments, options)
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
-            raise RecipeError(f"unexpected {name!r}: the YAML file comes first, then --key value ({USAGE})")
-        raise RecipeError(_unknown_option(parser, name.lstrip("-").replace("-", "_")))
-    return options
+            raise RecipeError(f"unexpected {name!r}: YAML files come first, then --key value ({USAGE})")
+        raise RecipeError(_unknown(parser, name.lstrip("-").replace("-", "_")))
 
 
-def _unknown_option(parser: argparse.ArgumentParser, name: str) -> str:
-    close = difflib.get_close_matches(name, [action.dest for action in parser._actions], n=1)
-    return f"unknown option {name!r}" + (f": did you mean {close[0]!r}?" if close else " (see emo-hf train --help)")
-
-
-def _say_plainly(message: str) -> str:
-    """argparse's "argument --max_length/--max-length: invalid int value: 'x'" without the second name."""
-    head, _, rest = message.partition(": ")
-    if head.startswith("argument --") and rest:
-        rest = rest.replace("invalid int value: ", "a whole number is wanted, got ")
-        rest = rest.replace("invalid float value: ", "a number is wanted, got ")
-        return f"{head.removeprefix('argument --').split('/')[0]}: {rest}"
-    return message
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_file(parser: argparse.ArgumentParser, path: Path, options: argparse.Namespace) -> None:
+    """Read a YAML file by the rules of the command line."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -185,54 +175,38 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"cannot be read: {one_line(error)}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"is not valid YAML: {one_line(error)}") from error
-    if content is None:
-        return {}
+    except RecursionError as error:
+        raise RecipeError("is nested too deeply: one `key: value` a line is wanted") from error
+    content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise RecipeError("must hold a mapping, one `key: value` a line")
-    return content
-
-
-def _as_arguments(parser: argparse.ArgumentParser, values: dict[str, Any]) -> list[str]:
-    """A YAML mapping as command-line arguments, so that both are read by the same rules."""
-    known = {action.dest: action for action in parser._actions}
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
     arguments: list[str] = []
-    for key, value in values.items():
-        action = known.get(key)
-        if action is None or key == "help":
-            raise RecipeError(_unknown_option(parser, key))
-        if value is None:  # `key:` and `key: null` leave the default
-            continue
+    lists: dict[str, list[str]] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise RecipeError(_unknown(parser, key))
         if isinstance(value, list):
-            arguments += _list_arguments(parser, action, value)
-        else:
-            arguments.append(f"--{key}={_as_text(action, value)}")
-    return arguments
+            lists[key] = _list(known[key], value)
+        elif value is not None:  # `key:` and `key: null` leave the default
+            arguments.append(f"--{key}={_text(known[key], value)}")
+    _parse(parser, arguments, options)
+    vars(options).update(lists)
 
 
-def _list_arguments(parser: argparse.ArgumentParser, action: argparse.Action, value: list[Any]) -> list[str]:
+def _list(action: argparse.Action, value: list[Any]) -> list[str]:
+    if action.nargs != "+" and action.dest != "report_to":
+        raise RecipeError(f"{action.dest}: one value is wanted, got the list {value!r}")
     if not value or any(isinstance(item, (list, dict)) or item is None for item in value):
         raise RecipeError(f"{action.dest}: a list of plain values is wanted, got {value!r}")
-    if action.nargs == "+":
-        return [f"--{action.dest}", *map(str, value)]
-    if list not in [typing.get_origin(kind) for kind in typing.get_args(_annotation(action.dest))]:
-        raise RecipeError(f"{action.dest}: one value is wanted, got the list {value!r}")
-    # HfArgumentParser reads `str | list[str]` as str: the list itself becomes the default.
-    parser.set_defaults(**{action.dest: [str(item) for item in value]})
-    return []
+    return [str(item) for item in value]
 
 
-def _annotation(name: str) -> Any:
-    return typing.get_type_hints(TrainingArguments).get(name)
-
-
-def _as_text(action: argparse.Action, value: Any) -> str:
+def _text(action: argparse.Action, value: Any) -> str:
+    if isinstance(value, dict) and action.dest == "optim_args":
+        return as_text({key: _text(action, item) if isinstance(item, bool) else item for key, item in value.items()})
     if isinstance(value, dict):
-        if action.dest == "optim_args":  # a mapping reads better than its one-line form
-            items = {key: "/".join(map(str, v)) if isinstance(v, list) else v for key, v in value.items()}
-            return ",".join(f"{key}={_as_text(action, item)}" for key, item in items.items())
-        if action.dest in _MAPPINGS:
-            return json.dumps(value)
-        if dict not in [typing.get_origin(kind) or kind for kind in typing.get_args(_annotation(action.dest))]:
+        if action.dest not in (*TrainingArguments._VALID_DICT_FIELDS, "model_config", "emotion_args", "lora_args"):
             raise RecipeError(f"{action.dest}: one value is wanted, got the mapping {value!r}")
         return json.dumps(value)
     if isinstance(value, bool):
@@ -242,15 +216,78 @@ def _as_text(action: argparse.Action, value: Any) -> str:
     return str(value)
 
 
-class _saying_where:
-    """Puts the file's name in front of the sentence of a RecipeError."""
+def _unknown(parser: argparse.ArgumentParser, name: str) -> str:
+    if name in REMOVED:
+        return f"the option {name!r} is no more: {REMOVED[name]}"
+    close = difflib.get_close_matches(name, [action.dest for action in parser._actions], n=1)
+    return f"unknown option {name!r}" + (f": did you mean {close[0]!r}?" if close else " (see emo-hf train --help)")
 
-    def __init__(self, where: str) -> None:
-        self.where = where
 
-    def __enter__(self) -> None:
-        pass
+def _say_plainly(message: str) -> str:
+    """argparse's "argument --max_length/--max-length: invalid int value: 'x'" without the second name."""
+    head, _, rest = message.partition(": ")
+    if not head.startswith("argument --") or not rest:
+        return message
+    for name, instead in REMOVED.items():
+        if f"invalid choice: '{name}'" in rest:
+            return f"{name} is no task any more: {instead}"
+    rest = rest.replace("invalid int value: ", "a whole number is wanted, got ")
+    rest = rest.replace("invalid float value: ", "a number is wanted, got ")
+    return f"{head.removeprefix('argument --').split('/')[0]}: {rest}"
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RecipeError):
-            raise RecipeError(self.where + str(error)) from error
+
+def _make(dtype: Any, options: argparse.Namespace) -> Any:
+    return dtype(**{field.name: getattr(options, field.name) for field in dataclasses.fields(dtype) if field.init})
+
+
+def _can_load_best(options: argparse.Namespace) -> bool:
+    """Whether the Trainer could load the best model at the end: it must have been saved when it was evaluated."""
+    strategy = options.eval_strategy
+    if strategy == "no" or options.save_strategy != strategy:
+        return False
+    return bool(strategy == "epoch" or options.save_steps % (options.eval_steps or options.logging_steps) == 0)
+
+
+def _check(job: Job) -> None:
+    """Refuse what does not fit together, before anything is loaded."""
+    task = get_task(job.model.task)
+    if job.model.model_name_or_path is None and job.model.model_type is None:
+        raise RecipeError(
+            "model_name_or_path is missing: a hub id, a folder, or package:NAME/FOLDER (or model_type: untrained)"
+        )
+    if job.data.dataset is None and job.data.train_file is None:
+        ours = " or ".join(["hub id, folder", *task.builtin])
+        raise RecipeError(f"there is no data: give dataset ({ours}) or train_file")
+    if job.model.is_decoder and not task.takes_decoders:
+        able = ", ".join(name for name in TASKS if get_task(name).takes_decoders)
+        raise RecipeError(f"is_decoder must be false unless task is {able}, got True")
+    if job.lora.use_lora and job.model.model_type is not None:
+        raise RecipeError("use_lora must be false with model_type: an adapter needs a pretrained model")
+    task.check(job)
+    try:  # now, not after data and model have been prepared
+        EmoCallback().on_init_end(job.training, TrainerState(), TrainerControl())
+    except ValueError as error:
+        raise RecipeError(f"optim_args: {one_line(error).removeprefix('optim_args: ')}") from error
+    emotion_callback(job)
+
+
+def _choose_rate(job: Job) -> None:
+    training, kind = job.training, job.kind
+    rule = rule_of(training.optim.value, training.optim_args)
+    training.learning_rate, source = STARTING_RATES[kind, rule]
+    if training.process_index == 0:
+        logger.warning(
+            "learning_rate %g, since none was given: %s, %s; %s.", training.learning_rate, kind, rule, source
+        )
+
+
+def emotion_callback(job: Job) -> EmoCallback | None:
+    """The callback that attaches a law or an average of the weights; None where neither is wanted."""
+    law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
+    if law is None and not given:
+        return None
+    optim = job.training.optim.value
+    if optim in family_names():
+        raise RecipeError(f"emotion is for optimizers of others; {optim} takes optim_args, such as emo_law={law}")
+    with saying("emotion_args: ", ValueError, TypeError):
+        return EmoCallback(law, **given)

@@ -1,97 +1,145 @@
-"""The examples of a task: read, checked, split and thinned out."""
+"""The examples of a task: read, checked, their labels turned into ids, split and thinned out."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
-from emo_hf.train.errors import RecipeError
-from emo_hf.train.files import read_sides
+from emo_hf.train.errors import RecipeError, saying
 
 if TYPE_CHECKING:
-    from emo_hf.train.arguments import DataArguments
+    from emo_hf.train.options import DataArguments
     from emo_hf.train.tasks.task import Task
+
+LABELS = "labels"
+"""The column with the ids of the labels, under the name of the models' argument."""
+
+Reader = Callable[[Path], Dataset]
+
+
+def _read(kind: str, path: Path, **options: Any) -> Dataset:
+    return load_dataset(kind, data_files=str(path), split="train", **options)
+
+
+# Empty cells and words such as "null" stay what the file says.
+TABLES: Mapping[str, Reader] = {
+    ".csv": partial(_read, "csv", keep_default_na=False),
+    ".tsv": partial(_read, "csv", keep_default_na=False, sep="\t"),
+    ".json": partial(_read, "json"),
+    ".jsonl": partial(_read, "json"),
+    ".parquet": partial(_read, "parquet"),
+}
+"""End of a file's name → what reads it, for files with columns."""
+
+TABLES_AND_TEXT: Mapping[str, Reader] = {**TABLES, ".txt": partial(_read, "text", sample_by="paragraph")}
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Training and validation examples as they were read.
+    """Training and validation examples: the columns that the task reads, and `labels` where it has such.
 
     Attributes:
         train: what to train on.
         validation: what to evaluate on; None if there is nothing.
         columns: the columns that the task reads, in its order.
-        label_column: the one with labels or tags; None where a task has none.
         label_names: the names of the labels, in the order of their ids; empty where there are none.
-        train_labels, validation_labels: the id of each example's label; empty where an example has not exactly one.
     """
 
     train: Dataset
     validation: Dataset | None
     columns: list[str]
-    label_column: str | None
     label_names: list[str]
-    train_labels: list[int]
-    validation_labels: list[int]
 
     @property
     def majority_baseline(self) -> float | None:
         """Accuracy on the validation examples of always answering the most frequent training label."""
-        if not self.validation_labels:
+        if self.validation is None or not _has_one_label_each(self.validation):
             return None
-        (most_frequent, _), *_ = Counter(self.train_labels).most_common(1)
-        return self.validation_labels.count(most_frequent) / len(self.validation_labels)
+        (most_frequent, _), *_ = Counter(self.train[LABELS]).most_common(1)
+        return list(self.validation[LABELS]).count(most_frequent) / len(self.validation)
 
 
 def load_examples(options: DataArguments, task: Task) -> Examples:
-    """Load, check, split and thin out the examples, the same on every rank.
-
-    Raises:
-        RecipeError: if the data cannot be read or does not fit the task.
-    """
-    train, validation = read_sides(options, task)
-    _check_not_empty(train, validation)
-    columns = task.find_columns(train, options)
-    for dataset, side in ((train, "training"), (validation, "validation")):
-        if dataset is not None:
-            check_columns(dataset, columns, side)
-            task.check_rows(dataset, columns, side)
-    label_column = task.find_label_column(train, options)
+    """Load, check, split and thin out the examples, the same on every rank."""
+    train, validation = _read_sides(options, task)
+    there = [name for name in task.label_columns if name in train.column_names]
+    label_column = options.label_column or next(iter([*there, *task.label_columns]), None)
+    columns = options.text_columns or list(task.columns)
+    if options.text_columns is None and columns == ["text"]:
+        columns = [_text_column(train, label_column)]
     names: list[str] = []
-    train_labels: list[int] = []
-    validation_labels: list[int] = []
-    if label_column is not None:
-        names = task.label_names(train, label_column)
-        train_labels = task.label_ids(train, label_column, names, "training")
-        if validation is not None:
-            validation_labels = task.label_ids(validation, label_column, names, "validation")
+    sides: list[Any] = [None, None]
+    for i, (dataset, side) in enumerate(((train, "training"), (validation, "validation"))):
+        if dataset is None:
+            continue
+        if len(dataset) == 0:
+            raise RecipeError(f"there are no {side} examples")
+        _check_columns(dataset, columns, side)
+        task.check_rows(dataset, columns, side)
+        sides[i] = dataset.select_columns(columns)
+        if task.label_columns:
+            labels = read_labels(dataset, str(label_column), side, tags=task.tags)
+            names = names or _names(train, str(label_column), labels)
+            sides[i] = sides[i].add_column(LABELS, _ids(labels, names, side))
+    train, validation = sides
     if validation is None and options.validation_fraction > 0:
-        kept, held_out = _split(len(train), train_labels, options.validation_fraction, options.split_seed)
+        kept, held_out = _split(train, options.validation_fraction, options.split_seed)
         train, validation = train.select(kept), train.select(held_out)
-        train_labels, validation_labels = _pick(train_labels, kept), _pick(train_labels, held_out)
-    train, train_labels = _sample(train, train_labels, options.max_train_samples, options.split_seed)
-    if validation is not None:
-        validation, validation_labels = _sample(
-            validation, validation_labels, options.max_eval_samples, options.split_seed
-        )
-    return Examples(train, validation, columns, label_column, names, train_labels, validation_labels)
+    train = _sample(train, options.max_train_samples, options.split_seed)
+    validation = validation and _sample(validation, options.max_eval_samples, options.split_seed)
+    return Examples(train, validation, columns, names)
 
 
-def text_column(train: Dataset, not_this: str | None) -> str:
-    """The column with the text: "text", or the only one with strings that is not `not_this`.
+def _read_sides(options: DataArguments, task: Task) -> tuple[Dataset, Dataset | None]:
+    """What to train on, and what to evaluate on where that is given."""
+    if options.train_file is not None:
+        train = _load_file("train_file", options.train_file, task)
+        given = options.validation_file
+        return train, None if given is None else _load_file("validation_file", given, task)
+    name = str(options.dataset)
+    if name in task.builtin:
+        with saying(f"{name}: ", OSError):
+            train, validation = task.builtin[name]()
+        return Dataset.from_list(train), Dataset.from_list(validation)
+    ours = "" if "/" in name else f"; built in for {task.name}: {', '.join(task.builtin) or 'nothing'}"
+    with saying(f"dataset {name!r} cannot be loaded{ours}: "):
+        loaded = load_dataset(name, options.dataset_config)
+    splits = loaded if isinstance(loaded, DatasetDict) else {}
+    wanted = options.validation_split or ("validation" if "validation" in splits else None)
+    for option, split in (("train_split", options.train_split), ("validation_split", wanted)):
+        if split is not None and split not in splits:
+            raise RecipeError(f"{option}: dataset {name!r} has no split {split!r}, it has {', '.join(splits)}")
+    return splits[options.train_split], splits[wanted] if wanted else None
 
-    Raises:
-        RecipeError: if there are others, or none.
-    """
+
+def _load_file(option: str, name: str, task: Task) -> Dataset:
+    path = Path(name).expanduser()
+    end = (path.stem if path.suffix in (".gz", ".bz2", ".xz", ".zst") else path.name).lower()
+    reader = next((reader for suffix, reader in task.formats.items() if end.endswith(suffix)), None)
+    if not path.is_file():
+        raise RecipeError(f"{option}: there is no file {name!r}")
+    if path.stat().st_size == 0:
+        raise RecipeError(f"{option}: the file {name!r} is empty")
+    if reader is None:
+        raise RecipeError(f"{option}: {task.name} reads files that end in {', '.join(task.formats)}, got {name!r}")
+    with saying(f"{option}: {name!r} cannot be read: "):
+        return reader(path)
+
+
+def _text_column(train: Dataset, label_column: str | None) -> str:
+    """The column "text", or the only one with strings beside the labels."""
     # Files of strings come as `large_string`, hub datasets as `string`.
     strings = [
         name
         for name, feature in train.features.items()
-        if isinstance(feature, Value) and feature.dtype in ("string", "large_string") and name != not_this
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string") and name != label_column
     ]
     found = ["text"] if "text" in strings else strings
     if len(found) != 1:
@@ -99,59 +147,88 @@ def text_column(train: Dataset, not_this: str | None) -> str:
     return found[0]
 
 
-def check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
-    """Refuse data that lack one of the columns.
-
-    Raises:
-        RecipeError: with the columns that there are.
-    """
+def _check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
     for column in columns:
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
-            where = f" in the {side} examples" if side != "training" else ""
-            raise RecipeError(f"text_columns: no column {column!r}{where}, the columns are {there}")
+            raise RecipeError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
 
 
-def check_filled(dataset: Dataset, columns: list[str], side: str) -> None:
-    """Refuse an example with a hole.
+def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[Any]:
+    """The name of each example's label, or a list of names where it has several (`tags`)."""
+    if column not in dataset.column_names:
+        columns = ", ".join(dataset.column_names)
+        raise RecipeError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")
+    classes = _classes(dataset, column)
 
-    Raises:
-        RecipeError: with the number of its row.
-    """
-    for column in columns:
-        for row, text in enumerate(dataset[column]):
-            if text is None:
-                raise RecipeError(f"{side} example {row + 1} has no text in column {column!r}")
+    def name(value: Any, row: int) -> str:
+        if classes is not None:
+            value = classes[value] if value is not None and value >= 0 else None
+        if value is None or value == "":
+            raise RecipeError(f"{side} example {row + 1} has no label")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # integers beside empty cells are read as floats
+        if not isinstance(value, (str, int)):
+            raise RecipeError(f"{side} example {row + 1} has the label {value!r}: labels are strings or integers")
+        return str(value)
+
+    if not tags:
+        return [name(value, row) for row, value in enumerate(dataset[column])]
+    found = []
+    for row, values in enumerate(dataset[column]):
+        if not isinstance(values, list):
+            raise RecipeError(f"{side} example {row + 1}: column {column!r} must hold a list of tags")
+        found.append([name(value, row) for value in values])
+    return found
 
 
-def _check_not_empty(train: Dataset, validation: Dataset | None) -> None:
-    if len(train) == 0:
-        raise RecipeError("there are no training examples")
-    if validation is not None and len(validation) == 0:
-        raise RecipeError("there are no validation examples")
+def _classes(dataset: Dataset, column: str) -> list[str] | None:
+    """The names of the classes that a dataset declares."""
+    feature = dataset.features[column]
+    declared = getattr(feature, "feature", feature)
+    return list(declared.names) if isinstance(declared, ClassLabel) else None
 
 
-def _split(count: int, labels: list[int], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+def _names(train: Dataset, column: str, labels: list[Any]) -> list[str]:
+    """What the dataset declares, or the labels that the training examples have, numbers in their order."""
+    found = sorted({name for label in labels for name in (label if isinstance(label, list) else [label])})
+    if len(found) < 2:
+        raise RecipeError(f"all training examples have the label {found}: there is nothing to tell apart")
+    are_numbers = all(name.removeprefix("-").isdecimal() for name in found)
+    return _classes(train, column) or (sorted(found, key=int) if are_numbers else found)
+
+
+def _ids(labels: list[Any], names: list[str], side: str) -> list[Any]:
+    ids = {name: i for i, name in enumerate(names)}
+    for row, label in enumerate(labels):
+        unknown = sorted(set(label if isinstance(label, list) else [label]) - ids.keys())
+        if unknown:
+            raise RecipeError(
+                f"{side} example {row + 1} has the label {unknown[0]!r}, which no training example has "
+                f"(labels: {', '.join(names[:20])}{', …' if len(names) > 20 else ''})"
+            )
+    return [[ids[name] for name in label] if isinstance(label, list) else ids[label] for label in labels]
+
+
+def _has_one_label_each(dataset: Dataset) -> bool:
+    return LABELS in dataset.column_names and isinstance(dataset.features[LABELS], Value)
+
+
+def _split(dataset: Dataset, fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices to keep and to hold out, at random; with labels the same share of each, one at least of two or more."""
     by_label: dict[int, list[int]] = defaultdict(list)
-    for i in range(count):
-        by_label[labels[i] if labels else 0].append(i)
+    for i, label in enumerate(dataset[LABELS] if _has_one_label_each(dataset) else [0] * len(dataset)):
+        by_label[label].append(i)
     chooser = random.Random(seed)
     held_out: set[int] = set()
     for _, members in sorted(by_label.items()):
-        share = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held_out.update(chooser.sample(members, share))
+        held_out.update(chooser.sample(members, min(max(round(fraction * len(members)), 1), len(members) - 1)))
     if not held_out:
         raise RecipeError("too few examples to hold some out: give validation data, or validation_fraction 0")
-    return [i for i in range(count) if i not in held_out], sorted(held_out)
+    return [i for i in range(len(dataset)) if i not in held_out], sorted(held_out)
 
 
-def _sample(dataset: Dataset, labels: list[int], limit: int | None, seed: int) -> tuple[Dataset, list[int]]:
+def _sample(dataset: Dataset, limit: int | None, seed: int) -> Dataset:
     if limit is None or limit >= len(dataset):
-        return dataset, labels
-    chosen = sorted(random.Random(seed).sample(range(len(dataset)), limit))
-    return dataset.select(chosen), _pick(labels, chosen)
-
-
-def _pick(labels: list[int], indices: list[int]) -> list[int]:
-    return [labels[i] for i in indices] if labels else []
+        return dataset
+    return dataset.select(sorted(random.Random(seed).sample(range(len(dataset)), limit)))

@@ -9,16 +9,14 @@ What keeps it honest:
 - A package must not be found by its name. Whole words that are one of the 20 names are replaced by "module", in every
   docstring and not only in the package's own: else a name that stands unmasked would tell where a text is not from.
 - A text that occurs more than once in a package counts once. One that occurs in several is dropped: it has no answer.
-- Nothing may be on both sides of the split. Kept together are the docstrings of one top-level class or function, and
-  near duplicates: texts whose sets of words have a Jaccard similarity of `NEAR` or more, digits made equal, over all
-  packages and chained. Files are not kept together: six of the 20 packages are one file (`tarfile`, `turtle`, …).
+- The docstrings of one top-level class or function are on one side of the split, and what is nearly the same as a
+  training text is not held out.
 - Not read: tests, private modules (`_pydecimal`), and what newer Pythons have dropped (`distutils`, `lib2to3`).
 """
 
 from __future__ import annotations
 
 import ast
-import math
 import random
 import re
 import sysconfig
@@ -27,11 +25,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 LABELS = 20
 NEAR = 0.7
 MIN_WORDS = 4
 VALIDATION_FRACTION = 0.2
-SEED = 0
 
 _NOT_READ = frozenset({"distutils", "lib2to3", "pydoc_data", "site-packages", "dist-packages", "test"})
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
@@ -61,9 +60,6 @@ def load_docstrings(
         mask_names: replace the names of the packages, as classification needs it; False for plain prose.
         folder: where the sources are; the running Python's standard library if None.
         labels: how many packages, the most frequent first.
-
-    Returns:
-        Training and validation examples, each in an order that depends on the sources only.
 
     Raises:
         FileNotFoundError: if the folder holds too few sources, as with a Python that ships compiled files only.
@@ -103,17 +99,12 @@ def _docstrings_of(file: Path) -> Iterator[tuple[str, str]]:
         tree = ast.parse(file.read_bytes())
     except SyntaxError:  # templates and samples of broken code are part of the standard library
         return
-    pending: list[tuple[ast.AST, str]] = [(tree, "")]
-    while pending:
-        node, owner = pending.pop()
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            if not isinstance(node, ast.Module):
-                owner = owner or node.name
-            text = ast.get_docstring(node)
-            if text:
-                yield text, owner
-        inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]  # none is in those
-        pending.extend((child, owner) for child in reversed(inner))
+    for top in (tree, *tree.body):
+        for node in (top,) if top is tree else ast.walk(top):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node)
+                if text:
+                    yield text, getattr(top, "name", "")
 
 
 def normalised(text: str) -> str:
@@ -132,64 +123,37 @@ def without_duplicates(examples: Iterable[Docstring]) -> list[Docstring]:
     return [example for key, example in first.items() if key not in ambiguous]
 
 
-def near_duplicates(texts: Sequence[str], threshold: float = NEAR) -> Iterator[tuple[int, int]]:
-    """The pairs of texts whose sets of words have at least that Jaccard similarity.
-
-    Two sets can only be that similar if they share one of the rarest words of each, so only the rarest words are
-    indexed (prefix filtering); the result is the same as that of comparing all pairs.
-    """
-    words = [frozenset(normalised(text).split()) for text in texts]
-    frequency = Counter(word for own in words for word in own)
-    index: dict[str, list[int]] = defaultdict(list)
-    for this in sorted(range(len(words)), key=lambda i: (len(words[i]), i)):
-        own = words[this]
-        candidates: set[int] = set()
-        rarest = sorted(own, key=lambda word: (frequency[word], word))
-        for word in rarest[: len(own) - math.ceil(threshold * len(own)) + 1]:
-            candidates.update(index[word])
-            index[word].append(this)
-        for other in sorted(candidates):
-            shared = len(own & words[other])
-            if shared >= threshold * (len(own) + len(words[other]) - shared):
-                yield other, this
-
-
 def split(
-    examples: Sequence[Docstring], fraction: float = VALIDATION_FRACTION, seed: int = SEED
+    examples: Sequence[Docstring], fraction: float = VALIDATION_FRACTION
 ) -> tuple[list[Docstring], list[Docstring]]:
-    """Divide examples so that each label gives up to that fraction, and what belongs together stays together."""
-    families = _families(examples)
-    random.Random(seed).shuffle(families)
+    """Hold out whole places, at random, until each label has given up to that fraction of its examples."""
+    places: dict[str, list[Docstring]] = defaultdict(list)
+    for example in examples:
+        places[example.place].append(example)
     room = {label: fraction * count for label, count in Counter(example.label for example in examples).items()}
-    held_out: set[int] = set()
-    for family in families:
-        taken = Counter(examples[i].label for i in family)
-        if all(count <= room[label] for label, count in taken.items()):
-            held_out.update(family)
-            for label, count in taken.items():
-                room[label] -= count
-    return (
-        [example for i, example in enumerate(examples) if i not in held_out],
-        [example for i, example in enumerate(examples) if i in held_out],
-    )
+    order = list(places)
+    random.Random(0).shuffle(order)
+    held_out: set[str] = set()
+    for place in order:
+        label, count = places[place][0].label, len(places[place])
+        if count <= room[label]:
+            held_out.add(place)
+            room[label] -= count
+    train = [example for example in examples if example.place not in held_out]
+    validation = [example for example in examples if example.place in held_out]
+    near = near_to_any([example.text for example in validation], [example.text for example in train])
+    return train, [example for example, is_near in zip(validation, near, strict=True) if not is_near]
 
 
-def _families(examples: Sequence[Docstring]) -> list[list[int]]:
-    """Indices of the examples that must stay together: those of one place, and near duplicates, chained."""
-    leader = list(range(len(examples)))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    first_of_place: dict[str, int] = {}
-    for i, example in enumerate(examples):
-        leader[find(i)] = find(first_of_place.setdefault(example.place, i))
-    for this, other in near_duplicates([example.text for example in examples]):
-        leader[find(this)] = find(other)
-    families: dict[int, list[int]] = defaultdict(list)
-    for i in range(len(examples)):
-        families[find(i)].append(i)
-    return list(families.values())
+def near_to_any(texts: Sequence[str], others: Sequence[str], threshold: float = NEAR) -> list[bool]:
+    """Whether a text has |A ∩ B| ≥ threshold·|A ∪ B| with one of the others, A and B being their sets of words."""
+    words = [set(normalised(text).split()) for text in (*texts, *others)]
+    column = {word: i for i, word in enumerate(sorted(set().union(*words)))}
+    has = torch.zeros(len(words), len(column))
+    for row, own in enumerate(words):
+        has[row, [column[word] for word in own]] = 1.0
+    mine, theirs = has[: len(texts)], has[len(texts) :]
+    shared = mine @ theirs.T
+    either = mine.sum(1, keepdim=True) + theirs.sum(1) - shared
+    near: list[bool] = (shared >= threshold * either - 1e-3).any(1).tolist()
+    return near

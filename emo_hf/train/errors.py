@@ -1,12 +1,27 @@
-"""What the recipe says when the user can put something right."""
+"""What `emo-hf train` says when the user can put something right."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class RecipeError(Exception):
-    """Its text is one sentence that says what is wrong and what to do; the command line prints it and exits with 2."""
+    """Its text is one sentence that says what is wrong and what to do; the command prints it and exits with 2."""
 
 
 def one_line(error: BaseException) -> str:
     """The text of another library's error, without its line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split()).rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def saying(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn errors of these kinds (all, if none is given) into a RecipeError whose sentence begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if kinds and not isinstance(error, (RecipeError, *kinds)):
+            raise
+        cause = error if isinstance(error, RecipeError) else error.__cause__ or error  # `datasets` wraps what it met
+        raise RecipeError(f"{what}{one_line(cause)}") from error

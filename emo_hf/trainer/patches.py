@@ -27,7 +27,7 @@ MARK = "_emo_hf_original"
 
 
 def patches() -> list[Patch]:
-    """All of them, as far as this version of transformers has the methods.
+    """All of them. What this version of transformers does not have is left out, and `install` says so.
 
     | method | what is added |
     |---|---|
@@ -58,7 +58,18 @@ def patches() -> list[Patch]:
         found += [
             (notebook.NotebookProgressCallback, name, console.adds_columns) for name in ("on_log", "on_evaluate")
         ]
+    missing = tuple(f"{owner.__name__}.{name}" for owner, name, _ in found if not hasattr(owner, name))
+    _warn_of_missing(tuple(name for name in missing if name != "Trainer.prediction_loop"))  # gone in transformers 5
     return [patch for patch in found if hasattr(patch[0], patch[1])]
+
+
+@functools.cache
+def _warn_of_missing(names: tuple[str, ...]) -> None:
+    if names:
+        logger.warning(
+            "This version of transformers has no %s: what emo_hf.trainer.patches adds there is missing.",
+            ", ".join(names),
+        )
 
 
 def install() -> None:

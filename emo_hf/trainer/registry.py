@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_TRANSFORMERS = "5.2 to 5.23"
+SUPPORTED_TRANSFORMERS = "5.2 to 5.24"
 
 
 def register(**emotion: Any) -> None:

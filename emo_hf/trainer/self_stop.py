@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
-from emo_hf.losses.rank_mean import LOCAL
+from emo_hf.losses.same_options import LOCAL
 from emo_hf.reading import Option, one_of, read_value, whole_number
 
 if TYPE_CHECKING:

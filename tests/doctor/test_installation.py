@@ -114,7 +114,7 @@ def test_a_version_that_is_not_supported_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_what_moves_parameters_is_what_the_optimizer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.chosen_paths()["emolynx"].startswith("cpu: ")
-    monkeypatch.setattr("emo_hf.optim.rule_optimizer.works_for", lambda param: False)  # as if there were no kernels
+    monkeypatch.setattr("emo_hf.optim.buckets.kernels_work_for", lambda param: False)  # as if there were no kernels
     assert "native" not in "".join(environment.chosen_paths().values())
 
 

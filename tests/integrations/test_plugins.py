@@ -58,6 +58,7 @@ def axolotl(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, base.__name__, base)
     monkeypatch.delitem(sys.modules, "emo_hf.integrations.axolotl", raising=False)
+    emo_hf.unregister()  # what another test of this process may have left registered
     yield
     emo_hf.unregister()
 

@@ -92,7 +92,9 @@ def test_the_loss_that_the_ranks_feel_is_the_one_that_the_trainer_logs(ddp: Resu
 
 
 def test_in_the_trainer_the_exchange_is_under_way_while_backward_runs(ddp: Results) -> None:
-    assert all(all(rank["trainer accumulating"]["started"]) for rank in ddp)
+    for rank in ddp:  # in the first step they compare their options before
+        assert not rank["trainer accumulating"]["started"][0]
+        assert all(rank["trainer accumulating"]["started"][1:])
 
 
 def test_two_ranks_train_as_one_rank_does_on_the_same_global_batches(
@@ -120,5 +122,32 @@ def test_autonomous_ranks_feel_their_own_losses_and_one_of_them_says_so_once_a_r
 
 
 def test_a_mode_that_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="emo_sync must be one of global, local, got 'both'"):
+    with pytest.raises(ValueError, match=r"emo_sync='both' .* it takes one of global, local"):
         EmoNavi(parameters(), emo_sync="both")
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("law", "emo_law is v3.1 on rank 0 and v3.6 on rank 1"),
+        ("weight decay", "weight_decay is 0.01 on rank 0 and 0.2 on rank 1"),
+        ("non-finite gradients", "nonfinite is leave_out on rank 0 and skip_step on rank 1"),
+        ("generation", "version is v3.1 on rank 0 and v3.6 on rank 1"),
+        ("emotion of rank 0 its own", "emo_sync is local on rank 0 and global on rank 1"),
+        ("emotion of rank 1 its own", "emo_sync is global on rank 0 and local on rank 1"),
+        ("attached", "emo_law is robust on rank 0 and v3.1 on rank 1"),
+    ],
+)
+def test_ranks_with_different_options_stop_and_say_which_instead_of_drifting_or_waiting(
+    plain: Results, what: str, named: str
+) -> None:
+    for said in both(plain, "different options"):
+        assert "the ranks of this job have different options" in said[what]
+        assert named in said[what]
+
+
+@pytest.mark.parametrize("what", ["learning rate", "each its own emotion"])
+def test_ranks_may_have_rates_of_their_own_and_laws_of_their_own_where_nothing_is_shared(
+    plain: Results, what: str
+) -> None:
+    assert [said[what] for said in both(plain, "different options")] == ["", ""]

@@ -58,6 +58,57 @@ def test_a_damaged_state_is_refused_with_what_is_wrong_and_nothing_changes(
     assert_identical(snapshot(optimizer), before)
 
 
+@pytest.mark.parametrize("value", ["x", float("nan"), -1.0, float("inf"), None, True, [1.0]], ids=repr)
+@pytest.mark.parametrize("name", ["freshness", "norm"])
+def test_what_a_rule_remembers_is_a_number_or_not_known_yet(name: str, value: Any) -> None:
+    source, optimizer = build(EmoTion), build(EmoTion)
+    run(source, range(3))
+    run(optimizer, range(2))
+    state = copy.deepcopy(source.state_dict())
+    for group in state["param_groups"]:
+        group["emotion"]["rule"][name] = value
+    before = snapshot(optimizer)
+    if name == "norm" and value is None:
+        optimizer.load_state_dict(state)
+        return
+    with pytest.raises(ValueError, match="in what the rule keeps"):
+        optimizer.load_state_dict(state)
+    assert_identical(snapshot(optimizer), before)
+
+
+def in_state(value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda state: state.update(state=value(state["state"]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        in_state(lambda old: [1]),
+        in_state(lambda old: {**old, 0: "x"}),
+        lambda state: state.update(param_groups=["x"]),
+        lambda state: state["param_groups"][0].update(params=5),
+        lambda state: state["param_groups"][0].update(emotion=5),
+        *[
+            lambda state, name=name, value=value: [
+                group["emotion"].update({name: value}) for group in state["param_groups"]
+            ]
+            for name in ("coefficients", "average_age", "average_shown", "window", "observations", "rule", "law")
+            for value in (None, -5, "x", [1], {"a": 1}, float("nan"))
+        ],
+    ],
+)
+def test_whatever_is_wrong_is_said_in_a_sentence_and_nothing_changes(damage: Callable[[dict[str, Any]], Any]) -> None:
+    source, optimizer = build(EmoNavi), build(EmoNavi)
+    run(source, range(4))
+    run(optimizer, range(2))
+    state = copy.deepcopy(source.state_dict())
+    damage(state)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"damaged|not the state of|needs \[\]|follows the law"):
+        optimizer.load_state_dict(state)
+    assert_identical(snapshot(optimizer), before)
+
+
 def test_what_a_rule_remembers_for_the_optimizer_as_a_whole_has_to_be_there() -> None:
     source, optimizer = build(EmoTion), build(EmoTion)
     run(source, range(3))

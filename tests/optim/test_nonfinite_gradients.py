@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import emo_hf
 from emo_hf import EmoOptimizer
-from emo_hf.optim.finite import gradients_are_finite
+from emo_hf.laws import Note
+from emo_hf.optim.finite import count_not_finite, gradients_are_finite
 from tests.emo_cases import each_implementation, each_optimizer, lr_for, make, parameters
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -54,7 +56,7 @@ def test_settle_leaves_out_the_step_of_a_gradient_that_is_not_finite(make: Any, 
     assert torch.equal(seen[3], seen[2])
     assert not torch.equal(seen[4], seen[3])
     assert seen[5].isfinite().all()
-    assert emo.decisions[-1] == (4, "skipped: gradients that are not finite")
+    assert emo.decisions[-1] == Note(4, "skipped", 1.0, "gradients that are not finite")
     inner = getattr(emo, "optimizer", emo)
     moments = [value for of_one in inner.state.values() for value in of_one.values() if torch.is_tensor(value)]
     assert all(value.isfinite().all() for value in moments)
@@ -217,18 +219,120 @@ def test_it_is_warned_of_once() -> None:
     assert optimizer.metrics()["emo/nonfinite_gradients"] == 8
 
 
-def test_what_lies_on_a_device_is_warned_of_when_it_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emo_hf.optim.tensors.left_out.may_be_read", lambda tensor: False)  # as if it lay there
+def test_what_a_kernel_counted_on_a_device_is_warned_of_when_it_is_logged() -> None:
     params = parameters(((6, 5), (7,)))
-    optimizer = emo_hf.EmoNavi(params, lr=1e-2, foreach=True)
+    optimizer = emo_hf.EmoNavi(params, lr=1e-2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _step(optimizer, params, 0, math.nan)
-    with pytest.warns(RuntimeWarning, match="NaN or infinite by step 1: they are gone by now"):
+        _step(optimizer, params, 0)
+        optimizer._engine.left_out.counter(torch.device("cpu")).add_(2)  # as kernels on a GPU do
+        _step(optimizer, params, 1)
+    with pytest.warns(RuntimeWarning, match="NaN or infinite by step 2: they are gone by now"):
         logged = optimizer.metrics()
     assert logged["emo/nonfinite_gradients"] == 2
 
 
+class Calls(TorchDispatchMode):
+    """Counts the calls of an operator, and notes the elements of the largest tensor that any operator made."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.count, self.largest = name, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.__name__.startswith(self.name)
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and not func.__name__.startswith(("split", "detach")):
+            self.largest = max(self.largest, made.numel())
+        return made
+
+
+OPTIONS: dict[str, Any] = {
+    "attached": _attached,
+    "skip_step": lambda model: emo_hf.EmoNavi(model.parameters(), lr=1e-2, nonfinite="skip_step"),
+    "leave_out": lambda model: emo_hf.EmoNavi(model.parameters(), lr=1e-2, fused=True),
+}
+
+
+def _clipped(model: torch.nn.Linear, emo: Any, some: str = "both") -> None:
+    params = {"both": [model.weight, model.bias], "weight": [model.weight], "bias": [model.bias]}[some]
+    model(torch.ones(2, 4)).square().mean().backward()
+    emo.observe(1.0)
+    emo.saw_gradient_norm(torch.nn.utils.clip_grad_norm_(params, 1.0), params)
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_norm_that_clipping_has_taken_spares_another(kind: str) -> None:
+    model = torch.nn.Linear(4, 3)
+    emo = OPTIONS[kind](model)
+    for told, norms in ((True, 0), (False, 1)):
+        _clipped(model, emo)
+        if not told:
+            emo._engine._norm = None
+        with Calls("_foreach_norm") as calls:
+            getattr(emo, "optimizer", emo).step()
+        assert calls.count == norms
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("since", ["backward", "exchanged", "written", "reset", "partly"])
+def test_a_norm_of_other_gradients_says_nothing(kind: str, since: str) -> None:
+    model = torch.nn.Linear(4, 3)
+    emo = OPTIONS[kind](model)
+    optimizer = getattr(emo, "optimizer", emo)
+    _clipped(model, emo, "bias" if since == "partly" else "both")
+    before = model.weight.detach().clone()
+    if since == "backward":
+        (model(torch.ones(2, 4)).mean() * math.inf).backward()
+    elif since == "exchanged":
+        model.weight.grad = torch.full_like(model.weight, math.nan)
+    elif since == "written":
+        model.bias.grad[1] = math.nan  # type: ignore[index]
+        model.weight.grad[1] = math.nan  # type: ignore[index]
+    elif since == "reset":
+        model.zero_grad()
+        (model(torch.ones(2, 4)).mean() * math.inf).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    else:
+        model.weight.grad[1] = math.nan  # type: ignore[index]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimizer.step()
+    assert model.weight.isfinite().all()
+    assert torch.equal(model.weight[1], before[1])
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_norm_that_overflows_is_no_reason_to_leave_anything_out(kind: str, dtype: torch.dtype) -> None:
+    model = torch.nn.Linear(4, 3).to(dtype)
+    before = model.weight.detach().clone()
+    by_sgd = emo_hf.attach(torch.optim.SGD(model.parameters(), lr=1e-2), "settle")
+    emo = by_sgd if kind == "attached" else OPTIONS[kind](model)
+    for param in model.parameters():
+        param.grad = torch.full_like(param, torch.finfo(dtype).max)
+    emo.observe(1.0)
+    getattr(emo, "optimizer", emo).step()
+    assert not (model.weight == before).any()
+    assert emo.metrics().get("emo/nonfinite_gradients", 0) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_elements_are_named_with_bounded_memory(
+    dtype: torch.dtype, transposed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("emo_hf.optim.finite.PIECE", 1000)
+    param = torch.nn.Parameter(torch.ones(300, 200, dtype=dtype))
+    param.grad = torch.ones(200, 300, dtype=dtype).t() if transposed else torch.ones(300, 200, dtype=dtype)
+    param.grad[7, 150] = math.nan
+    optimizer = torch.optim.SGD([("w", param)])
+    with Calls("abs") as calls:
+        assert count_not_finite(optimizer) == {"w": 1}
+    assert calls.count >= 60
+    assert calls.largest <= 1000
+
+
 def test_nonfinite_takes_three_words() -> None:
-    with pytest.raises(ValueError, match="nonfinite must be one of leave_out, skip_step, propagate, got 'ignore'"):
+    with pytest.raises(ValueError, match=r"nonfinite='ignore' .* it takes one of leave_out, skip_step, propagate"):
         emo_hf.EmoNavi(parameters(), nonfinite="ignore")

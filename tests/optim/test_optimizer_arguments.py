@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import emo_hf
 from emo_hf import EmoLynx, EmoNavi, EmoOptimizer
 from tests.emo_cases import OPTIMIZERS, each_optimizer, give_gradients, losses, make, parameters, rule_of, version_of
 
@@ -216,3 +221,52 @@ def test_maximize_climbs_where_the_default_descends() -> None:
         assert (up > 0).all()
         torch.testing.assert_close(up, -down)
         assert torch.equal(up.grad, torch.ones(3))
+
+
+@pytest.mark.parametrize("rate", [np.float64(0.1), Fraction(1, 10), np.float32(0.5)], ids=repr)
+def test_numbers_of_any_kind_become_floats_that_a_checkpoint_can_hold(rate: Any) -> None:
+    optimizer = EmoNavi([torch.nn.Parameter(torch.zeros(2))], lr=rate, betas=(rate, rate), eps=rate)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(2))], "lr": rate})
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    for group in torch.load(buffer, weights_only=True)["param_groups"]:
+        assert {type(group["lr"]), type(group["eps"]), *map(type, group["betas"])} == {float}
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda params: EmoNavi(params, lr=10**400), "lr must be a finite number"),
+        (lambda params: EmoNavi(params, betas={0.9, 0.99}), "betas must be a pair"),
+        (lambda params: EmoNavi(params, step_in_backward="x"), "step_in_backward='x' .* it takes true or false"),
+        (lambda params: EmoNavi(params, emo_law=[]), r"emo_law=\[\] .* it takes one of v3.0"),
+        (lambda params: EmoNavi([{"x": 1}]), r"needs 'params', got one with \['x'\]"),
+        (lambda params: EmoNavi(params).add_param_group({"x": 1}), r"needs 'params', and this has \['x'\]"),
+        (lambda params: EmoNavi(params).observe(1.0, weight="x"), "weight must be a positive number, got 'x'"),
+        (
+            lambda params: EmoNavi(params, emo_law="settle", ease=True),
+            "no option ease .*average_weights",
+        ),
+        (lambda params: emo_hf.attach(torch.optim.SGD(params), "settle", horizon=True), "no option horizon.*schedule"),
+        (lambda params: pickle.dumps(emo_hf.attach(torch.optim.SGD(params))), "cannot be pickled or copied"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(make: Callable[[Any], Any], said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        make([torch.nn.Parameter(torch.zeros(2))])
+
+
+def test_parameters_without_a_shape_are_shown_as_such() -> None:
+    optimizer = EmoNavi(torch.nn.LazyLinear(3).parameters())
+    assert "2 of them without a shape yet" in repr(optimizer)
+
+
+def test_keys_of_others_in_the_state_of_a_parameter_are_named() -> None:
+    param = torch.nn.Parameter(torch.zeros(2))
+    optimizer = EmoNavi([param])
+    optimizer.state[param]["z"] = torch.zeros(2)
+    param.grad = torch.ones(2)
+    optimizer.observe(1.0)
+    with pytest.raises(RuntimeError, match=r"lacks 'exp_avg' and has \['z'\]: something else, a wrapper perhaps"):
+        optimizer.step()

@@ -18,7 +18,7 @@ from emo_hf import EmoAiry, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoVoid
 from emo_hf.optim.kernels import build, cache, fact, team
 from emo_hf.optim.rules.tion import Tion
 from emo_hf.optim.rules.void import Void
-from emo_hf.optim.tensors import chunking, left_out
+from emo_hf.optim.tensors import chunking
 from emo_hf.optim.update import Hyperparameters, State
 from tests.emo_cases import (
     OPTIMIZERS,
@@ -114,11 +114,11 @@ def test_one_compilation_serves_all_steps_rates_coefficients_and_processes(
     assert len(list(fresh_kernels.glob("*.so"))) == 1
 
 
-@pytest.mark.parametrize("compiler", [None, "false"])
+@pytest.mark.parametrize("compiler", [None, ("false",)])
 @each_optimizer
 def test_without_a_working_compiler_one_line_of_log_and_plain_torch(
     cls: type[EmoOptimizer],
-    compiler: str | None,
+    compiler: tuple[str, ...] | None,
     fresh_kernels: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -266,12 +266,11 @@ class ScalarReads(TorchDispatchMode):
 
 
 @each_implementation
-def test_a_step_reads_no_number_from_a_tensor_but_the_loss(
-    cls: type[EmoOptimizer], implementation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(left_out, "may_be_read", lambda tensor: False)  # as if it lay on a device
+def test_a_step_reads_no_number_from_a_tensor_but_the_loss(cls: type[EmoOptimizer], implementation: str) -> None:
+    """What else is read is whether gradients are finite, where there is no kernel that leaves out what is not."""
     params = parameters()
-    optimizer = make(cls, params, implementation)
+    nonfinite = "leave_out" if implementation == "native" else "propagate"
+    optimizer = make(cls, params, implementation, nonfinite=nonfinite)
     run(optimizer, range(1))
     give_gradients(params, 1)
     optimizer.observe(torch.tensor(1.0))

@@ -12,7 +12,6 @@ from emo_hf.plot.decisions import in_words, moments
 from emo_hf.plot.figure import figure
 from emo_hf.plot.moments import MOST_ROWS
 from emo_hf.plot.run import Run
-from emo_hf.train.summary import Summary
 from tests.plot.histories import history
 
 DECISIONS = [
@@ -101,25 +100,3 @@ def test_a_stop_that_came_after_the_last_log_line_is_drawn_where_it_came() -> No
     calm = [line | {"emo/should_stop": 0} if "loss" in line else line for line in history()]
     signals = figure(Run(history=calm, law="settle", decisions=DECISIONS)).axes[4]
     assert "stop signal: from step 40" in [text.get_text() for text in signals.texts]
-
-
-def summary(**changes: Any) -> Summary:
-    facts: dict[str, Any] = {
-        "task": "t", "model": "m", "optimizer": "emonavi", "trainable": 1, "parameters": 2, "train_examples": 3,
-        "validation_examples": 0, "steps": 40, "planned_steps": 1060, "resumed_from": None, "interrupted": False,
-        "history": [], "measures": [], "law": "settle", "majority_baseline": None, "seconds": 1.0, "saved": {},
-        "run_folder": None, "decisions": DECISIONS,
-    }  # fmt: skip
-    return Summary(**facts | changes)
-
-
-def test_the_table_says_what_was_decided_and_that_the_run_stopped_by_itself() -> None:
-    rows = dict(summary().rows())
-    assert rows["optimizer"] == "emonavi (law settle)"
-    assert rows["decisions"].startswith("raised at 10 (×3), started at 14 (×3), ")
-    assert rows["self-stop signal"] == "stopped by itself at step 40 of at most 1,060"
-    assert summary().facts()["should_stop_step"] == 40
-    whole = dict(summary(decisions=DECISIONS[:2], planned_steps=40, law=None).rows())
-    assert whole["optimizer"] == "emonavi"
-    assert "stopped by itself" not in whole["self-stop signal"]
-    assert "decisions" not in dict(summary(decisions=[]).rows())

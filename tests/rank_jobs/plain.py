@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from emo_hf import EmoNavi, EmoOptimizer
+from emo_hf import EmoNavi, EmoOptimizer, attach
 from tests.emo_cases import OPTIMIZERS
 from tests.ranks import numbers
 
@@ -105,9 +106,46 @@ def uneven_accumulation(folder: Path) -> dict[str, Any]:
     return {"felt": felt, "weight": model.module.weight.detach()}
 
 
+DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "law": ({"emo_law": "v3.1"}, {"emo_law": "v3.6"}),
+    "weight decay": ({}, {"weight_decay": 0.2}),
+    "non-finite gradients": ({}, {"nonfinite": "skip_step"}),
+    "generation": ({}, {"version": "v3.6"}),
+    "emotion of rank 0 its own": ({"emo_sync": "local"}, {}),
+    "emotion of rank 1 its own": ({}, {"emo_sync": "local"}),
+    "learning rate": ({}, {"lr": 0.5}),
+    "each its own emotion": ({"emo_sync": "local"}, {"emo_sync": "local", "emo_law": "v3.6"}),
+}
+"""What the two ranks are made with."""
+
+
+def different_options(folder: Path) -> dict[str, str]:
+    """What is said to each rank within 12 steps."""
+    said = {}
+    for name, options in DIFFERENT.items():
+        said[name] = stepping(lambda param, options=options: EmoNavi([param], **options[RANK]))
+    said["attached"] = stepping(lambda param: attach(torch.optim.AdamW([param]), "v3.1" if RANK else "robust"))
+    return said
+
+
+def stepping(make: Any) -> str:
+    param = nn.Parameter(torch.ones(3))
+    emo = make(param)
+    try:
+        for _ in range(12):
+            param.grad = torch.ones(3)
+            emo.observe(1.0)
+            getattr(emo, "optimizer", emo).step()
+            time.sleep(0.1 if emo.emo_sync == "local" else 0.0)
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 JOBS = {
     "observed losses": observed_losses,
     "missing losses": missing_losses,
     "state made on one rank": state_made_on_one_rank,
     "uneven accumulation": uneven_accumulation,
+    "different options": different_options,
 }

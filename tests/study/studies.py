@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from emo_hf.study.plan import Run
-from emo_hf.study.specification import Study
-from emo_hf.study.study import parse_study
+from emo_hf.study.plan import Plan, Run
+from emo_hf.study.run_one import named
+from emo_hf.study.schema import Study, parse_study
 
 FUNCTION = "tests.study.tiny_task:make"
 
@@ -22,7 +22,7 @@ def content(**changes: Any) -> dict[str, Any]:
     return {
         "tasks": {"toy": {"function": FUNCTION, "steps": 8}},
         "arms": ARMS,
-        "learning_rates": ["1e-3", 1e-2],  # PyYAML reads 1e-3 as a text
+        "learning_rates": ["1e-3", 1e-1],  # PyYAML reads 1e-3 as a text
         "seeds": {"tune": 1, "report": 3},
         "reference": "adamw",
         "evaluations": 4,
@@ -34,37 +34,45 @@ def study(**changes: Any) -> Study:
     return parse_study(content(**changes), "small")
 
 
-def line(run: Run, end: float | None, **changes: Any) -> Mapping[str, Any]:
-    """What a run would have come to that ended with this loss; None if it diverged."""
+def line(run: Run, end: float | None, average: float | None = None, **changes: Any) -> dict[str, Any]:
+    """What a run would have come to that ended with this loss, and its average with that; None if not finite."""
+    curves = {"weights": _curves(end)} | ({"average": _curves(average)} if run.arm.average else {})
     return {
-        "id": run.id,
-        "phase": run.phase,
-        "task": run.task.name,
-        "arm": run.arm.name,
-        "rate": run.rate,
-        "seed": run.seed,
-        "config": run.config(),
-        "versions": {"torch": "2.0"},
-        "machine": {"device": "CPU", "system": "Linux", "threads": 1},
+        **named(run),
         "steps": 40,
         "planned_steps": 40,
-        "curve": {"train": [[40, 1.0]], "evaluations": [[0, 2.0], [20, 1.5], [40, end]]},
-        "start": 2.0,
-        "end": end,
-        "best": 1.5 if end is None else min(end, 1.5),
-        "best_step": 40,
-        "diverged": end is None,
+        "losses": [[40, 1.0]],
+        "curves": curves,
         "metrics": {},
-        "emotion": None,
-        "stops": {"raw": None, "believed": None, "ended": None},
-        "fingerprint": {"weights": run.seed, "first_batch": run.seed, "batches": [run.seed]},
+        "chance": None,
+        "extra": None,
+        "decisions": [],
+        "factor": None,
+        "skipped": [],
+        "fingerprint": {"weights": run.seed, "batches": [run.seed]},
         "seconds": 2.0,
         "setup_seconds": 1.0,
         "evaluation_seconds": 0.3,
-        "step_seconds": 0.01,
-        "optimizer_seconds": 0.001,
-        "optimizer_state_bytes": 800,
-        "peak_memory_bytes": 2**30,
         "trainable_parameters": 100,
+        "versions": {"torch": "2.0"},
+        "device": "CPU",
+        "threads": 1,
         **changes,
     }
+
+
+def _curves(end: float | None) -> dict[str, Any]:
+    return {half: [[0, 2.0], [20, 1.5], [40, end]] for half in ("tune", "judge")}
+
+
+def played(small: Study, end: Callable[[Run], Any], **changes: Any) -> tuple[Plan, dict[str, Mapping[str, Any]]]:
+    """A study run to its end by a function from a run to the loss, or to the losses of weights and average."""
+    lines: dict[str, Mapping[str, Any]] = {}
+    plan = Plan(small, lines)
+    while plan.open:
+        for run in plan.open:
+            found = end(run)
+            weights, average = found if isinstance(found, tuple) else (found, found)
+            lines[run.key] = line(run, weights, average, **changes)
+        plan.update(lines)
+    return plan, lines

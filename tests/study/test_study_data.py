@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import sys
@@ -19,12 +20,18 @@ from urllib.error import URLError
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts"))
+SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+sys.path.insert(0, str(SCRIPTS / "studies"))
 
+import adapted
+import digits
 import get_study_data
+import language
+import study_data as data
+import words
 
-from emo_hf.study.task import Task
-from emo_hf.study.tasks import adapted, data, images, language, words
+from emo_hf.study.task import HALVES, Task
 
 TABLE = get_study_data.SOURCES
 TEXT = "what a long film about a river and its king"
@@ -118,7 +125,7 @@ def _files(place: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "task",
     [
-        images.digits,
+        digits.digits,
         words.reviews,
         words.questions,
         words.names,
@@ -133,6 +140,9 @@ def test_the_tasks_can_be_made_of_what_was_got(raw: Path, task: Callable[[int], 
     _get(raw)
     made = task(0)
     made.loss(made.model, next(iter(made.train_batches(0)))).backward()
+    made.model.eval()
+    ends = [made.evaluate(made.model, half)["loss"] for half in HALVES]
+    assert all(map(math.isfinite, ends))
 
 
 def test_the_files_say_what_the_raw_ones_do(raw: Path) -> None:

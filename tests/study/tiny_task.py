@@ -26,9 +26,11 @@ def make(seed: int, noise: float = 0.1, width: int = 4) -> Task:
     def loss(net: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.nn.functional.mse_loss(net(batch["x"]), batch["y"])
 
-    def evaluate(net: torch.nn.Module) -> dict[str, float]:
+    def evaluate(net: torch.nn.Module, half: str) -> dict[str, float]:
         assert not net.training
-        return {"loss": loss(net, {"x": x[TRAINING:], "y": y[TRAINING:]}).item(), "examples": 32.0}
+        assert not torch.is_grad_enabled()
+        part = slice(TRAINING, TRAINING + 16) if half == "tune" else slice(TRAINING + 16, None)
+        return {"loss": loss(net, {"x": x[part], "y": y[part]}).item(), "examples": 16.0}
 
     return Task(model=model, train_batches=batches, loss=loss, evaluate=evaluate)
 
@@ -36,7 +38,7 @@ def make(seed: int, noise: float = 0.1, width: int = 4) -> Task:
 def no_loss(seed: int) -> Task:
     """Its evaluation forgets the loss."""
     task = make(seed)
-    return Task(model=task.model, train_batches=task.train_batches, loss=task.loss, evaluate=lambda model: {})
+    return Task(model=task.model, train_batches=task.train_batches, loss=task.loss, evaluate=lambda model, half: {})
 
 
 def no_task(seed: int) -> int:

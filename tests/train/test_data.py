@@ -10,11 +10,11 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from emo_hf.train.arguments import DataArguments
-from emo_hf.train.data import Examples
+from emo_hf.train.data import Examples, load_examples
 from emo_hf.train.errors import RecipeError
-from emo_hf.train.features import pack
+from emo_hf.train.options import DataArguments
 from emo_hf.train.tasks import causal_lm, sequence_classification
+from emo_hf.train.tasks.causal_lm import pack
 from tests.train.tiny import save_bert, save_gpt2, sentences, topics_csv, write_csv, write_jsonl
 
 
@@ -24,7 +24,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def classified(**options: Any) -> Examples:
-    return sequence_classification.TASK.load(DataArguments(**options))
+    return load_examples(DataArguments(**options), sequence_classification.TASK)
 
 
 def rows(labels: list[Any]) -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ def test_labels_may_be_strings_or_integers(tmp_path: Path, write: Any, labels: l
     file = tmp_path / ("data.csv" if write is write_csv else "data.jsonl")
     examples = classified(train_file=write(file, rows(labels)), validation_fraction=0)
     assert examples.label_names == names
-    assert [names[i] for i in examples.train_labels] == [str(label) for label in labels]
+    assert [names[i] for i in list(examples.train["labels"])] == [str(label) for label in labels]
     assert examples.validation is None
 
 
@@ -55,9 +55,9 @@ def test_string_labels_in_a_column_named_labels_become_ids_in_the_features(tmp_p
     options = DataArguments(
         train_file=write_csv(tmp_path / "a.csv", rows_), label_column="labels", validation_fraction=0
     )
-    examples = sequence_classification.TASK.load(options)
+    examples = load_examples(options, sequence_classification.TASK)
     tokenizer = AutoTokenizer.from_pretrained(save_bert(tmp_path / "bert"))
-    features, _ = sequence_classification.TASK.make_features(examples, tokenizer, options, None)
+    features = sequence_classification.TASK.make_features(examples.train, examples.columns, tokenizer, options)
     assert features["labels"][:] == [0, 1, 2] * 4  # animals, colours, numbers
     assert set(features.column_names) >= {"input_ids", "attention_mask", "labels"}
     assert "text" not in features.column_names
@@ -72,8 +72,8 @@ def test_a_dataset_with_declared_classes_keeps_their_names_and_its_own_validatio
     made.select([1]).to_parquet(tmp_path / "hub" / "data" / "validation.parquet")
     examples = classified(dataset=str(tmp_path / "hub"))
     assert examples.label_names == ["good", "bad", "unused"]
-    assert examples.train_labels == [0, 1, 0, 1]
-    assert examples.validation_labels == [1]
+    assert list(examples.train["labels"]) == [0, 1, 0, 1]
+    assert list(examples.validation["labels"]) == [1]
     with pytest.raises(RecipeError, match=r"validation_split: .* has no split 'dev', it has train, validation"):
         classified(dataset=str(tmp_path / "hub"), validation_split="dev")
 
@@ -86,7 +86,7 @@ def test_the_validation_split_has_the_same_share_of_each_label_and_is_always_the
     assert examples.validation is not None
     assert again.validation is not None
     assert other.validation is not None
-    counts = Counter(examples.label_names[i] for i in examples.validation_labels)
+    counts = Counter(examples.label_names[i] for i in list(examples.validation["labels"]))
     assert counts == {"often": 16, "seldom": 4}  # a single example is for training
     assert set(examples.train["text"]).isdisjoint(examples.validation["text"])
     assert len(examples.train) == 81
@@ -102,22 +102,22 @@ def test_the_majority_baseline_is_that_of_the_validation_examples(tmp_path: Path
 
 def test_fewer_samples_still_have_every_label_name(tmp_path: Path) -> None:
     examples = classified(train_file=topics_csv(tmp_path), max_train_samples=2, max_eval_samples=1)
-    assert len(examples.train) == len(examples.train_labels) == 2
+    assert len(examples.train) == len(list(examples.train["labels"])) == 2
     assert examples.validation is not None
-    assert len(examples.validation) == len(examples.validation_labels) == 1
+    assert len(examples.validation) == len(list(examples.validation["labels"])) == 1
     assert examples.label_names == ["animals", "colours", "numbers"]
     topics = dict(sentences(48))
     assert [topics[text] for text in examples.train["text"]] == [
-        examples.label_names[i] for i in examples.train_labels
+        examples.label_names[i] for i in list(examples.train["labels"])
     ]
 
 
 def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", [{"q": "the cat", "a": "a dog is red", "label": i % 2} for i in range(4)])
     options = DataArguments(train_file=file, text_columns=["q", "a"], validation_fraction=0)
-    examples = sequence_classification.TASK.load(options)
+    examples = load_examples(options, sequence_classification.TASK)
     tokenizer = AutoTokenizer.from_pretrained(save_bert(tmp_path / "bert"))
-    features, _ = sequence_classification.TASK.make_features(examples, tokenizer, options, None)
+    features = sequence_classification.TASK.make_features(examples.train, examples.columns, tokenizer, options)
     assert tokenizer.decode(features[0]["input_ids"]) == "[CLS] the cat [SEP] a dog is red [SEP]"
 
 
@@ -126,8 +126,13 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
     [
         ("text,label\na,x\nb,\n", {}, "training example 2 has no label"),
         ("text,label\na,0.5\nb,1.5\n", {}, "has the label 0.5: labels are strings or integers"),
-        ("text,label\na,x\nb,x\n", {}, "all training examples have the label 'x'"),
+        (
+            "text,label\na,x\nb,x\n",
+            {},
+            r"all training examples have the label \['x'\]",
+        ),
         ("text,label\n", {}, "cannot be read|no training examples"),
+        ('{"text": null, "label": "x"}\n{"text": "b", "label": "y"}', {}, "training example 1 has nothing in column"),
         ("text,topic\na,x\nb,y\n", {}, "no column 'label', the columns are text, topic"),
         ("text,label\na,x\nb,y\n", {"text_columns": ["body"]}, "text_columns: no column 'body'"),
         ("q,a,label\na,b,x\nc,d,y\n", {}, "text_columns is needed: the columns are q, a, label"),
@@ -137,7 +142,7 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(
     tmp_path: Path, content: str, options: dict[str, Any], said: str
 ) -> None:
-    file = tmp_path / "data.csv"
+    file = tmp_path / ("data.jsonl" if content.startswith("{") else "data.csv")
     file.write_text(content, encoding="utf-8")
     with pytest.raises(RecipeError, match=said):
         classified(train_file=str(file), **options)
@@ -156,13 +161,16 @@ def test_a_validation_label_that_training_has_not_is_named_with_its_row(tmp_path
     ("name", "said"),
     [
         ("missing.csv", "train_file: there is no file"),
-        ("data.xlsx", "is of no known type, its name must end in one of .csv"),
-        ("plain.txt", "has no labels: use CSV or JSON lines"),
+        ("data.xlsx", "sequence-classification reads files that end in .csv, .*, got"),
+        ("plain.txt", "reads files that end in .csv"),
         ("broken.jsonl", "cannot be read: .*JSON"),
+        ("empty.csv", "the file .* is empty"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, said: str) -> None:
-    if name != "missing.csv":
+    if name == "empty.csv":
+        (tmp_path / name).touch()
+    elif name != "missing.csv":
         (tmp_path / name).write_text('{"text": "a", "label": 1}\n{"text": "b" oh', encoding="utf-8")
     with pytest.raises(RecipeError, match=said):
         classified(train_file=str(tmp_path / name))
@@ -176,7 +184,7 @@ def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_text_files_are_read_by_paragraph(tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text("the cat\nis red\n\nthe dog\n\na bird", encoding="utf-8")
-    examples = causal_lm.TASK.load(DataArguments(train_file=str(file), validation_fraction=0))
+    examples = load_examples(DataArguments(train_file=str(file), validation_fraction=0), causal_lm.TASK)
     assert examples.train["text"][:] == ["the cat\nis red", "the dog", "a bird"]
     assert examples.label_names == []
 
@@ -188,8 +196,8 @@ def test_blocks_hold_all_tokens_in_order_with_an_end_after_each_text(tmp_path: P
         validation_fraction=0,
     )
     tokenizer = AutoTokenizer.from_pretrained(save_gpt2(tmp_path / "gpt2"))
-    examples = causal_lm.TASK.load(options)
-    blocks, _ = causal_lm.TASK.make_features(examples, tokenizer, options, None)
+    examples = load_examples(options, causal_lm.TASK)
+    blocks = causal_lm.TASK.make_features(examples.train, examples.columns, tokenizer, options)
     assert {len(ids) for ids in blocks["input_ids"]} == {8}
     assert blocks["labels"][:] == blocks["input_ids"][:]
     expected = " ".join(f"{text} [SEP]" for text, _ in sentences(20)).split()
@@ -206,7 +214,7 @@ def test_without_packing_each_text_is_one_example(tmp_path: Path) -> None:
         validation_fraction=0,
     )
     tokenizer = AutoTokenizer.from_pretrained(save_gpt2(tmp_path / "gpt2"))
-    features, _ = causal_lm.TASK.make_features(causal_lm.TASK.load(options), tokenizer, options, None)
+    features = causal_lm.TASK.make_features(load_examples(options, causal_lm.TASK).train, ["text"], tokenizer, options)
     assert len(features) == 5
     assert max(map(len, features["input_ids"])) == 4
 

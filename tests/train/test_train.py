@@ -21,8 +21,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import emo_hf
 from emo_hf.train import train as recipe
+from emo_hf.train.picture import read_curves
 from emo_hf.train.progress import FinishOnInterrupt
-from tests.train.tiny import save_bert, save_gpt2, sentences, topics_csv, train
+from tests.train.tiny import TOPICS, save_bert, save_gpt2, sentences, topics_csv, train, write_csv
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,12 @@ def written(folder: Path, name: str) -> Any:
     return json.loads((folder / name).read_text(encoding="utf-8"))
 
 
+def rows(printed: str) -> dict[str, str]:
+    """The table at the end."""
+    lines = printed[printed.rindex("\ntask ") :].splitlines()
+    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in lines if line)}
+
+
 def test_a_lora_run_leaves_adapter_tokenizer_labels_metrics_and_picture(
     tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,15 +73,16 @@ def test_a_lora_run_leaves_adapter_tokenizer_labels_metrics_and_picture(
     assert {"eval_loss", "eval_macro_f1", "train_runtime"} <= results.keys()
     assert summary["steps"] == summary["planned_steps"] == 100
     assert summary["optimizer"] == "emonavi"
-    lines = capsys.readouterr().out.rstrip().splitlines()
-    table = dict(line.split("  ", 1) for line in lines[-15:])
-    assert table["task"].strip() == "sequence-classification"
-    assert table["examples"].strip() == "36 training, 12 validation"
-    assert table["saved adapter"].strip() == str(out)
-    assert table["picture"].strip() == str(out / "run.png")
-    assert table["watch it with"].strip() == f"tensorboard --logdir {out}"
-    assert "always the most frequent label: 33.3 %" in table["accuracy"]
-    assert "training was not stopped by it" in table["self-stop signal"]
+    said = rows(capsys.readouterr().out)
+    assert said["task"] == "sequence-classification"
+    assert said["optimizer"] == "emonavi (law v3.1)"
+    assert said["examples"] == "36 training, 12 validation"
+    assert said["adapter"] == str(out)
+    assert said["picture"] == str(out / "run.png")
+    assert said["watch it with"] == f"tensorboard --logdir {out}"
+    assert "always the most frequent label: 33.3%" in said["accuracy"]
+    assert said["self-stop"] == "the signal first fired at step 32; it went on"
+    assert said["what is saved"] == "the weights of the last step, step 100"
 
 
 def test_the_saved_adapter_and_the_merged_model_say_the_same_as_each_other(
@@ -128,6 +136,7 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_weights_of_one_tha
         "train_sampling_strategy": order,
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
+        "load_best_model_at_end": False,
     }
     assert train(**job, output_dir=whole) == 0
 
@@ -140,9 +149,11 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_weights_of_one_tha
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "FinishOnInterrupt", InterruptedAtStep9)
         assert train(**job, output_dir=parts) == recipe.INTERRUPTED
-    assert (parts / "trainer_state.json").read_text(encoding="utf-8").count("eval_loss") == 1  # of the first epoch
+    assert (parts / "trainer_state.json").read_text(encoding="utf-8").count('"eval_loss"') == 1  # of the first epoch
     assert signal.getsignal(signal.SIGINT) is before
-    assert "interrupted: go on with --resume_from_checkpoint true" in capsys.readouterr().out
+    said = rows(capsys.readouterr().out)
+    assert said["steps"] == "9 of 12, interrupted"
+    assert said["next"] == "go on with --resume_from_checkpoint true"
     assert (parts / "checkpoint-9").is_dir()
     assert (parts / "adapter_model.safetensors").is_file()
 
@@ -203,13 +214,17 @@ def test_an_encoder_becomes_a_decoder_with_a_head_that_is_trained_in_full_and_me
     torch.testing.assert_close(merged(tokens).logits[:, :3], merged(changed).logits[:, :3])  # sees only what was
 
 
-def test_another_optimizer_trains_too_and_the_summary_says_that_it_has_no_emotion(
-    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("optim", "law"), [("adamw_torch", ""), ("emonavi", " (law v3.1)")])
+def test_a_run_that_is_shorter_than_a_log_line_says_rightly_whether_a_law_was_heard(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], optim: str, law: str
 ) -> None:
     out = tmp_path / "out"
-    assert train(model_name_or_path=bert, train_file=topics, output_dir=out, optim="adamw_torch") == 0
-    assert "none (the optimizer has no emotion)" in capsys.readouterr().out
-    assert (out / "run.png").is_file()
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": out, "optim": optim}
+    assert train(**job, max_steps=3, logging_steps=10) == 0
+    said = rows(capsys.readouterr().out)
+    assert said["optimizer"] == f"{optim}{law}"
+    assert ("self-stop" in said) is bool(law)
+    assert said["train loss"] == "not logged"
 
 
 def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(
@@ -225,7 +240,9 @@ def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(
     assert summary["stopped_by_self_stop"]
     assert 32 <= summary["should_stop_step"] <= summary["steps"] < summary["planned_steps"]
     step = summary["should_stop_step"]
-    assert f"first fired at step {step}; training was stopped by it" in capsys.readouterr().out
+    said = rows(capsys.readouterr().out)
+    assert said["self-stop"] == f"stopped by itself at step {summary['steps']} of at most {summary['planned_steps']}"
+    assert step == written(out, "summary.json")["should_stop_step"]
 
 
 def test_a_folder_with_a_run_is_not_touched_unless_overwrite_is_given(
@@ -266,6 +283,9 @@ def test_a_folder_with_a_run_is_not_touched_unless_overwrite_is_given(
             "overwrite and resume_from_checkpoint exclude each other",
         ),
         ({"train_file": "nowhere.csv"}, "train_file: there is no file 'nowhere.csv'"),
+        ({"output_dir": "/dev/null/out"}, "output_dir '/dev/null/out' cannot be used: '/dev/null' is a file"),
+        ({"output_dir": "x" * 300}, "cannot be used: [Errno 36] File name too long"),
+        ({"beside": "nowhere"}, "beside: there is no file or folder 'nowhere'"),
     ],
 )
 def test_what_cannot_be_trained_is_said_in_one_line_and_nothing_is_written(
@@ -311,7 +331,8 @@ def test_two_ranks_train_one_model_and_report_once(tmp_path: Path, bert: str, to
         if done.poll() is None:  # the launcher's children would outlive it
             os.killpg(done.pid, signal.SIGKILL)
     assert done.returncode == 0, errors[-3000:]
-    assert said.count("self-stop signal") == 1
+    assert said.count("self-stop ") == 1
+    assert said.count("what is saved") == 1
     summary = written(out, "summary.json")
     assert summary["steps"] == 5  # 36 examples, 4 on each of 2 ranks
     assert summary["train_loss"] == pytest.approx(math.log(3), abs=0.2)  # of an average example, not of all ranks
@@ -323,8 +344,8 @@ def test_two_ranks_train_one_model_and_report_once(tmp_path: Path, bert: str, to
 @pytest.mark.parametrize(
     "options",
     [
-        {"optim_args": "emo_law=settle,self_stop=stop,horizon=false"},
-        {"optim": "adamw_torch", "emotion": "settle", "emotion_args": "self_stop=stop,horizon=false"},
+        {"optim_args": "emo_law=settle,self_stop=stop"},
+        {"optim": "adamw_torch", "emotion": "settle", "emotion_args": "self_stop=stop"},
     ],
 )
 def test_a_run_that_settles_stops_by_itself_and_says_how_it_went(
@@ -336,12 +357,70 @@ def test_a_run_that_settles_stops_by_itself_and_says_how_it_went(
         lr_scheduler_type="constant", learning_rate=1e-9, eval_strategy="steps", eval_steps=30, **options,
     )  # fmt: skip
     assert code == 0
-    said = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
-    summary = written(out, "summary.json")
+    printed = capsys.readouterr().out
+    said, summary = rows(printed), written(out, "summary.json")
     assert summary["stopped_by_self_stop"]
     assert summary["steps"] < summary["planned_steps"] == 500
-    assert said["self-stop signal"].strip() == f"stopped by itself at step {summary['steps']} of at most 500"
-    assert said["decisions"].strip().endswith(f"done at {summary['steps']}")
-    assert said["optimizer"].strip() == f"{options.get('optim', 'emonavi')} (law settle)"
+    assert said["self-stop"] == f"stopped by itself at step {summary['steps']} of at most 500"
+    assert f"step {summary['steps']}: training may end: 3 evaluations in a row were no better" in printed
+    assert said["optimizer"] == f"{options.get('optim', 'emonavi')} (law settle)"
     notes = written(out, "trainer_state.json")["stateful_callbacks"]["emo_hf"]
     assert summary["decisions"] == notes["decisions"]
+
+
+def test_the_average_is_saved_at_its_best_and_drawn_beside_the_weights_and_another_run(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = dict(zip(TOPICS, [*list(TOPICS)[1:], "animals"], strict=True))
+    taught = [{"text": text, "label": wrong[topic]} for text, topic in sentences(40, seed=1)]
+    usual, out = tmp_path / "usual", tmp_path / "out"
+    job: dict[str, Any] = {
+        "model_name_or_path": bert, "train_file": write_csv(tmp_path / "wrong.csv", taught), "use_lora": False,
+        "validation_file": topics, "num_train_epochs": 8, "eval_strategy": "epoch", "save_strategy": "epoch",
+        "optim": "adamw_torch",
+    }  # fmt: skip
+    assert train(**job, output_dir=usual) == 0
+    job |= {"emotion_args": "average_weights=true", "lr_scheduler_type": "constant"}
+    assert train(**job, output_dir=out, evaluate_weights_too=True, beside=usual) == 0
+    said, summary = rows(capsys.readouterr().out), written(out, "summary.json")
+    history = written(out, "trainer_state.json")["log_history"]
+    average = {line["step"]: line["eval_loss"] for line in history if "eval_loss" in line}
+    weights = {line["step"]: line["eval_weights_loss"] for line in history if "eval_weights_loss" in line}
+    assert average.keys() == weights.keys() == {5 * i for i in range(1, 9)}
+    assert all(average[step] != weights[step] for step in average)
+    best = min(average, key=average.__getitem__)
+    assert summary["saved_step"] == summary["best_step"] == best < 40, "what is taught is wrong"
+    assert summary["eval_loss"] == average[best] == written(out, "all_results.json")["eval_loss"]
+    assert summary["saved_average"]
+    assert said["what is saved"] == f"the average of the weights of the best evaluation, step {best}"
+    assert said["beside"].startswith("usual: best eval loss 1.")
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    curves = read_curves(str(out))
+    assert [run.name for run in curves] == ["out, average", "out, weights"]
+    losses = [[line["eval_loss"] for line in run.history if "eval_loss" in line] for run in curves]
+    assert losses[1] == list(weights.values())
+    assert losses[0] == list(average.values())
+
+    tokens = AutoTokenizer.from_pretrained(out)("the cat is red", return_tensors="pt")
+    logits = [
+        AutoModelForSequenceClassification.from_pretrained(folder).eval()(**tokens).logits
+        for folder in (out, out / f"checkpoint-{best}")
+    ]
+    assert torch.equal(*logits)
+
+
+def test_a_log_file_holds_a_line_now_and_then_and_no_bars(tmp_path: Path, bert: str, topics: str) -> None:
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": tmp_path / "out", "use_cpu": True,
+           "report_to": "none", "max_length": 16, "logging_steps": 1, "num_train_epochs": 20, "learning_rate": 1e-3,
+           "eval_strategy": "epoch", "per_device_train_batch_size": 8}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "emo_hf", "train", *(f"--{name}={value}" for name, value in job.items())],
+        capture_output=True, text=True, check=True, timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )  # fmt: skip
+    assert "\r" not in done.stdout + done.stderr
+    assert done.stdout.count("eval loss 1") + done.stdout.count("eval loss 0") >= 20
+    trained = [line for line in done.stdout.splitlines() if line.startswith("step") and "  loss " in line]
+    assert 2 <= len(trained) < 60, "of 120 log lines"
+    assert trained[-1].startswith("step   120 of 120")
+    assert len(done.stdout + done.stderr) < 12_000

@@ -290,3 +290,15 @@ def test_the_methods_of_transformers_are_given_back() -> None:
     for (owner, name), ours in with_ours.items():
         assert getattr(owner, name) is ours.__wrapped__
         assert getattr(owner, name).__module__.startswith("transformers.")
+
+
+def test_a_method_that_a_version_of_transformers_does_not_have_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emo_hf.unregister()
+    monkeypatch.delattr(Trainer, "_evaluate")
+    emo_hf.register()
+    emo_hf.register()
+    said = [line for line in caplog.messages if "This version of transformers has no" in line]
+    assert [("Trainer._evaluate:" in line, "prediction_loop" in line) for line in said] == [(True, False)]
+    emo_hf.unregister()

@@ -15,6 +15,7 @@ from transformers.training_args import OptimizerNames
 
 import emo_hf
 from emo_hf.integrations import accelerate as loss_tap
+from emo_hf.integrations import patches
 from emo_hf.trainer import registry
 from tests import tiny
 
@@ -47,7 +48,7 @@ def test_a_reloaded_tap_shows_each_loss_once_and_still_comes_off() -> None:
     importlib.reload(loss_tap)
     importlib.reload(loss_tap)
     loss_tap.install()
-    assert getattr(Accelerator.backward, loss_tap.OURS) is untapped
+    assert getattr(Accelerator.backward, patches.OURS) is untapped
     loss_tap.uninstall()
     assert Accelerator.backward is untapped
     loss_tap._switched_off = False

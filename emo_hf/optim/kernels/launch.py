@@ -13,6 +13,7 @@ from itertools import accumulate, zip_longest
 
 import torch
 
+from emo_hf.optim.finite import has_no_numbers
 from emo_hf.optim.kernels.build import kernels
 from emo_hf.optim.kernels.checks import (
     UnfitError,
@@ -36,7 +37,8 @@ WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)
 
 def works_for(param: torch.Tensor) -> bool:
     """Whether the kernels are the best choice for a parameter; the first such one has them compiled or loaded."""
-    return param.dtype in WORKED_ON and param.device.type == "cpu" and kernels() is not None
+    in_main_memory = param.device.type == "cpu" and not has_no_numbers(param)
+    return param.dtype in WORKED_ON and in_main_memory and kernels() is not None
 
 
 def required_library() -> Library:

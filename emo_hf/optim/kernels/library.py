@@ -51,6 +51,9 @@ ADDRESSES = POINTER(c_int64)  # an array of pointers to elements; common.c makes
 COUNTS = POINTER(c_int64)
 FLOATS = c_void_p
 
+RULES = ("emo_navi", "emo_lynx", "emo_sign", "emo_fact_vector", "emo_neco", "emo_tion", "emo_zeal")
+"""The elementwise rules that there are."""
+
 TYPES: dict[str, list[Any]] = {
     "emo_elementwise": [
         POINTER(ElementwiseRule), POINTER(Team), c_int64, *[COUNTS] * 3, *[ADDRESSES] * 7, FLOATS, COUNTS,
@@ -76,16 +79,22 @@ class Library:
         most_threads: threads that the library starts at most, without torch's pool.
         block: elements of an 8-bit state tensor that share a size.
         has_float16: whether the compiler knows float16.
+
+    Raises:
+        OSError: if one of them is missing.
     """
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
         self._loaded = loaded
-        self._rules: dict[str, ElementwiseRule] = {}
-        self.elementwise, self.fact_matrices, self.fact_large_matrix = map(self._function, TYPES)
-        self.piece, self.blocks, self.most_threads, self.block = map(
-            self._constant, ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block")
-        )
-        self.has_float16 = bool(self._constant("emo_has_float16"))
+        try:
+            self.elementwise, self.fact_matrices, self.fact_large_matrix = map(self._function, TYPES)
+            self.piece, self.blocks, self.most_threads, self.block = map(
+                self._constant, ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block")
+            )
+            self.has_float16 = bool(self._constant("emo_has_float16"))
+            self._rules = {name: ElementwiseRule.in_dll(loaded, name) for name in RULES}
+        except (AttributeError, ValueError) as error:
+            raise OSError(f"the library lacks what was compiled into it: {error}") from error
 
     def _function(self, name: str) -> Any:
         function = getattr(self._loaded, name)
@@ -103,5 +112,5 @@ class Library:
             ValueError: if there is none of this name.
         """
         if name not in self._rules:
-            self._rules[name] = ElementwiseRule.in_dll(self._loaded, name)
+            raise ValueError(f"there is no rule {name}: choose one of {', '.join(RULES)}")
         return self._rules[name]

@@ -11,7 +11,7 @@ from emo_hf.optim.state_keys import EXP_AVG
 from emo_hf.optim.tensors.chunking import cut, piece_for
 from emo_hf.optim.tensors.dispatch import state_tensors
 from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
-from emo_hf.optim.tensors.left_out import all_finite, masked
+from emo_hf.optim.tensors.left_out import masked
 from emo_hf.optim.update import Hyperparameters, State
 
 
@@ -41,7 +41,7 @@ def _in_pieces(params: list[torch.Tensor], grads: list[torch.Tensor], states: li
 
 def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
     scales = torch.stack(whole_norms(params, grads, 2)) + h.eps if _is_by_size(h) else None
-    if scales is not None and h.left_out is not None and not all_finite(scales):
+    if scales is not None and h.left_out is not None and not bool(scales.isfinite().all()):
         return masked(_in_pieces)(params, grads, states, h)
     return run_elementwise("emo_neco", params, grads, [state_tensors(states, EXP_AVG)], h, scales=scales)
 

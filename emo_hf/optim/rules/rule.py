@@ -29,6 +29,7 @@ class Rule:
         float32_state: names of state tensors that are float32 whatever the parameter is.
         eight_bit_state: names of state tensors that `state="8bit"` keeps in 8 bits.
         native_in_any_format: whether `native` works on parameters and state of fewer than 32 bits as they are.
+        unknown_at_first: names of what `memory` gives as None until a step has been taken.
         options: name → what the optimizer's constructor takes for it; they lie in the parameter groups.
     """
 
@@ -40,6 +41,7 @@ class Rule:
     float32_state: ClassVar[frozenset[str]] = frozenset()
     eight_bit_state: ClassVar[frozenset[str]] = frozenset()
     native_in_any_format: ClassVar[bool] = True
+    unknown_at_first: ClassVar[frozenset[str]] = frozenset()
     options: ClassVar[Mapping[str, Option]] = {}
 
     def __init__(self, defaults: Mapping[str, Any]) -> None:

@@ -81,6 +81,8 @@ class Tion(Rule):
         "remember_true_norm": Option(False, boolean, "remember the norm of the weights itself, as a repaired EmoTion"),
     }
 
+    unknown_at_first = frozenset({"norm"})
+
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         super().__init__(defaults)
         self._least = 1.0 - defaults["betas"][0]

@@ -36,6 +36,8 @@ class Void(Sign):
 
     reads_group = True
 
+    unknown_at_first = frozenset({"norm"})
+
     def __init__(self, defaults: Mapping[str, Any]) -> None:
         super().__init__(defaults)
         self._norm: float | torch.Tensor | None = None  # G'

@@ -11,7 +11,7 @@ from emo_hf.optim.rules.fact import FactAdamVectors, is_matrix
 from emo_hf.optim.tensors.chunking import cut, piece_for
 from emo_hf.optim.tensors.dispatch import where
 from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
-from emo_hf.optim.tensors.left_out import LeftOut, all_finite, masked
+from emo_hf.optim.tensors.left_out import LeftOut, masked
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
 LOUD = 0.6  # |σ| above: an extra step by the sign
@@ -51,7 +51,7 @@ def _native_extra(
     params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
 ) -> None:
     scales = None if abs(h.scalar) > LOUD else torch.stack(whole_norms(params, grads, 2)) + h.eps
-    if scales is not None and h.left_out is not None and not all_finite(scales):
+    if scales is not None and h.left_out is not None and not bool(scales.isfinite().all()):
         return _extra_of_finite(params, grads, states, h)
     return run_elementwise("emo_zeal", params, grads, [], replace(h, left_out=_uncounted(h)), scales=scales)
 

@@ -7,39 +7,9 @@ from collections.abc import Callable
 import torch
 
 from emo_hf.optim.tensors.blocks import place_of_shard
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
-from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, StateOfPart
-
-
-def by_device_and_dtype(params: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """The parameters in lists of one device and one dtype each, sharded ones apart, in their order."""
-    if params and all_alike(params):
-        return [params]
-    buckets: dict[tuple[torch.device, torch.dtype, bool], list[torch.Tensor]] = {}
-    for param in params:
-        sharded = type(param) not in PLAIN and is_sharded(param)
-        buckets.setdefault((param.device, param.dtype, sharded), []).append(param)
-    return list(buckets.values())
-
-
-def all_alike(params: list[torch.Tensor]) -> bool:
-    """Whether the parameters are plain tensors of one device and dtype, as they are nearly always."""
-    device, dtype = params[0].device, params[0].dtype
-    return all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params])
-
-
-def kept_alike(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State]
-) -> list[tuple[list[torch.Tensor], list[torch.Tensor], list[State]]]:
-    """The lists in two parts: parameters with state in 8 bits, and without."""
-    parts = []
-    with_it = [any(key.endswith(SIZES) for key in state) for state in states]
-    for wanted in (True, False):
-        some = [i for i, is_so in enumerate(with_it) if is_so is wanted]
-        if some:
-            parts.append(([params[i] for i in some], [grads[i] for i in some], [states[i] for i in some]))
-    return parts
+from emo_hf.optim.tensors.dtensor import own_elements
+from emo_hf.optim.tensors.eight_bits import is_eight_bit
+from emo_hf.optim.update import Hyperparameters, Implementation, State, StateOfPart, any_lazy
 
 
 def state_tensors(states: list[State], key: str) -> list[torch.Tensor]:
@@ -67,7 +37,7 @@ def of_one_layout(*tensors: torch.Tensor) -> bool:
     """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
     first = tensors[0]
     dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
-    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors) and not any_lazy(tensors)
 
 
 def on_own_elements(update: Implementation) -> Implementation:

@@ -110,7 +110,7 @@ def _bits(x: float) -> int:
 
 def join(param: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
     """The float32 whose upper 24 bits lie in a bfloat16 and its 8-bit correction."""
-    upper = param.detach().contiguous().view(torch.int16).int() & 0xFFFF
+    upper = param.detach().resolve_neg().contiguous().view(torch.int16).int() & 0xFFFF
     return (((upper << 8) + correction.int()) << 8).view(torch.float32)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from emo_hf.optim.finite import PIECE, norms_not_finite
+from emo_hf.optim.tensors.chunking import bounded
 from emo_hf.optim.tensors.dtensor import own_elements, placed_like
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 
@@ -24,13 +26,8 @@ class LeftOut:
         self._on_devices: dict[torch.device, torch.Tensor] = {}
 
     def add(self, count: int | torch.Tensor) -> None:
-        """Count some more: a number, or an integer tensor without dims on any device."""
-        if isinstance(count, int):
-            self._here += count
-        elif may_be_read(count):
-            self._here += int(count)
-        else:
-            self.counter(count.device).add_(count)
+        """Count some more."""
+        self._here += int(count)
 
     def counter(self, device: torch.device) -> torch.Tensor:
         """An int64 without dims on a device, for kernels to add to."""
@@ -69,44 +66,30 @@ def not_finite(name: str, step: int, found: str) -> str:
     )
 
 
-def may_be_read(tensor: torch.Tensor) -> bool:
-    """Whether numbers may be read from a tensor in the middle of a step: nobody waits for a device."""
-    return tensor.is_cpu
-
-
-def all_finite(numbers: torch.Tensor) -> bool:
-    """Whether it is known, without waiting, that no number is NaN or infinite."""
-    return may_be_read(numbers) and bool(numbers.isfinite().all())
-
-
-def spoilt(grads: list[torch.Tensor]) -> list[int]:
-    """The gradients, by their place, that hold a NaN or an infinity; on a device, all of them may."""
-    some = [i for i, grad in enumerate(grads) if grad.numel()]
-    if not some or not may_be_read(grads[0]):
-        return some
-    sizes = torch._foreach_norm([grads[i] for i in some], float("inf"))
-    if bool(torch.stack([size.float() for size in sizes]).isfinite().all()):
-        return []
-    return [i for i, size in zip(some, sizes, strict=True) if not bool(size.isfinite())]
-
-
 def leaving_out(update: Implementation, careful: Implementation) -> Implementation:
-    """`update` for parameters whose gradients are finite; `careful`, which looks at each element, for the others."""
+    """`update` for parameters whose gradients are finite; `careful`, which looks at each element, for the others.
+
+    On a device it waits for the norms of the gradients.
+    """
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        bad = set(spoilt(grads)) if h.left_out is not None else set()
+        bad = set(norms_not_finite(grads)) if h.left_out is not None else ()
+        if not bad:
+            return update(params, grads, states, h)
         for of, chosen in ((update, False), (careful, True)):
             some = [i for i in range(len(params)) if (i in bad) is chosen]
             if some:
                 of([params[i] for i in some], [grads[i] for i in some], [states[i] for i in some], h)
+        return None
 
     return run
 
 
-def masked(update: Implementation) -> Implementation:
+def masked(update: Implementation, *, elementwise: bool = False) -> Implementation:
     """`update`, once, with 0 for what is not finite; such elements, and their state, are put back as they were.
 
-    DTensors may be among them, and `update` may have collectives: it is called in the same way on all ranks.
+    DTensors may be among them, and `update` may have collectives: it is called in the same way on all ranks. If it is
+    elementwise, it is called for pieces of bounded size.
     """
 
     def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
@@ -115,7 +98,7 @@ def masked(update: Implementation) -> Implementation:
         grads = [placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
         own_grads = [own_elements(grad) for grad in grads]
         put_back = []
-        for i in spoilt(own_grads):
+        for i in norms_not_finite(own_grads):
             finite = own_grads[i].isfinite()
             own_param = own_elements(params[i])
             values = [own_param, *(own_elements(value) for value in states[i].values())]
@@ -130,4 +113,4 @@ def masked(update: Implementation) -> Implementation:
                 value.copy_(torch.where(finite, value, before))
         return None
 
-    return run
+    return bounded(run, PIECE) if elementwise else run

@@ -97,6 +97,11 @@ class _Piece:
                 kept.copy_(value)
 
 
+def in_wide(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """What a parameter, its gradient and its state stand for, in float32."""
+    return _Piece(param, grad, state).in_float32()
+
+
 def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
     """Flat pieces of at most so many elements, a multiple of what shares a size, where the tensors can be cut."""
     n = piece.param.numel()
@@ -149,11 +154,30 @@ def at_least_float32(update: Implementation) -> Implementation:
     return in_float32_if_kept_in_less(update, elementwise=True)
 
 
-def compensated(state: State, param: torch.Tensor, how: bool | str) -> State:
-    """The first state of a parameter in float32, with its compensation."""
-    state = {key: value.float() for key, value in state.items()}
+def first_compensation(param: torch.Tensor, how: bool | str) -> torch.Tensor:
+    """What a bfloat16 or float16 parameter begins with: nothing has been rounded away.
+
+    Raises:
+        RuntimeError: if it cannot be kept so.
+    """
+    refuse_float16_in_eight_bits(param, how == EIGHT_BITS)
     dtype = torch.int8 if how == EIGHT_BITS else param.dtype
-    return {**state, COMPENSATION: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)}
+    return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+
+
+def refuse_float16_in_eight_bits(param: torch.Tensor, eight_bits: bool) -> None:
+    """Raise RuntimeError for a float16 parameter whose compensation is, or is to be, in 8 bits."""
+    if eight_bits and param.dtype is torch.float16:
+        raise RuntimeError("compensate='8bit' is for bfloat16, and a parameter is float16: take compensate=True")
+
+
+def put_back(param: torch.Tensor, correction: torch.Tensor) -> None:
+    """Add to a parameter what rounding had taken from it; in float32 it then holds what both held together."""
+    own, rest = own_elements(param), own_elements(correction).to(param.device)
+    if is_eight_bit(rest):
+        own.copy_(join(own.bfloat16(), rest))
+    else:
+        own.add_(rest)
 
 
 def in_eight_bits(state: State, names: frozenset[str]) -> State:

@@ -1,6 +1,6 @@
 """What can be trained, one file a task.
 
-A task says how data become features, which model, which collator, which metrics and which Trainer: see `task.Task`.
+A task says how data become features, which model, which collator, which figures and which Trainer: see `task.Task`.
 A new one is a file here, named after it, with an instance called `TASK`, and its name in `TASKS`. The files are
 imported when their task is wanted, so that what one of them needs beside the Trainer need not be installed for others.
 """
@@ -20,7 +20,6 @@ TASKS = (
     "instruction-tuning",
     "preference",
     "image-classification",
-    "flow-matching",
 )
 """Every task; the first is the default."""
 

@@ -2,40 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
 from emo_hf.train.builtin import docstrings_begun
-from emo_hf.train.data import Examples
 from emo_hf.train.errors import RecipeError
-from emo_hf.train.features import IGNORED, map_both, with_end, without_end
-from emo_hf.train.measures import PERPLEXITY
-from emo_hf.train.tasks.text import TextTask
+from emo_hf.train.measures import IGNORED, PERPLEXITY
+from emo_hf.train.model import end_of, with_end
+from emo_hf.train.tasks.task import Task
 
 if TYPE_CHECKING:
-    from emo_hf.train.arguments import DataArguments
+    from emo_hf.train.options import DataArguments
 
 
-@dataclass(frozen=True)
-class Options:
-    """What may stand in `task_args`.
-
-    Attributes:
-        separator: stands between prompt and completion where the tokenizer has no chat template.
-    """
-
-    separator: str = "\n"
-
-
-class InstructionTuning(TextTask):
+class InstructionTuning(Task):
     """Prompt and completion as one text, of which the prompt's tokens are read but not learned."""
 
     name = "instruction-tuning"
-    options_class = Options
     auto = AutoModelForCausalLM
     builtin = {"python-docstrings": docstrings_begun}
     columns = ("prompt", "completion")
@@ -44,21 +29,18 @@ class InstructionTuning(TextTask):
     divides_loss = True
     measures = (PERPLEXITY,)
 
-    def make_features(
-        self, examples: Examples, processor: Any, options: DataArguments, own: Any
-    ) -> tuple[Dataset, Dataset | None]:
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            pairs = [
-                _cut(*_token_ids(prompt, completion, processor, own.separator), options.max_length)
-                for prompt, completion in zip(*(batch[column] for column in examples.columns), strict=True)
-            ]
-            return {
-                "input_ids": [prompt + completion for prompt, completion in pairs],
-                "attention_mask": [[1] * len(prompt + completion) for prompt, completion in pairs],
-                "labels": [[IGNORED] * len(prompt) + completion for prompt, completion in pairs],
-            }
-
-        return map_both(encode, examples)
+    def encode(
+        self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments
+    ) -> dict[str, Any]:
+        pairs = [
+            _cut(*_token_ids(prompt, completion, tokenizer, options.separator), options.max_length)
+            for prompt, completion in zip(*(batch[column] for column in columns), strict=True)
+        ]
+        return {
+            "input_ids": [prompt + completion for prompt, completion in pairs],
+            "attention_mask": [[1] * len(prompt + completion) for prompt, completion in pairs],
+            "labels": [[IGNORED] * len(prompt) + completion for prompt, completion in pairs],
+        }
 
     def make_collator(self, processor: Any) -> Any:
         return DataCollatorForSeq2Seq(processor)  # pads labels too
@@ -70,7 +52,8 @@ def _token_ids(prompt: Any, completion: Any, tokenizer: Any, separator: str) -> 
     if not tokenizer.chat_template:
         if messages:
             raise RecipeError("the prompts are lists of messages, but the tokenizer has no chat template")
-        before = without_end(tokenizer(f"{prompt}{separator}", verbose=False)["input_ids"], tokenizer)
+        before = tokenizer(f"{prompt}{separator}", verbose=False)["input_ids"]
+        before = before[:-1] if before[-1:] == [end_of(tokenizer)] else before  # a text that goes on must not end
         return before, with_end(_plain(str(completion), tokenizer), tokenizer)
     asked = prompt if messages else [{"role": "user", "content": str(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": str(completion)}]

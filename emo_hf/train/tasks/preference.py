@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
@@ -14,62 +13,27 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from emo_hf.train.builtin import docstrings_preferred
 from emo_hf.train.data import Examples
-from emo_hf.train.errors import RecipeError, one_line
+from emo_hf.train.errors import RecipeError, saying
 from emo_hf.train.measures import Measure
-from emo_hf.train.renamed_weights import LoadsRenamedWeights
-from emo_hf.train.tasks.text import TextTask
+from emo_hf.train.tasks.task import Task
+from emo_hf.train.trainer import JobTrainer
 
 if TYPE_CHECKING:
-    from emo_hf.train.arguments import DataArguments
     from emo_hf.train.config import Job
+    from emo_hf.train.options import DataArguments
 
 
-LOSSES = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sigmoid_norm",
-)  # fmt: skip
-"""TRL's losses that need nothing but pairs."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may stand in `task_args`.
-
-    Attributes:
-        beta: how dear it is to differ from the reference model.
-        loss_type: one of `LOSSES`.
-        label_smoothing: the share of pairs that are taken to be the wrong way round, for the losses that know it.
-    """
-
-    beta: float = 0.1
-    loss_type: str = "sigmoid"
-    label_smoothing: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"beta must be above 0, got {self.beta!r}")
-        if self.loss_type not in LOSSES:
-            raise ValueError(f"loss_type must be one of {', '.join(LOSSES)}, got {self.loss_type!r}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing must be at least 0 and below 0.5, got {self.label_smoothing!r}")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-class Preference(TextTask):
+class Preference(Task):
     """Prompt, chosen and rejected answer; the reference is the model without its adapter, or a copy of it."""
 
     name = "preference"
-    options_class = Options
     auto = AutoModelForCausalLM
     builtin = {"python-docstrings": docstrings_preferred}
     columns = ("prompt", "chosen", "rejected")
     adapter = TaskType.CAUSAL_LM
     divides_loss = True  # TRL's Trainer sees to it
     measures = (
-        Measure("preferred", "chosen preferred", logged="rewards/accuracies", form=_percent, with_first=True),
+        Measure("preferred", "chosen preferred", logged="rewards/accuracies", form=".1%", with_first=True),
         Measure("reward_margin", "reward margin", logged="rewards/margins"),
     )
 
@@ -93,29 +57,26 @@ class Preference(TextTask):
             raise RecipeError(f"preference needs a real decoder: TRL leaves out a part of the output head of {kind}")
         return model
 
-    def make_features(
-        self, examples: Examples, processor: Any, options: DataArguments, own: Any
-    ) -> tuple[Dataset, Dataset | None]:
-        def features(dataset: Dataset) -> Dataset:
-            chosen = dataset.select_columns(examples.columns)
-            return chosen.rename_columns(dict(zip(examples.columns, self.columns, strict=True)))
-
-        return features(examples.train), None if examples.validation is None else features(examples.validation)
+    def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:
+        return dataset.rename_columns(dict(zip(columns, self.columns, strict=True)))  # TRL's Trainer tokenizes
 
     def make_trainer(
         self, job: Job, model: Any, processor: Any, examples: Examples, train: Dataset, validation: Dataset | None
     ) -> Trainer:
         from trl import DPOConfig, DPOTrainer
 
-        class PreferenceTrainer(LoadsRenamedWeights, DPOTrainer):  # here, since TRL is optional
+        class PreferenceTrainer(JobTrainer, DPOTrainer):  # here, since TRL is optional
             pass
 
-        own = self.options(job)
-        given = {
-            field.name: getattr(job.training, field.name) for field in dataclasses.fields(job.training) if field.init
-        }
-        args = DPOConfig(**given, max_length=job.data.max_length, **dataclasses.asdict(own))
-        try:
+        training, given = job.training, job.model
+        args = DPOConfig(
+            **{field.name: getattr(training, field.name) for field in dataclasses.fields(training) if field.init},
+            max_length=job.data.max_length,
+            beta=given.dpo_beta,
+            loss_type=given.dpo_loss_type,
+            label_smoothing=given.dpo_label_smoothing,
+        )
+        with saying("TRL cannot train this: ", KeyError, TypeError, AttributeError, ValueError, ImportError):
             return PreferenceTrainer(
                 model=model,
                 ref_model=None if job.lora.use_lora else copy.deepcopy(model),
@@ -124,8 +85,6 @@ class Preference(TextTask):
                 eval_dataset=validation,
                 processing_class=processor,
             )
-        except (KeyError, TypeError, AttributeError) as error:  # of TRL, for data or models that it cannot use
-            raise RecipeError(f"TRL cannot train this: {one_line(error)}") from error
 
 
 TASK = Preference()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +52,7 @@ def as_a_new_process_would() -> None:
     assert build.kernels() is not None
 
 
-def compiler() -> str:
+def compiler() -> tuple[str, ...]:
     found = build.find_compiler()
     assert found is not None
     return found
@@ -93,7 +95,7 @@ def trap(folder: Path, tmp_path: Path) -> Path:
     sprung = tmp_path / "sprung"
     program, library = tmp_path / "trap.c", tmp_path / "trap.so"
     program.write_text(PROGRAM % sprung)
-    subprocess.run([compiler(), "-shared", "-fPIC", str(program), "-o", str(library)], check=True)
+    subprocess.run([*compiler(), "-shared", "-fPIC", str(program), "-o", str(library)], check=True)
     folder.mkdir(mode=0o700)
     name = cache.library_name(build.fingerprint(compiler()), library.read_bytes())
     library.chmod(0o700)
@@ -114,10 +116,89 @@ def test_one_compilation_serves_all_processes(folder: Path, log: Callable[[], li
 
 
 @needs_compiler
-@pytest.mark.usefixtures("folder")
 def test_a_library_of_the_user_in_its_place_is_loaded(trap: Path) -> None:
     build.load(compiler())
     assert trap.exists()
+
+
+@needs_compiler
+def test_a_library_in_the_cache_that_lacks_the_kernels_is_compiled_anew(
+    folder: Path, trap: Path, log: Callable[[], list[str]]
+) -> None:
+    useless = trapped(folder)
+    as_a_new_process_would()
+    lacking, compiled = log()
+    assert "lacks what was compiled into it" in lacking
+    assert compiled.startswith("compiled kernels")
+    assert not useless.exists()
+    as_a_new_process_would()
+    assert log() == []
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+def test_a_compiler_that_yields_a_library_without_kernels_leaves_the_user_without_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    empty = tmp_path / "empty.c"
+    empty.write_text("int nothing;\n", encoding="utf-8")
+    command = f'while [ "$1" != "-o" ]; do shift; done; exec {shlex.join(compiler())} -shared -fPIC {empty} -o "$2"'
+    monkeypatch.setenv("CC", str(script(tmp_path / "odd-cc", command)))
+    assert build.kernels() is None
+    (said,) = log()
+    assert "lacks what was compiled into it" in said
+    assert list(folder.iterdir()) == []
+
+
+@needs_compiler
+def test_where_the_cache_is_full_there_is_another_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    full = f'case "$*" in *{folder}*) echo "No space left on device" >&2; exit 1;; esac'
+    monkeypatch.setenv("CC", str(script(tmp_path / "full-cc", f'{full}; exec {shlex.join(compiler())} "$@"')))
+    as_a_new_process_would()
+    compiled, why = log()
+    assert compiled.startswith("compiled kernels")
+    assert "No space left on device" in why
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("how", ["hangs", "is killed"])
+def test_a_compiler_that_hangs_or_is_killed_is_ended_with_what_it_began(
+    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    begun = tmp_path / "begun"
+    monkeypatch.setattr(build, "TIMEOUT", 1.0)
+    after = "wait" if how == "hangs" else "kill -9 $$"
+    monkeypatch.setenv("CC", str(script(tmp_path / "slow-cc", f"sleep 600 & echo $! >> {begun}; {after}")))
+    assert build.kernels() is None
+    assert "could not compile kernels" in log()[-1]
+    deadline = time.monotonic() + 20
+    while any(Path("/proc", child, "exe").exists() for child in begun.read_text().split()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@needs_compiler
+def test_the_compiler_may_be_a_command_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wrapper = script(tmp_path / "a cache", f'echo "$@" >> {tmp_path}/seen; exec "$@"')
+    monkeypatch.setenv("CC", f"'{wrapper}' {shlex.join(compiler())} -DANYTHING")
+    as_a_new_process_would()
+    assert " -DANYTHING -O3 " in (tmp_path / "seen").read_text()
+
+
+@pytest.mark.parametrize("asked", ["no-such-compiler", "'", "   "])
+@needs_compiler
+def test_a_cc_that_makes_no_sense_leaves_the_choice_to_us(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    chosen = build.find_compiler()
+    monkeypatch.setenv("CC", asked)
+    assert build.find_compiler() == chosen
 
 
 @needs_compiler
@@ -202,7 +283,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(folder: Path) 
 
 @needs_compiler
 def test_another_source_compiler_or_flag_is_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    marks = {build.fingerprint(compiler()), build.fingerprint("/another/compiler")}
+    marks = {build.fingerprint(compiler()), build.fingerprint(("/another/compiler",))}
     monkeypatch.setenv(build.FLAGS_VARIABLE, "-O0 -DANYTHING")
     marks.add(build.fingerprint(compiler()))
     for changed_file in ("navi.c", "common.h"):
@@ -215,9 +296,9 @@ def test_another_source_compiler_or_flag_is_another_library(monkeypatch: pytest.
     assert len(marks) == 5
 
 
-@pytest.mark.parametrize("found", [None, "false"])
+@pytest.mark.parametrize("found", [None, ("false",)])
 def test_without_a_working_compiler_there_are_no_kernels_and_one_line_of_log(
-    found: str | None, monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
+    found: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setattr(build, "find_compiler", lambda: found)
     assert build.kernels() is None

@@ -14,15 +14,14 @@ EXPECTED = {"EmoNavi": "fused", "EmoLynx": "foreach", "EmoFact": "foreach", "Emo
 
 
 class OnGpu:
-    """What `_implementation` reads of a parameter."""
+    """What the choice reads of a parameter."""
 
     dtype, device = torch.float32, torch.device("cuda:0")
 
 
 def chosen(name: str) -> str:
     optimizer = FAMILY[name.lower()]([torch.nn.Parameter(torch.ones(1))])
-    update = optimizer._implementation(optimizer.param_groups[0], OnGpu())  # type: ignore[arg-type]
-    return next(key for key, value in optimizer._rule.implementations.items() if value is update)
+    return optimizer._buckets.implementation(optimizer.param_groups[0], OnGpu())  # type: ignore[arg-type]
 
 
 for installed in (False, True):

@@ -34,7 +34,7 @@ def in_a_process(*command: str, interpreted: bool) -> subprocess.CompletedProces
 
 
 @needs_triton
-@pytest.mark.parametrize("name", ["elementwise", "fact", "formats", "eight_bits", "optimizers"])
+@pytest.mark.parametrize("name", ["elementwise", "fact", "formats", "eight_bits", "optimizers", "trust"])
 def test_the_kernels_are_right(name: str) -> None:
     file = str((HERE / f"on_device_{name}.py").relative_to(ROOT))
     done = in_a_process("-m", "pytest", "-q", "-n", "0", file, interpreted=not torch.cuda.is_available())

@@ -12,6 +12,7 @@ from emo_hf.optim.kernels.checks import UnfitError
 from emo_hf.optim.kernels.gpu.available import kernel, on, works_on
 from emo_hf.optim.kernels.gpu.kept import check_kept, has_eight_bits
 from emo_hf.optim.kernels.gpu.tables import addresses, are_aligned, begins, check_tensors, owners, table
+from emo_hf.optim.kernels.gpu.trust import Cut, beginning, is_trusted
 from emo_hf.optim.kernels.launch import PLAINLY, Kept
 from emo_hf.optim.tensors.dispatch import state_tensors
 from emo_hf.optim.tensors.left_out import leaving_out, masked
@@ -49,16 +50,23 @@ def elementwise(
         kept = Kept.of(states, keys)
         move(rule, params, grads, of_rule, h, kept, by_norm=by_norm is not None and by_norm(h))
 
+    def name(h: Hyperparameters) -> str:
+        return f"{rule} by norm" if by_norm is not None and by_norm(h) else rule
+
     careful = leaving_out(otherwise, masked(otherwise))
-    return where_it_fits(run, in_float32_if_kept_in_less(careful, elementwise=by_norm is None))
+    plain = in_float32_if_kept_in_less(careful, elementwise=by_norm is None)
+    return where_it_fits(run, plain, name=name, cut=beginning)
 
 
-def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementation:
+def where_it_fits(
+    run: Implementation, otherwise: Implementation, *, name: Callable[[Hyperparameters], str], cut: Cut
+) -> Implementation:
     """`run` for the parameters that the kernels can work on, `otherwise` for the others.
 
     Args:
         run: looks at all tensors before it moves one, and raises `UnfitError` if one does not fit.
-        otherwise: moves what does not fit.
+        otherwise: moves what does not fit, and says whether `run` is to be trusted.
+        name, cut: as `is_trusted` takes them; the name may depend on the numbers of a step.
     """
 
     def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
@@ -67,7 +75,9 @@ def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementat
         if not works_on(params[0].device):
             return otherwise(params, grads, states, h)
         try:
-            return run(params, grads, states, h)
+            if is_trusted(name(h), run, otherwise, cut, (params, grads, states), h):
+                return run(params, grads, states, h)
+            return otherwise(params, grads, states, h)
         except UnfitError:
             pass  # and out of this block: errors of what follows are not consequences of this one
         if len(params) == 1:

@@ -14,6 +14,7 @@ from emo_hf.optim.kernels.gpu.available import kernel, on
 from emo_hf.optim.kernels.gpu.elementwise import language, seed_of, where_it_fits
 from emo_hf.optim.kernels.gpu.kept import check_kept
 from emo_hf.optim.kernels.gpu.tables import TOGETHER, addresses, are_aligned, begins, check_tensors, owners, table
+from emo_hf.optim.kernels.gpu.trust import first_rows
 from emo_hf.optim.kernels.launch import PLAINLY, Kept
 from emo_hf.optim.state_keys import COLUMN_RMS, ROW_RMS
 from emo_hf.optim.tensors.dispatch import state_tensors
@@ -58,7 +59,7 @@ def matrices(otherwise: Implementation) -> Implementation:
         rows, columns = state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS)
         move_matrices(params, grads, rows, columns, h, Kept.of(states))
 
-    return where_it_fits(run, otherwise)
+    return where_it_fits(run, otherwise, name=lambda h: "fact", cut=first_rows)
 
 
 def move_matrices(

@@ -1,0 +1,50 @@
+"""Where to begin with the learning rate, by kind of job and by the optimizer's rule, for users who give none.
+
+No rate fits every task: half a decade to either side is within reach of each of these, and worth a try.
+"""
+
+from __future__ import annotations
+
+from emo_hf.optim.family import family_names
+from emo_hf.train.errors import RecipeError
+from emo_hf.trainer.factory import version_of
+from emo_hf.trainer.options import parse_optim_args, read_options
+
+SCRATCH, LORA, FULL = "from scratch", "LoRA", "full fine-tuning of a pretrained model"
+ADAM, NAVI, SIGN, SCALE = "AdamW and its kin", "EmoNavi's rule and its kin", "sign rules", "laws that make the rate"
+
+_SCALE = (1.0, "the published default of v3.9, whose law makes the rate: this is a scale")
+
+STARTING_RATES: dict[tuple[str, str], tuple[float, str]] = {
+    (SCRATCH, ADAM): (3e-3, "best constant rates in docs/evidence: 3e-3, 1e-2, 3e-3 on three small networks"),
+    (SCRATCH, NAVI): (1e-3, "docs/evidence: 1e-3, 1e-3, 3e-4 (EmoNavi), 1e-3, 1e-2, 1e-3 (EmoFact)"),
+    (SCRATCH, SIGN): (1e-3, "docs/evidence: 3e-4, 1e-3, 1e-3 (EmoLynx)"),
+    (LORA, ADAM): (1e-3, "docs/evidence: 3e-3 for a small model; 2e-4 for billions of parameters, arXiv:2305.14314"),
+    (LORA, NAVI): (3e-4, "a third of AdamW's, as 1e-3 (EmoNavi) against 3e-3 in docs/evidence"),
+    (LORA, SIGN): (3e-4, "a third to a tenth of AdamW's, arXiv:2302.06675 (Lion); 3e-3 (EmoLynx) in docs/evidence"),
+    (FULL, ADAM): (5e-5, "2e-5 to 5e-5, arXiv:1810.04805 (BERT); small encoders want more: 3e-4 in docs/evidence"),
+    (FULL, NAVI): (1e-5, "a third to a tenth of AdamW's, as 3e-5 against 3e-4 for MiniLM in docs/evidence"),
+    (FULL, SIGN): (1e-5, "a third to a tenth of AdamW's, arXiv:2302.06675 (Lion)"),
+    **dict.fromkeys(((SCRATCH, SCALE), (LORA, SCALE), (FULL, SCALE)), _SCALE),
+}
+"""(kind of job, rule) → the rate to begin with, and where it comes from."""
+
+_SIGN_RULES = ("Lynx", "LynxRelativeDecay", "Neco", "Sign", "Clan")  # EmoClan takes sign steps at times
+_LIKE_ADAM = ("adam", "adafactor", "adalomo", "rmsprop", "apollo")  # in the Trainer's names
+
+
+def rule_of(optim: str, optim_args: str | None) -> str:
+    """The rule of an optimizer: `ADAM`, `NAVI`, `SIGN` or `SCALE`.
+
+    Args:
+        optim: as the Trainer takes it.
+        optim_args: as the Trainer takes it; says the generation of an optimizer of the family.
+    """
+    if optim in family_names():
+        version = version_of(optim, read_options(parse_optim_args(optim_args)))
+        return SCALE if version.lr_is_a_scale else SIGN if version.rule.__name__ in _SIGN_RULES else NAVI
+    if "lion" in optim:
+        return SIGN
+    if any(name in optim for name in _LIKE_ADAM):
+        return ADAM
+    raise RecipeError(f"learning_rate is missing: no rate to begin with is known for optim {optim}")

@@ -1,0 +1,97 @@
+"""Who imports whom in the package, read from its sources: lazy imports count, those for type checkers do not."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+Arrow = tuple[str, str]
+"""A module, and a module that it imports."""
+
+Arrows = dict[str, set[str]]
+"""Each module of a package, and the modules of that package that it imports."""
+
+
+def imports_of(package: Path) -> Arrows:
+    """The arrows between the modules of a package.
+
+    Args:
+        package: its folder, which lies where its name is importable from.
+    """
+    modules = {_name(file, package.parent): file for file in sorted(package.rglob("*.py"))}
+    return {name: set(_imported(file, modules)) - {name} for name, file in modules.items()}
+
+
+def _name(file: Path, above: Path) -> str:
+    parts = file.relative_to(above).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imported(file: Path, modules: Mapping[str, Path]) -> Iterator[str]:
+    for statement in _statements(ast.parse(file.read_text(encoding="utf-8")).body):
+        for name in names_of(statement):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]  # what is imported from a module is a name in it, if no module
+            if name:
+                yield name
+
+
+def names_of(statement: ast.AST) -> list[str]:
+    """The dotted names that an import statement names, with what it takes from them."""
+    if isinstance(statement, ast.Import):
+        return [alias.name for alias in statement.names]
+    if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
+        return [f"{statement.module}.{alias.name}" for alias in statement.names]
+    return []
+
+
+def _statements(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """All nodes below some, without what stands under `if TYPE_CHECKING:`."""
+    for node in nodes:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            yield from _statements(node.orelse)
+        else:
+            yield node
+            yield from _statements(ast.iter_child_nodes(node))
+
+
+def room(module: str) -> str:
+    """The room that a module lies in; that of the package itself is the package."""
+    return ".".join(module.split(".")[:2])
+
+
+def upward(arrows: Arrows, floors: Iterable[Iterable[str]]) -> set[Arrow]:
+    """The arrows that lead to a room on a higher floor, or to another one on the same.
+
+    Args:
+        arrows: see `imports_of`.
+        floors: rooms that do not know each other, the lowest floor first.
+
+    Raises:
+        KeyError: if a room is on no floor.
+    """
+    height = {name: number for number, names in enumerate(floors) for name in names}
+    return {
+        (one, other)
+        for one, others in arrows.items()
+        for other in others
+        if room(one) != room(other) and height[room(other)] >= height[room(one)]
+    }
+
+
+def circles(arrows: Arrows) -> set[frozenset[str]]:
+    """Modules that reach each other, in sets that are as large as they can be."""
+    reached = {name: _reached(name, arrows) for name in arrows}
+    found = (frozenset(other for other in reached[name] if name in reached[other]) for name in arrows)
+    return {circle for circle in found if len(circle) > 1}
+
+
+def _reached(name: str, arrows: Arrows) -> set[str]:
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        following = arrows[waiting.pop()] - found
+        found |= following
+        waiting += following
+    return found

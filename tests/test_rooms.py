@@ -1,0 +1,116 @@
+"""The rooms of the package: who may import whom, and what `import emo_hf` may load."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.arrows import Arrow, circles, imports_of, names_of, upward
+
+PACKAGE = Path(__file__).parent.parent / "emo_hf"
+
+FLOORS = (
+    ("emo_hf.reading",),
+    ("emo_hf.laws", "emo_hf.losses"),
+    ("emo_hf.optim", "emo_hf.plot"),
+    ("emo_hf.integrations",),
+    ("emo_hf.nodes", "emo_hf.trainer"),
+    ("emo_hf",),  # the names that users import
+    ("emo_hf.startup",),
+    ("emo_hf.run",),
+    ("emo_hf.train", "emo_hf.study", "emo_hf.doctor"),
+    ("emo_hf.completion",),
+    ("emo_hf.cli",),
+    ("emo_hf.__main__",),
+)
+"""The rooms, the lowest first; those on one floor do not know each other."""
+
+UPWARD: set[Arrow] = {
+    ("emo_hf.completion", "emo_hf.cli"),
+    ("emo_hf.integrations.axolotl", "emo_hf.trainer.registry"),
+    ("emo_hf.integrations.lightning", "emo_hf.trainer.self_stop"),
+    ("emo_hf.integrations.ms_swift.plugin.emo_hf_for_ms_swift", "emo_hf.trainer.registry"),
+    ("emo_hf.study.trainers", "emo_hf.train.config"),
+    ("emo_hf.study.trainers", "emo_hf.train.errors"),
+    ("emo_hf.study.trainers", "emo_hf.train.train"),
+}
+"""The arrows that still lead up, until somebody turns them."""
+
+WITHOUT = {
+    "laws": {"torch", "numpy", "transformers", "accelerate"},
+    "losses": {"transformers", "accelerate", "peft", "datasets"},
+    "optim": {"transformers", "accelerate", "peft", "datasets"},
+}
+"""What a room never imports, not even when it is used."""
+
+OF_OTHERS = {"shlex"}
+"""What `import emo_hf` may load beside its own modules and whatever torch has loaded before."""
+
+MODULES, DATACLASSES = 92, 22
+"""How many modules of its own it may load, and how many dataclasses they may make; each takes as long as a module."""
+
+IMPORTED = """
+import json, sys
+import torch
+before = set(sys.modules)
+import emo_hf
+loaded = [name for name in sys.modules if name not in before]
+classes = {value for name in loaded for value in vars(sys.modules[name]).values() if isinstance(value, type)}
+made = [cls.__qualname__ for cls in classes if cls.__module__ in loaded and "__dataclass_fields__" in vars(cls)]
+json.dump([loaded, made], sys.stdout)
+"""
+
+
+def test_every_arrow_between_rooms_leads_down_but_for_those_that_are_known() -> None:
+    found = upward(imports_of(PACKAGE), FLOORS)
+    assert not found - UPWARD, "these modules import what lies on their own floor or a higher one"
+    assert not UPWARD - found, "these arrows are gone: strike them off the list"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not circles(imports_of(PACKAGE))
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_low_room_knows_nothing_of_what_is_built_upon_it(name: str) -> None:
+    for file in (PACKAGE / name).rglob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        imported = {each.partition(".")[0] for node in nodes for each in names_of(node)}
+        assert not imported & WITHOUT[name], file
+
+
+def test_arrows_are_read_from_the_sources_and_those_that_lead_up_or_in_a_circle_are_found(tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    for name, text in {
+        "__init__.py": "",
+        "low/__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.high import shown\n",
+        "low/lazy.py": "def late():\n    from house.high import shown\n    return shown\n",
+        "high/__init__.py": "from house.low import lazy as shown\n",
+        "high/aside.py": "import house.middle.one\n",
+        "middle/one.py": "import house.low, json\n",
+    }.items():
+        (house / name).parent.mkdir(exist_ok=True, parents=True)
+        (house / name).write_text(text, encoding="utf-8")
+    arrows = imports_of(house)
+    assert arrows["house.low"] == set()
+    assert arrows["house.high"] == {"house.low.lazy"}
+    assert arrows["house.middle.one"] == {"house.low"}
+    floors = (("house.low",), ("house.middle", "house.high"), ("house",))
+    assert upward(arrows, floors) == {("house.low.lazy", "house.high"), ("house.high.aside", "house.middle.one")}
+    assert circles(arrows) == {frozenset({"house.low.lazy", "house.high"})}
+    with pytest.raises(KeyError, match=r"house\.high"):
+        upward(arrows, floors[:1])
+
+
+def test_importing_the_package_loads_little_beside_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True, timeout=120)
+    loaded, made = json.loads(done.stdout)
+    own = [name for name in loaded if name.partition(".")[0] == "emo_hf"]
+    assert set(loaded) - set(own) <= OF_OTHERS
+    assert len(own) <= MODULES, own
+    assert len(made) <= DATACLASSES, made
