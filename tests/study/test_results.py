@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from emo_hf.study.errors import StudyError
+
 from emo_hf.study.results import Results, claim
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-
 from emo_hf.study.errors import StudyError
+
 from emo_hf.study.main import check_arms
 from emo_hf.study.measure import thinned
 from emo_hf.study.plan import Plan, Run

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from emo_hf.study.errors import StudyError
+
 from emo_hf.study.schema import parse_study, read_study
 from tests.study.studies import ARMS, FUNCTION, content, study
 
