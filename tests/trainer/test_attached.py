@@ -296,7 +296,7 @@ def test_an_emotion_that_the_user_attached_is_left_as_it_is(tmp_path: Path, capl
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"emotion": "v9"}, ValueError, "there is no law 'v9'"),
+        ({"emotion": "v9"}, ValueError, "emo_law must be one of .* got 'v9'"),
         ({"emotion": "v3.1", "stopcoef": 1}, TypeError, "the law v3.1 has no option stopcoef"),
         ({"sync": "local"}, ValueError, "was given sync but no emotion that this is for: name a law"),
         ({"self_stop": SelfStop()}, ValueError, "was given self_stop but no emotion"),
