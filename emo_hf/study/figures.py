@@ -41,7 +41,8 @@ def draw(analysis: Analysis, file: Path) -> None:
     top = 0.32 * len(judged) + 0.9
     figure = Figure(figsize=(4 * columns, top + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=[top, 2.6 * rows])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[top, 2.6 * rows])
+    upper, lower = parts
     _differences(upper.subplots(), analysis, judged)
     panels = lower.subplots(rows, columns, squeeze=False)
     for number, task in enumerate(tasks):
