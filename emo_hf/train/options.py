@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from emo_hf.train.errors import RecipeError
+from emo_hf.cli_errors import UserError
 from emo_hf.train.tasks import TASKS
 
 
@@ -48,9 +48,9 @@ class ModelArguments:
         self.model_type = self.model_type or None  # `--model_type=` takes back what the file says
         self.model_config = self.model_config or None
         if self.model_name_or_path is not None and self.model_type is not None:
-            raise RecipeError("model_name_or_path and model_type exclude each other: give one of them")
+            raise UserError("model_name_or_path and model_type exclude each other: give one of them")
         if self.model_config is not None and self.model_name_or_path is not None:
-            raise RecipeError("model_config is for an untrained model (model_type): a pretrained one brings its own")
+            raise UserError("model_config is for an untrained model (model_type): a pretrained one brings its own")
 
 
 @dataclass
@@ -102,9 +102,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.dataset is not None and (self.train_file or self.validation_file):
-            raise RecipeError("dataset and train_file/validation_file exclude each other: give one of them")
+            raise UserError("dataset and train_file/validation_file exclude each other: give one of them")
         if self.validation_file is not None and self.train_file is None:
-            raise RecipeError("validation_file needs a train_file beside it")
+            raise UserError("validation_file needs a train_file beside it")
 
 
 @dataclass
@@ -182,4 +182,4 @@ def check_numbers(options: dict[str, Any]) -> None:
     for name, (accepts, which) in ACCEPTED.items():
         value = options[name]
         if value is not None and not accepts(value):
-            raise RecipeError(f"{name} must be {which}, got {value!r}")
+            raise UserError(f"{name} must be {which}, got {value!r}")

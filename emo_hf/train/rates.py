@@ -5,8 +5,8 @@ No rate fits every task: half a decade to either side is within reach of each of
 
 from __future__ import annotations
 
+from emo_hf.cli_errors import UserError
 from emo_hf.optim.family import family_names
-from emo_hf.train.errors import RecipeError
 from emo_hf.trainer.factory import version_of
 from emo_hf.trainer.options import parse_optim_args, read_options
 
@@ -47,4 +47,4 @@ def rule_of(optim: str, optim_args: str | None) -> str:
         return SIGN
     if any(name in optim for name in _LIKE_ADAM):
         return ADAM
-    raise RecipeError(f"learning_rate is missing: no rate to begin with is known for optim {optim}")
+    raise UserError(f"learning_rate is missing: no rate to begin with is known for optim {optim}")

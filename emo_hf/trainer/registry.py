@@ -29,8 +29,8 @@ def register(**emotion: Any) -> None:
 
     The names become members of `OptimizerNames` (so that `HfArgumentParser`, when it is built afterwards, and
     `TrainingArguments` take them), the Trainer learns how to make them, `EmoCallback` joins its default callbacks, and
-    what `emo_hf.trainer.patches` lists is put around methods of transformers. Calling it twice changes nothing, and it
-    may be called again after the package was reloaded or imported anew; `unregister()` takes it all back.
+    what `emo_hf.integrations.patches` lists is put around methods of transformers. Calling it twice changes nothing,
+    and it may be called again after the package was reloaded or imported anew; `unregister()` takes it all back.
 
     Args:
         **emotion: arguments of `EmoCallback`: with `emotion="v3.1"`, say, any other optimizer of a Trainer that is

@@ -425,7 +425,7 @@ def test_a_trainer_without_an_emotion_is_told_so(caplog: pytest.LogCaptureFixtur
         ({"patience": 0}, ValueError, "patience=0 is not acceptable: it takes a whole number of at least 1"),
         ({"warmup_steps": -1}, ValueError, "warmup_steps must be a whole number of steps, at least 0, got -1"),
         ({"sync": "local"}, ValueError, "was given sync but no emotion that this is for"),
-        ({"emotion": "v9"}, ValueError, "there is no law 'v9'"),
+        ({"emotion": "v9"}, ValueError, "emo_law must be one of"),
         ({"emotion": "v3.1", "nonsense": 1}, TypeError, "nonsense"),
     ],
 )

@@ -67,7 +67,7 @@ def test_the_plan_of_several_nodes_counts_the_processes_of_all(train: str) -> No
 
 @pytest.mark.long
 def test_two_machines_train_as_one_job_and_go_on_after_one_of_them_was_lost() -> None:
-    result = launch("try_two_nodes.sh")
+    result = launch("../tests/launch/two_nodes.sh")
     if result.returncode == 77:
         pytest.skip(result.stderr.strip().splitlines()[-1])
     assert result.returncode == 0, result.stdout + result.stderr

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -31,3 +34,26 @@ def history(steps: int = 40, *, emo: bool = True, groups: dict[str, float] | Non
         if step % 20 == 0:
             lines.append({"step": step, "eval_loss": 2.5 / step, "epoch": step / 20})
     return [*lines, {"step": steps, "train_loss": 0.1, "train_runtime": 1.0}]
+
+
+DECISIONS = [
+    {"step": 12, "kind": "lowered", "factor": 1 / 3, "reason": "the loss is far above where it began"},
+    {"step": 17, "kind": "skipped", "factor": 1 / 3, "reason": "a loss of 70 where 1.2 is usual"},
+    {"step": 31, "kind": "skipped", "factor": 1 / 3, "reason": "a gradient is not finite"},
+    {"step": 35, "kind": "done", "factor": 1 / 3, "reason": "3 evaluations were no better"},
+]
+
+
+def save_state(
+    folder: Path,
+    lines: list[dict[str, Any]],
+    law: str | None = None,
+    decisions: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write `trainer_state.json` as the Trainer does; gives the folder."""
+    state: dict[str, Any] = {"log_history": lines}
+    if law is not None:
+        state["stateful_callbacks"] = {"emo_hf": {"law": law, "decisions": list(decisions)}}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+    return folder

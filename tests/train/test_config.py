@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import emo_hf
+from emo_hf.cli_errors import UserError
 from emo_hf.train.config import Job, make_parser, read_job
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.options import REMOVED
 from emo_hf.train.rates import STARTING_RATES, rule_of
 from emo_hf.train.train import main
@@ -101,7 +101,7 @@ def test_every_member_of_the_family_has_a_starting_rate_and_an_unknown_optimizer
     kinds = {kind for kind, _ in STARTING_RATES}
     for name in emo_hf.optim.family.family_names():
         assert all((kind, rule_of(name, None)) in STARTING_RATES for kind in kinds)
-    with pytest.raises(RecipeError, match="learning_rate is missing: no rate to begin with is known for optim sgd"):
+    with pytest.raises(UserError, match="learning_rate is missing: no rate to begin with is known for optim sgd"):
         job_of(tmp_path, "optim: sgd")
 
 
