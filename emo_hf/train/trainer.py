@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.trainer.param_groups import roles_of
+from emo_hf.trainer.param_groups import build_param_groups
 
 WEIGHTS = "eval_weights"
 """What the names of the weights' figures begin with, where the average is evaluated as `eval_…`."""
@@ -36,10 +36,11 @@ class JobTrainer:
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the head gets groups of its own where it has a learning rate of its own."""
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
-        heads = (
-            {id(p) for p, role in roles_of(self.model).items() if role == "head"} if self.head_lr_ratio != 1 else {}
-        )
-        for group in list(optimizer.param_groups) if heads else ():
+        if self.head_lr_ratio == 1:
+            return optimizer
+        roles = build_param_groups(self.model, lr=1.0, weight_decay=0.0)
+        heads = {id(p) for role in roles if role["name"].startswith("head") for p in role["params"]}
+        for group in list(optimizer.param_groups):
             mine = [p for p in group["params"] if id(p) in heads]
             if mine:
                 group["params"] = [p for p in group["params"] if id(p) not in heads]

@@ -159,7 +159,7 @@ WRONG = [
     ("head_lr_ratio: 3", "are for others: emonavi has them in optim_args"),
     ("optim: adamw_torch\nemotion: setle", "emotion_args: emo_law must be one of v3.0, v3.1, "),
     ("optim: adamw_torch\nemotion: settle\nemotion_args: {speed: 1}", "the law settle has no option speed"),
-    ("optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: halt}", "self_stop='halt' is not acceptable"),
+    ("optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: halt}", "='halt' is not acceptable"),
     ("optim: adamw_torch\nemotion_args: {self_stop: stop}", "EmoCallback was given self_stop but no emotion"),
     ("optim: adamw_torch\nemotion: settle\nemotion_args: x", "emotion_args: 'x' cannot be read"),
     ("a: {b", "job.yaml: is not valid YAML"),
