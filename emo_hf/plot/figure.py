@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from emo_hf.cli_errors import UserError
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.plot.decisions import left_out, mark, stop_of
+from emo_hf.laws.words import SKIPPED
+from emo_hf.plot.decisions import mark, stop_of
 from emo_hf.plot.panels import COLORS, DASHES, Color, Panel, Picture, Stop, style
 from emo_hf.plot.run import Run, Series, evaluations_in
 
@@ -89,7 +90,7 @@ def _of_one(run: Run) -> list[Panel]:
     for i, (name, series) in enumerate(evaluations(run)):
         loss.add(f"evaluation{': ' if name else ''}{name}", series, *looks[i % len(looks)], dots=True)
     loss.log = _far_apart(loss)
-    loss.left_out = left_out(run.decisions)
+    loss.left_out = [note.step for note in run.decisions if note.kind == SKIPPED]
     averages = run.series(PREFIX + "loss_short")
     mark(loss, run.decisions, averages if averages[0] else loss.curves[0].series, Color.VERMILLION)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emo_hf.cli_errors import UserError
+from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
+from emo_hf.laws.words import KINDS
 from emo_hf.plot.events import event_files, read_events
 
 STATE = "trainer_state.json"
@@ -28,13 +30,13 @@ class Run:
         name: how pictures call it.
         history: log lines as the Trainer files them: `step`, and `loss`, `eval_loss`, `emo/…`.
         law: the law that its emotion followed, where that is said.
-        decisions: what the law has decided: `step`, `kind`, `factor` and `reason` of each.
+        decisions: what the law has decided.
     """
 
     name: str = ""
     history: Sequence[Line] = ()
     law: str | None = None
-    decisions: Sequence[Mapping[str, Any]] = ()
+    decisions: Sequence[Note] = ()
 
     @property
     def last_step(self) -> int:
@@ -117,7 +119,7 @@ def _read_state(file: Path) -> Run:
         state = json.loads(file.read_text(encoding="utf-8"))
         history = [_line(line) for line in _list(state["log_history"])]
         notes = (state.get("stateful_callbacks") or {}).get(NOTES) or {}
-        decisions = [_decision(decision) for decision in _list(notes.get("decisions") or [])]
+        decisions = [note_of(decision) for decision in _list(notes.get("decisions") or [])]
         law = notes.get("law")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not a Trainer's state ({type(error).__name__}: {error})") from error
@@ -142,10 +144,16 @@ def evaluations_in(line: Line) -> list[str]:
     return [name for name in line if name.startswith("eval_") and name.endswith("_loss")]
 
 
-def _decision(decision: Any) -> Mapping[str, Any]:
+def note_of(decision: Mapping[str, Any]) -> Note:
+    """A decision as `trainer_state.json` keeps it.
+
+    Raises:
+        KeyError, TypeError, ValueError: for what is none.
+    """
+    if decision["kind"] not in KINDS:
+        raise ValueError(f"a decision's kind is {decision['kind']!r:.60}, not one of {', '.join(KINDS)}")
     factor = _number("factor", decision["factor"])
-    texts = {"kind": str(decision["kind"]), "reason": str(decision["reason"])}
-    return {"step": _step(decision), "factor": factor, **texts}
+    return Note(_step(decision), decision["kind"], factor, str(decision["reason"]))
 
 
 def _step(of: Mapping[str, Any]) -> int:

@@ -128,13 +128,14 @@ def test_the_page_has_the_curves_marks_ranges_and_words_and_loads_nothing_from_e
     assert main([str(tmp_path), "--output", str(tmp_path / "a.html"), "--title", "a <title>"]) == 0
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert "<title>a &lt;title&gt;</title>" in page
-    assert "<li>step 12: lowered to ×0.333: the loss is far above where it began</li>" in page
+    words = "step 12: rate lowered to 0.3333 of the learning rate: the loss is far above where it began"
+    assert f"<li>{words}</li>" in page
     traces, layout = data_of(page)
     curves = {trace["name"]: trace for trace in traces}
     assert curves["training loss"]["x"] == [10, 20, 30, 40]
     assert curves["training loss"]["y"] == [0.2, None, 2 / 30, 0.05]
     assert curves["evaluation"]["y"] == [0.125, 0.0625]
-    assert curves["step 12: lowered to ×0.333: the loss is far above where it began"]["x"] == [12]
+    assert curves[words]["x"] == [12]
     assert {"sudden fall: brake", "quiet: hands off", "stop signal from step 30", "quiet"} <= {
         each.get("text") for each in layout["annotations"]
     }
