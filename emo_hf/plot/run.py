@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,13 +66,17 @@ def read_run(place: Path) -> Run:
         )
     run = run or Run()
     newer = [line for line in read_events(files) if line["step"] > run.last_step]
-    path = place.resolve()
-    return replace(run, name=path.parent.name if path.is_file() else path.name, history=[*run.history, *newer])
+    return replace(run, name=folder_of(place).name, history=[*run.history, *newer])
+
+
+def folder_of(place: Path) -> Path:
+    """The folder that a run lies in."""
+    return (place.parent if place.is_file() else place).resolve()
 
 
 def named_apart(runs: Sequence[Run], places: Sequence[Path]) -> list[Run]:
     """Runs whose names differ: those of the same folder name get as many folders above it as it takes."""
-    parts = [(place.parent if place.is_file() else place).resolve().parts for place in places]
+    parts = [folder_of(place).parts for place in places]
     made = []
     for run, own in zip(runs, parts, strict=True):
         count = 1
@@ -129,33 +132,26 @@ def _list(value: Any) -> list[Any]:
 
 def _line(line: Any) -> Line:
     """A log line in which all that is drawn is a number."""
-    read = dict(line)
-    for name in read:
-        if name in ("loss", "learning_rate") or name.startswith(PREFIX) or is_evaluation(name):
-            read[name] = None if read[name] is None else _number(name, read[name])
-    if "step" in read:
-        read["step"] = _step(read["step"])
-    return read
+    drawn = [name for name in line if name in ("loss", "learning_rate") or name.startswith(PREFIX)]
+    numbers = {name: _number(name, line[name]) for name in [*drawn, *evaluations_in(line)] if line[name] is not None}
+    return {**line, **numbers, **({"step": _step(line)} if "step" in line else {})}
 
 
-def is_evaluation(name: str) -> bool:
-    """Whether a log line's name is that of an evaluation loss: `eval_loss`, or `eval_<set>_loss`."""
-    return name.startswith("eval_") and name.endswith("_loss")
+def evaluations_in(line: Line) -> list[str]:
+    """The names of evaluation losses: `eval_loss`, and `eval_<set>_loss`."""
+    return [name for name in line if name.startswith("eval_") and name.endswith("_loss")]
 
 
 def _decision(decision: Any) -> Mapping[str, Any]:
-    return {
-        "step": _step(decision["step"]),
-        "kind": str(decision["kind"]),
-        "factor": _number("factor", decision["factor"]),
-        "reason": str(decision["reason"]),
-    }
+    factor = _number("factor", decision["factor"])
+    texts = {"kind": str(decision["kind"]), "reason": str(decision["reason"])}
+    return {"step": _step(decision), "factor": factor, **texts}
 
 
-def _step(value: Any) -> int:
-    number = _number("step", value)
-    if not (math.isfinite(number) and number >= 0 and number == int(number)):
-        raise ValueError(f"step is {value!r:.60}, not a whole number")
+def _step(of: Mapping[str, Any]) -> int:
+    number = _number("step", of["step"])
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"step is {of['step']!r:.60}, not a whole number")
     return int(number)
 
 
