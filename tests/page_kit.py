@@ -151,7 +151,7 @@ def _in_child(folder: Path, blocks: Sequence[Block], output: Path) -> None:
                     _run_command(command)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except Exception:  # noqa: BLE001  whatever a block raises is what is looked for
+    except Exception:  # noqa: BLE001  the parent says what it was
         traceback.print_exc()
         code = 1
     sys.stdout.flush()
