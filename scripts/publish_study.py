@@ -15,12 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from emo_hf.study.analysis import Analysis
 from emo_hf.study.outcome import thinned
+from emo_hf.study.study import read_study
+
+from emo_hf.study.analysis import Analysis
 from emo_hf.study.plan import Line
 from emo_hf.study.report import write_report
 from emo_hf.study.results import Results
-from emo_hf.study.study import read_study
 
 POINTS = 50
 RUNS = "runs.jsonl.gz"

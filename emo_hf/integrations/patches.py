@@ -100,6 +100,10 @@ _before: dict[str, tuple[Any, Any]] = {}
 """Place → our method, and the one that it stands before."""
 
 
+_missing: set[str] = set()
+"""Places that there are not, which has been said."""
+
+
 def put(place: str, over: Callable[[Any], Any]) -> None:
     """Put a method of ours before another package's; doing it twice changes nothing.
 
@@ -110,6 +114,9 @@ def put(place: str, over: Callable[[Any], Any]) -> None:
     owner, name = _find(place)
     present = getattr(owner, name, None)
     if present is None:
+        if place in _missing:
+            return
+        _missing.add(place)
         logger.warning("%s is not there in this version: emo_hf cannot see to it that %s. Remedy: %s.",
                        place, PATCHES[place].why, PATCHES[place].if_moved)  # fmt: skip
         return

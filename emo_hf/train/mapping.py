@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from emo_hf.train.errors import RecipeError, one_line
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import one_line
 
 
 def read_mapping(option: str, text: str | None) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def read_mapping(option: str, text: str | None) -> dict[str, Any]:
                 raise ValueError("it is not of the form key=value,key=value")
         return {str(key): _number(value) for key, value in dict(found).items()}
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
 
 
 def _number(value: Any) -> Any:
@@ -43,4 +44,4 @@ def check_keys(option: str, given: Iterable[str], known: Iterable[str], owner: s
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names[:30])}"
-            raise RecipeError(f"{option}: {owner} has no option {key!r}: {hint}")
+            raise UserError(f"{option}: {owner} has no option {key!r}: {hint}")

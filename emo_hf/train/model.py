@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.train.errors import RecipeError, one_line, saying
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import one_line, saying
 from emo_hf.train.mapping import check_keys, read_mapping
 
 if TYPE_CHECKING:
@@ -37,15 +38,15 @@ def resolve(name: str) -> str:
             found = Path(str(importlib.resources.files(package).joinpath(folder)))
         except (ModuleNotFoundError, ValueError, TypeError) as error:
             wanted = _EXTRAS.get(package, package)
-            raise RecipeError(f'{name!r}: {package!r} is not installed: pip install "{wanted}"') from error
+            raise UserError(f'{name!r}: {package!r} is not installed: pip install "{wanted}"') from error
         if not found.is_dir():
-            raise RecipeError(f"{name!r}: the package {package!r} has no folder {folder!r}")
+            raise UserError(f"{name!r}: the package {package!r} has no folder {folder!r}")
         return str(found)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise RecipeError(f"model_name_or_path: there is no folder {name!r}")
+        raise UserError(f"model_name_or_path: there is no folder {name!r}")
     return name
 
 
@@ -59,7 +60,7 @@ def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: 
         text = one_line(error)
         if "trust_remote_code" in text:
             text = "it brings its own code: read it, then add --trust_remote_code true"
-        raise RecipeError(f"{what} {name!r} cannot be loaded: {text}") from error
+        raise UserError(f"{what} {name!r} cannot be loaded: {text}") from error
 
 
 def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
@@ -70,7 +71,7 @@ def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedToken
     tokenizer: PreTrainedTokenizerBase = load(AutoTokenizer, "tokenizer", name, options, **arguments)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if tokenizer.pad_token is None:
-        raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
+        raise UserError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
     return tokenizer
 
 
@@ -108,7 +109,7 @@ def load_model(
         config.pad_token_id = tokenizer.pad_token_id
         longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
         if max_length > longest:  # which would else end in an index error deep inside
-            raise RecipeError(f"max_length must be at most {longest} for this model, got {max_length}")
+            raise UserError(f"max_length must be at most {longest} for this model, got {max_length}")
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
@@ -130,7 +131,7 @@ def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | No
             changes = {"vocab_size": len(tokenizer), **ends, **changes}
         return AutoConfig.for_model(kind, **changes)
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
+        raise UserError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
 
 
 def add_adapter(

@@ -20,7 +20,7 @@ Method = Callable[..., Any]
 
 def _methods() -> dict[str, Callable[[Method], Method]]:
     """Place → what makes the method that takes its place."""
-    methods = {
+    methods: dict[str, Callable[[Method], Method]] = {
         "transformers:Trainer.evaluation_loop": _with_average,
         "transformers:Trainer.save_model": _with_average,
         "transformers:Trainer._save_checkpoint": _saves,

@@ -3,8 +3,8 @@
 python scripts/examples/attach_settle.py
 
 The law keeps an average of the weights, which is what is evaluated and kept, and says that training may end when
-evaluations are no better three times in a row. A perceptron learns on which of two rings a point lies. One label in ten
-is wrong, so that no loss can be much lower than 0.33. In the Trainer the same is
+evaluations are no better three times in a row. A perceptron learns on which of two rings a point lies. One label in
+ten is wrong, so that no loss can be much lower than 0.33. In the Trainer the same is
 `callbacks=[emo_hf.EmoCallback(emotion="settle", self_stop="stop")]`.
 """
 

@@ -9,8 +9,8 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.data import TABLES, Examples, Reader
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.measures import Measure
 from emo_hf.train.model import load_model, load_tokenizer
 from emo_hf.train.trainer import PlainTrainer
@@ -59,19 +59,19 @@ class Task:
         """Refuse options that do not fit, before anything is loaded."""
         self.check_columns(job.data.text_columns)
         if job.model.model_type is not None and job.model.tokenizer_name is None:
-            raise RecipeError("tokenizer_name is missing: an untrained model has no tokenizer; bytes needs no file")
+            raise UserError("tokenizer_name is missing: an untrained model has no tokenizer; bytes needs no file")
 
     def check_columns(self, given: list[str] | None) -> None:
         """Refuse `text_columns` that are too few or too many."""
         if given is not None and len(given) != len(self.columns):
-            raise RecipeError(f"text_columns must be {len(self.columns)} ({', '.join(self.columns)}), got {given!r}")
+            raise UserError(f"text_columns must be {len(self.columns)} ({', '.join(self.columns)}), got {given!r}")
 
     def check_rows(self, dataset: Dataset, columns: list[str], side: str) -> None:
         """Refuse an example that cannot be used, by its number."""
         for column in columns:
             for row, value in enumerate(dataset[column]):
                 if value is None:
-                    raise RecipeError(f"{side} example {row + 1} has nothing in column {column!r}")
+                    raise UserError(f"{side} example {row + 1} has nothing in column {column!r}")
 
     def make_processor(self, job: Job) -> Any:
         """What prepares the data, is saved with the model and is needed to use it: a tokenizer."""
