@@ -25,15 +25,12 @@ FLOORS = (
     ("emo_hf.startup",),
     ("emo_hf.run",),
     ("emo_hf.train", "emo_hf.study", "emo_hf.doctor"),
-    ("emo_hf.completion",),
     ("emo_hf.cli",),
     ("emo_hf.__main__",),
 )
 """The rooms, the lowest first; those on one floor do not know each other."""
 
 UPWARD: set[Arrow] = {
-    ("emo_hf.completion", "emo_hf.cli"),
-    ("emo_hf.doctor.versions", "emo_hf.cli"),
     ("emo_hf.integrations.axolotl", "emo_hf.trainer.registry"),
     ("emo_hf.integrations.lightning", "emo_hf.trainer.self_stop"),
     ("emo_hf.integrations.ms_swift.plugin.emo_hf_for_ms_swift", "emo_hf.trainer.registry"),
@@ -44,9 +41,8 @@ UPWARD: set[Arrow] = {
 """The arrows that still lead up, until somebody turns them."""
 
 CIRCLES = {
-    frozenset({"emo_hf.cli", "emo_hf.completion", "emo_hf.doctor.main", "emo_hf.doctor.versions"}),
     frozenset({"emo_hf.trainer.callbacks", "emo_hf.trainer.patches"}),
-    frozenset(
+    frozenset(  # the engine names the loss tap, which it wires where accelerate is imported
         {
             "emo_hf.integrations.accelerate",
             "emo_hf.integrations.deepspeed",
@@ -58,7 +54,7 @@ CIRCLES = {
         }
     ),
 }
-"""The circles that there still are: each is one lazy import."""
+"""The circles that there still are: each has one lazy import."""
 
 WITHOUT = {
     "laws": {"torch", "numpy", "transformers", "accelerate"},
