@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import os
 import platform
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from emo_hf.cli_errors import INTERRUPTED, complain
+from emo_hf.cli_errors import INTERRUPTED, complain, one_sentence
 
 HELP = ("-h", "--help")
+SHELLS = ("bash", "zsh", "tcsh")
 BROKEN_PIPE = 141
 
 FIRST_STEPS = """\
@@ -62,7 +63,7 @@ COMMANDS = {
          "emo-hf doctor train.py -- --optim emonavi …   # 20 steps of a script: would its loss be felt?"),
     ),
     "completion": Command(
-        "emo_hf.completion", "print what makes a shell complete these commands, their options and values",
+        "emo_hf.cli", "print what makes a shell complete these commands, their options and values",
         ("emo-hf completion bash > ~/.local/share/bash-completion/completions/emo-hf",
          "emo-hf completion zsh > ~/.zfunc/_emo-hf   # with ~/.zfunc in fpath before compinit"),
     ),
@@ -80,18 +81,11 @@ def usage() -> str:
 def versions() -> str:
     """This package, and what it works with, one a line."""
     import emo_hf
+    from emo_hf.doctor.versions import version_of
 
     found = {"emo_hf": emo_hf.__version__, "python": platform.python_version()}
     found |= {package: version_of(package) or "not installed" for package in ("torch", "transformers", "accelerate")}
     return "\n".join(f"{name} {version}" for name, version in found.items())
-
-
-def version_of(package: str) -> str | None:
-    """A package's version, None where it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,13 +128,55 @@ def _run(arguments: list[str]) -> int:
 
 def _command(name: str, rest: list[str]) -> int:
     try:
-        module = importlib.import_module(COMMANDS[name].module)
+        run = complete if name == "completion" else importlib.import_module(COMMANDS[name].module).main
     except ModuleNotFoundError as error:
         return complain(f"emo-hf {name}", error)
-    code = int(module.main(rest))
+    code = int(run(rest))
     if code == 0 and rest[:1] and rest[0] in HELP:
         print("\nexamples:", *COMMANDS[name].examples, sep="\n  ")
     return code
+
+
+@one_sentence("emo-hf completion")
+def complete(argv: Sequence[str] | None = None) -> int:
+    """Print what makes a shell complete all commands, by shtab."""
+    shell = completion_parser().parse_args(argv).shell
+    import shtab
+
+    print(shtab.complete(all_parsers(), shell=shell))
+    return 0
+
+
+def completion_parser() -> argparse.ArgumentParser:
+    """What `emo-hf completion` takes."""
+    about = "Print a script that makes a shell complete commands, options and values; make it anew after an update."
+    made = argparse.ArgumentParser(prog="emo-hf completion", description=about)
+    made.add_argument("shell", choices=SHELLS, help="the shell")
+    return made
+
+
+def all_parsers() -> argparse.ArgumentParser:
+    """One parser of all commands, in which files and the values of options that have few are known."""
+    import shtab
+
+    from emo_hf.laws import law_names
+    from emo_hf.optim.family import family_names
+
+    root = argparse.ArgumentParser(prog="emo-hf")
+    root.add_argument("--version", action="store_true", help="print versions")
+    commands = root.add_subparsers()
+    for name, command in COMMANDS.items():
+        own = completion_parser() if name == "completion" else importlib.import_module(command.module).parser()
+        if name == "run":  # its script's
+            own.add_argument("--optim", choices=family_names(), help="the optimizer of a Trainer's script")
+        actions: list[Any] = own._actions
+        for action in actions:
+            if "--emotion" in action.option_strings:  # it takes more names than can be listed
+                action.choices = law_names()
+            elif action.nargs != 0 and action.choices is None:
+                action.complete = shtab.FILE
+        commands.add_parser(name, parents=[own], add_help=False, description=command.summary, help=command.summary)
+    return root
 
 
 if __name__ == "__main__":

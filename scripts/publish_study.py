@@ -15,10 +15,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from emo_hf.study.analysis import Analysis
 from emo_hf.study.outcome import thinned
 from emo_hf.study.study import read_study
 
+from emo_hf.study.analysis import Analysis
 from emo_hf.study.plan import Line
 from emo_hf.study.report import write_report
 from emo_hf.study.results import Results

@@ -14,9 +14,8 @@ import torch
 import transformers
 
 import emo_hf
-from emo_hf.cli import COMMANDS, main
+from emo_hf.cli import COMMANDS, SHELLS, all_parsers, main
 from emo_hf.cli_errors import UserError, one_sentence
-from emo_hf.completion import SHELLS, all_parsers
 from emo_hf.laws import law_names
 
 

@@ -13,8 +13,9 @@ from emo_hf.cli_errors import UserError
 from emo_hf.doctor.report import Finding, Report
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import NOTES
+from emo_hf.laws.words import text_of
 from emo_hf.optim.saving import EMOTION_KEY
-from emo_hf.plot.decisions import words_of
+from emo_hf.plot.run import note_of
 from emo_hf.trainer.checkpoints import STATE, what_is_missing
 
 OPTIMIZER = "optimizer.pt"
@@ -66,7 +67,8 @@ def examine(checkpoint: Path) -> Report:
         facts["optimizer"] = " ".join(str(saved[key]) for key in ("optimizer", "version") if saved.get(key)) or None
         facts |= {words: saved[key] for key, words in WORDS.items() if key in saved}
         facts |= {name: saved[name] for name in (law.numbers if law else ()) if name in saved}
-        facts["decisions"] = [f"step {each['step']:,}: {words_of(each)}" for each in notes.get("decisions", ())]
+        decisions = map(note_of, notes.get("decisions", ()))
+        facts["decisions"] = [f"step {note.step:,}: {text_of(note)}" for note in decisions]
         findings += [_sound(saved), _losses(saved, state.get("global_step"))]
     return Report(facts, findings)
 

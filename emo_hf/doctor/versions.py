@@ -7,7 +7,6 @@ import platform
 
 import torch
 
-from emo_hf.cli import version_of
 from emo_hf.doctor.report import Finding, Report
 
 PACKAGES = (
@@ -22,6 +21,14 @@ def examine() -> Report:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     facts["devices"] = ", ".join(["cpu", *(torch.cuda.get_device_name(index) for index in range(count))])
     return Report(facts, [supported()])
+
+
+def version_of(package: str) -> str | None:
+    """A package's version, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def supported() -> Finding:

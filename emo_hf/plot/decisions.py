@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
+from emo_hf.laws.words import DONE, SKIPPED, text_of
 from emo_hf.plot.panels import Mark, Panel
 from emo_hf.plot.run import Run, Series
-
-SKIPPED, LOWERED, DONE = "skipped", "lowered", "done"
-
-Decision = Mapping[str, Any]
-"""`step`, `kind`, `factor` and `reason`."""
-
-
-def words_of(decision: Decision) -> str:
-    """A decision in words."""
-    factor = f" to ×{decision['factor']:.3g}" if decision["kind"] == LOWERED else ""
-    return f"{decision['kind']}{factor}: {decision['reason']}"
-
-
-def left_out(decisions: Sequence[Decision]) -> list[int]:
-    """The steps that were left out."""
-    return [int(decision["step"]) for decision in decisions if decision["kind"] == SKIPPED]
 
 
 def stop_of(run: Run) -> int | None:
     """The first step at which the stop signal is known to have stood."""
-    done = [int(decision["step"]) for decision in run.decisions if decision["kind"] == DONE]
+    done = [note.step for note in run.decisions if note.kind == DONE]
     logged = [step for step, stands in zip(*run.series(PREFIX + "should_stop"), strict=True) if stands]
     return min([*done, *logged], default=None)
 
 
-def mark(panel: Panel, decisions: Sequence[Decision], series: Series, color: str, name: str = "") -> None:
+def mark(panel: Panel, decisions: Sequence[Note], series: Series, color: str, name: str = "") -> None:
     """Mark what was decided, but for steps that were left out, on a curve of a panel.
 
     Args:
@@ -44,11 +29,13 @@ def mark(panel: Panel, decisions: Sequence[Decision], series: Series, color: str
         color: of the marks.
         name: of the run, where there are several.
     """
-    for decision in decisions:
-        step, value = int(decision["step"]), value_at(series, decision["step"])
-        if decision["kind"] != SKIPPED and value is not None:
-            words = f"{name}{', ' if name else ''}step {step:,}: {words_of(decision)}"
-            panel.marks.append(Mark(number=len(panel.marks) + 1, step=step, value=value, color=color, words=words))
+    for note in decisions:
+        value = value_at(series, note.step)
+        if note.kind != SKIPPED and value is not None:
+            words = f"{name}{', ' if name else ''}step {note.step:,}: {text_of(note)}"
+            panel.marks.append(
+                Mark(number=len(panel.marks) + 1, step=note.step, value=value, color=color, words=words)
+            )
 
 
 def value_at(series: Series, step: float) -> float | None:

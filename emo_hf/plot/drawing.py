@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.plot.panels import BLACK, GREY, ORANGE, SKY, ZONE_COLORS, Curve, Panel, Picture
+from emo_hf.plot.panels import ZONE_COLORS, Color, Curve, Panel, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +33,7 @@ def image_of(picture: Picture, kind: str) -> bytes:
     made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in letters that the font does not have
-        metadata = {"Date": None} if kind == "svg" else None  # the same run gives the same file
-        figure_of(picture).savefig(made, format=kind, dpi=DPI, metadata=metadata)
+        figure_of(picture).savefig(made, format=kind, dpi=DPI)
     return made.getvalue()
 
 
@@ -45,7 +44,7 @@ def figure_of(picture: Picture) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "emo_hf"}):  # names are no formulas
+    with matplotlib.rc_context({"text.parse_math": False}):  # names are no formulas
         notes = picture.notes
         if len(notes) > MOST_NOTES:
             notes[MOST_NOTES - 1 :] = [f"and {len(notes) - MOST_NOTES + 1} more"]
@@ -91,17 +90,17 @@ def _draw(axes: Axes, panel: Panel) -> list[tuple[Any, str]]:
     if panel.log:
         _log_scale(axes)
     if panel.band[0]:
-        band = axes.fill_between(*panel.band, color=ORANGE, alpha=0.3, linewidth=0)
+        band = axes.fill_between(*panel.band, color=Color.ORANGE, alpha=0.3, linewidth=0)
         names.append((band, "lowest to highest"))
-        axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
+        axes.axhline(1, color=Color.GREY, linewidth=0.8, zorder=0)
     if panel.quiet:
         spans = [(start, end - start) for start, end in panel.quiet]
-        foot = axes.broken_barh(spans, (0.0, 0.05), facecolors=SKY, transform=axes.get_xaxis_transform())
+        foot = axes.broken_barh(spans, (0.0, 0.05), facecolors=Color.SKY, transform=axes.get_xaxis_transform())
         names.append((foot, "quiet"))
     if panel.left_out:
         heights = [0.03] * len(panel.left_out)
         (ticks,) = axes.plot(
-            panel.left_out, heights, "|", color=BLACK, markersize=8, transform=axes.get_xaxis_transform()
+            panel.left_out, heights, "|", color=Color.BLACK, markersize=8, transform=axes.get_xaxis_transform()
         )
         names.append((ticks, f"{len(panel.left_out)} step{'s' * (len(panel.left_out) > 1)} left out"))
     axes.set_ylim(panel.low, panel.high)

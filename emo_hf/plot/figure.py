@@ -8,23 +8,10 @@ from collections.abc import Sequence
 from emo_hf.cli_errors import UserError
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.plot.decisions import left_out, mark, stop_of
-from emo_hf.plot.panels import (
-    BLACK,
-    BLUE,
-    DASHES,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILLION,
-    Panel,
-    Picture,
-    Stop,
-    style,
-)  # fmt: skip
-from emo_hf.plot.run import Run, Series, is_evaluation
+from emo_hf.laws.words import SKIPPED
+from emo_hf.plot.decisions import mark, stop_of
+from emo_hf.plot.panels import COLORS, DASHES, Color, Panel, Picture, Stop, style
+from emo_hf.plot.run import Run, Series, evaluations_in
 
 SMOOTHING = 0.7
 """Weight of what was before, from log line to log line, in the training losses of several runs."""
@@ -66,7 +53,7 @@ def evaluations(run: Run) -> list[tuple[str, Series]]:
 
     `eval_loss` beside `eval_weights_loss` is that of an average of the weights, evaluated along the same run.
     """
-    names = dict.fromkeys(name for line in run.history for name in line if is_evaluation(name))
+    names = dict.fromkeys(name for line in run.history for name in evaluations_in(line))
     found = []
     for name in names:
         own = name.removeprefix("eval_").removesuffix("loss").removesuffix("_")
@@ -89,30 +76,30 @@ def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
 
 
 def _stop(run: Run, alone: bool, index: int) -> list[Stop]:
-    step, (color, dash) = stop_of(run), (BLACK, "dot") if alone else style(index)
+    step, (color, dash) = stop_of(run), (Color.BLACK, "dot") if alone else style(index)
     words = f"{'' if alone else run.name + ': '}stop signal from step {step}"
     return [] if step is None else [Stop(step=step, color=color, dash=dash, words=words)]
 
 
 def _of_one(run: Run) -> list[Panel]:
     loss = Panel(what="loss", height=3.0)
-    loss.add("training loss", run.series("loss"), GREY, width=1.1)
-    loss.add("fast average", run.series(PREFIX + "loss_short"), VERMILLION, "dash")
-    loss.add("slow average", run.series(PREFIX + "loss_long"), BLUE, width=1.9)
-    looks = ((GREEN, "dashdot"), (PURPLE, "dot"), (BLACK, "dash"), (ORANGE, "longdash"))
+    loss.add("training loss", run.series("loss"), Color.GREY, width=1.1)
+    loss.add("fast average", run.series(PREFIX + "loss_short"), Color.VERMILLION, "dash")
+    loss.add("slow average", run.series(PREFIX + "loss_long"), Color.BLUE, width=1.9)
+    looks = ((Color.GREEN, "dashdot"), (Color.PURPLE, "dot"), (Color.BLACK, "dash"), (Color.ORANGE, "longdash"))
     for i, (name, series) in enumerate(evaluations(run)):
         loss.add(f"evaluation{': ' if name else ''}{name}", series, *looks[i % len(looks)], dots=True)
     loss.log = _far_apart(loss)
-    loss.left_out = left_out(run.decisions)
+    loss.left_out = [note.step for note in run.decisions if note.kind == SKIPPED]
     averages = run.series(PREFIX + "loss_short")
-    mark(loss, run.decisions, averages if averages[0] else loss.curves[0].series, VERMILLION)
+    mark(loss, run.decisions, averages if averages[0] else loss.curves[0].series, Color.VERMILLION)
 
     scalar = Panel(what="scalar σ", height=2.0, low=-1.0, high=1.0)
-    scalar.add("scalar σ", run.series(PREFIX + "scalar"), BLUE)
+    scalar.add("scalar σ", run.series(PREFIX + "scalar"), Color.BLUE)
     scalar.zones = LAWS[run.law].zones if run.law in LAWS else ()
 
     factor = Panel(what="factor c", height=1.6, low=0.0)
-    factor.add("mean between log lines", run.series(PREFIX + "coefficient_mean"), VERMILLION)
+    factor.add("mean between log lines", run.series(PREFIX + "coefficient_mean"), Color.VERMILLION)
     low, high = (dict(zip(*run.series(PREFIX + "coefficient" + end), strict=True)) for end in ("_min", "_max"))
     both = sorted(low.keys() & high.keys())
     factor.band = both, [low[step] for step in both], [high[step] for step in both]
@@ -133,7 +120,7 @@ def _rates_of_one(run: Run) -> Panel:
             groups.append((same := [], series))
         same.append(name.removeprefix(EFFECTIVE + "/"))
     for i, (labels, series) in enumerate(groups):
-        color, dash = (VERMILLION, PURPLE, GREEN, SKY, ORANGE, BLACK)[i % 6], DASHES[(0, 2, 3, 4)[i % 4]]
+        color, dash = COLORS[1:][i % 6], DASHES[(0, 2, 3, 4)[i % 4]]
         panel.add("effective" + (f": {', '.join(labels)}" if names else ""), series, color, dash)
     peaks = [peak for curve in panel.curves if (peak := max(curve.series[1])) > 0]
     if peaks and max(peaks) > 5 * min(peaks):  # as in LoRA+; not by the lowest rates, since schedules end at 0
@@ -143,7 +130,7 @@ def _rates_of_one(run: Run) -> Panel:
     if peaks and max(plain, default=0.0) > 100 * max(peaks):  # as in v3.9, of whose rates it is the scale
         unit = 10.0 ** round(math.log10(max(peaks) / max(plain)))
         name += f" × {unit:g}"
-    panel.add(name, (steps, [unit * value for value in plain]), BLUE, "dash", width=1.3)
+    panel.add(name, (steps, [unit * value for value in plain]), Color.BLUE, "dash", width=1.3)
     return panel
 
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from emo_hf.plot.drawing import shown
-from emo_hf.plot.panels import BLACK, SKY, ZONE_COLORS, Panel, Picture
+from emo_hf.plot.panels import ZONE_COLORS, Color, Panel, Picture
 
 UNIT, HEAD = 110, 90  # pixels: of a panel's height, and above the first one
 GAP = 30
@@ -86,9 +86,9 @@ def _draw(figure: Any, row: int, panel: Panel) -> None:
         figure.add_hrect(zone.low, zone.high, **text, **looks, **place)
     for i, (start, end) in enumerate(panel.quiet):
         text = {} if i else {"annotation_text": "quiet", "annotation_position": "bottom left"}
-        figure.add_vrect(start, end, fillcolor=SKY, opacity=0.2, line_width=0, **text, **place)
+        figure.add_vrect(start, end, fillcolor=Color.SKY, opacity=0.2, line_width=0, **text, **place)
     for step in panel.left_out:
-        figure.add_vline(step, line={"color": BLACK, "width": 1}, opacity=0.4, **place)
+        figure.add_vline(step, line={"color": Color.BLACK, "width": 1}, opacity=0.4, **place)
     figure.update_layout({legend: {"y": figure.get_subplot(row, 1).yaxis.domain[1], "yanchor": "top"}})
     limits = {} if panel.log or panel.low is None else {"range": [panel.low, panel.high]}
     figure.update_yaxes(title_text=panel.what, type="log" if panel.log else "linear", **limits, **place)

@@ -9,11 +9,15 @@ from typing import Any
 from emo_hf.laws import Zone
 from emo_hf.plot.run import Series
 
-# Colours that the colour-blind tell apart: Okabe and Ito, "Color Universal Design" (2008), without yellow.
-BLACK, BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, GREY = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7a7f87",
-)  # fmt: skip
-COLORS = (BLUE, VERMILLION, GREEN, PURPLE, BLACK, ORANGE, SKY)
+
+class Color:
+    """Colours that the colour-blind tell apart: Okabe and Ito, "Color Universal Design" (2008), without yellow."""
+
+    BLACK, BLUE, VERMILLION, GREEN = "#000000", "#0072B2", "#D55E00", "#009E73"
+    PURPLE, ORANGE, SKY, GREY = "#CC79A7", "#E69F00", "#56B4E9", "#7a7f87"
+
+
+COLORS = (Color.BLUE, Color.VERMILLION, Color.GREEN, Color.PURPLE, Color.BLACK, Color.ORANGE, Color.SKY)
 DASHES = ("solid", "dash", "dashdot", "dot", "longdash")
 """As plotly calls them. They tell curves apart in print without colours."""
 ZONE_COLORS = {"brake": "#f9e3d6", "boost": "#ddf1ea", "quiet": "#f1f2f4", "slow": "#fdf3dc"}

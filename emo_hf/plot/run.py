@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from emo_hf.cli_errors import UserError
+from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
+from emo_hf.laws.words import KINDS
 from emo_hf.plot.events import event_files, read_events
 
 STATE = "trainer_state.json"
@@ -29,13 +30,13 @@ class Run:
         name: how pictures call it.
         history: log lines as the Trainer files them: `step`, and `loss`, `eval_loss`, `emo/…`.
         law: the law that its emotion followed, where that is said.
-        decisions: what the law has decided: `step`, `kind`, `factor` and `reason` of each.
+        decisions: what the law has decided.
     """
 
     name: str = ""
     history: Sequence[Line] = ()
     law: str | None = None
-    decisions: Sequence[Mapping[str, Any]] = ()
+    decisions: Sequence[Note] = ()
 
     @property
     def last_step(self) -> int:
@@ -67,13 +68,17 @@ def read_run(place: Path) -> Run:
         )
     run = run or Run()
     newer = [line for line in read_events(files) if line["step"] > run.last_step]
-    path = place.resolve()
-    return replace(run, name=path.parent.name if path.is_file() else path.name, history=[*run.history, *newer])
+    return replace(run, name=folder_of(place).name, history=[*run.history, *newer])
+
+
+def folder_of(place: Path) -> Path:
+    """The folder that a run lies in."""
+    return (place.parent if place.is_file() else place).resolve()
 
 
 def named_apart(runs: Sequence[Run], places: Sequence[Path]) -> list[Run]:
     """Runs whose names differ: those of the same folder name get as many folders above it as it takes."""
-    parts = [(place.parent if place.is_file() else place).resolve().parts for place in places]
+    parts = [folder_of(place).parts for place in places]
     made = []
     for run, own in zip(runs, parts, strict=True):
         count = 1
@@ -114,7 +119,7 @@ def _read_state(file: Path) -> Run:
         state = json.loads(file.read_text(encoding="utf-8"))
         history = [_line(line) for line in _list(state["log_history"])]
         notes = (state.get("stateful_callbacks") or {}).get(NOTES) or {}
-        decisions = [_decision(decision) for decision in _list(notes.get("decisions") or [])]
+        decisions = [note_of(decision) for decision in _list(notes.get("decisions") or [])]
         law = notes.get("law")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not a Trainer's state ({type(error).__name__}: {error})") from error
@@ -129,33 +134,32 @@ def _list(value: Any) -> list[Any]:
 
 def _line(line: Any) -> Line:
     """A log line in which all that is drawn is a number."""
-    read = dict(line)
-    for name in read:
-        if name in ("loss", "learning_rate") or name.startswith(PREFIX) or is_evaluation(name):
-            read[name] = None if read[name] is None else _number(name, read[name])
-    if "step" in read:
-        read["step"] = _step(read["step"])
-    return read
+    drawn = [name for name in line if name in ("loss", "learning_rate") or name.startswith(PREFIX)]
+    numbers = {name: _number(name, line[name]) for name in [*drawn, *evaluations_in(line)] if line[name] is not None}
+    return {**line, **numbers, **({"step": _step(line)} if "step" in line else {})}
 
 
-def is_evaluation(name: str) -> bool:
-    """Whether a log line's name is that of an evaluation loss: `eval_loss`, or `eval_<set>_loss`."""
-    return name.startswith("eval_") and name.endswith("_loss")
+def evaluations_in(line: Line) -> list[str]:
+    """The names of evaluation losses: `eval_loss`, and `eval_<set>_loss`."""
+    return [name for name in line if name.startswith("eval_") and name.endswith("_loss")]
 
 
-def _decision(decision: Any) -> Mapping[str, Any]:
-    return {
-        "step": _step(decision["step"]),
-        "kind": str(decision["kind"]),
-        "factor": _number("factor", decision["factor"]),
-        "reason": str(decision["reason"]),
-    }
+def note_of(decision: Mapping[str, Any]) -> Note:
+    """A decision as `trainer_state.json` keeps it.
+
+    Raises:
+        KeyError, TypeError, ValueError: for what is none.
+    """
+    if decision["kind"] not in KINDS:
+        raise ValueError(f"a decision's kind is {decision['kind']!r:.60}, not one of {', '.join(KINDS)}")
+    factor = _number("factor", decision["factor"])
+    return Note(_step(decision), decision["kind"], factor, str(decision["reason"]))
 
 
-def _step(value: Any) -> int:
-    number = _number("step", value)
-    if not (math.isfinite(number) and number >= 0 and number == int(number)):
-        raise ValueError(f"step is {value!r:.60}, not a whole number")
+def _step(of: Mapping[str, Any]) -> int:
+    number = _number("step", of["step"])
+    if number < 0 or not number.is_integer():
+        raise ValueError(f"step is {of['step']!r:.60}, not a whole number")
     return int(number)
 
 

@@ -113,6 +113,9 @@ def _noting(feel: Callable[[float], Any], felt: list[float]) -> Callable[[float]
     return noting
 
 
+each_pair = pytest.mark.parametrize(("kind", "optimizer"), [(Regression, attached), (ManualRegression, navi)])
+
+
 def batches(count: int = BATCHES) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(4 * count, 4, generator=generator)
@@ -143,8 +146,7 @@ def half_precision(init_scale: float = 2.0**8) -> MixedPrecision:
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=init_scale))
 
 
-@each_kind
-@pytest.mark.parametrize("kind", [Regression, ManualRegression])
+@each_pair
 def test_every_step_feels_the_loss_of_its_batch(kind: type[Regression], optimizer: Optimizers) -> None:
     module, felt = kind(optimizer), Felt()
     trainer(EmoLightningCallback(), felt, max_epochs=2).fit(module, batches())
@@ -152,8 +154,7 @@ def test_every_step_feels_the_loss_of_its_batch(kind: type[Regression], optimize
     assert len(module.losses) == 2 * BATCHES
 
 
-@each_kind
-@pytest.mark.parametrize("kind", [Regression, ManualRegression])
+@each_pair
 def test_with_a_gradient_scaler_the_loss_is_felt_without_its_scale(
     kind: type[Regression], optimizer: Optimizers
 ) -> None:
@@ -172,8 +173,7 @@ class Scales(pl.Callback):
         self.seen.append(trainer.precision_plugin.scaler.get_scale())
 
 
-@each_kind
-@pytest.mark.parametrize("kind", [Regression, ManualRegression])
+@each_pair
 def test_the_loss_of_a_step_that_the_scaler_skips_is_left_out(kind: type[Regression], optimizer: Optimizers) -> None:
     module, felt, scales = kind(optimizer), Felt(), Scales(2.0**18)
     fit = trainer(EmoLightningCallback(), felt, scales, plugins=[half_precision(init_scale=2.0**18)], max_epochs=2)
@@ -185,8 +185,7 @@ def test_the_loss_of_a_step_that_the_scaler_skips_is_left_out(kind: type[Regress
     assert unwrap(fit.optimizers[0]).emotion.skipped == dropped_by_now
 
 
-@each_kind
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(("optimizer", "scaled"), [(navi, True), (attached, False)])
 def test_with_accumulation_a_step_feels_the_mean_of_all_its_micro_batches(optimizer: Optimizers, scaled: bool) -> None:
     module, felt = Regression(optimizer), Felt()
     changes = {"plugins": [half_precision()]} if scaled else {}
@@ -245,9 +244,9 @@ class Adversaries(pl.LightningModule):
         return [EmoLynx(self.generator.parameters(), lr=1e-3), self.others(self.discriminator)]
 
 
-@each_kind
-@pytest.mark.parametrize("toggles", [False, True])
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize(
+    ("optimizer", "toggles", "scaled"), [(navi, False, True), (attached, True, True), (attached, False, False)]
+)
 def test_each_of_several_optimizers_feels_the_losses_that_give_it_gradients(
     optimizer: Optimizers, toggles: bool, scaled: bool
 ) -> None:

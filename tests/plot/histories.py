@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from emo_hf.laws.decision import Note
 
 
 def history(steps: int = 40, *, emo: bool = True, groups: dict[str, float] | None = None) -> list[dict[str, Any]]:
@@ -37,10 +40,10 @@ def history(steps: int = 40, *, emo: bool = True, groups: dict[str, float] | Non
 
 
 DECISIONS = [
-    {"step": 12, "kind": "lowered", "factor": 1 / 3, "reason": "the loss is far above where it began"},
-    {"step": 17, "kind": "skipped", "factor": 1 / 3, "reason": "a loss of 70 where 1.2 is usual"},
-    {"step": 31, "kind": "skipped", "factor": 1 / 3, "reason": "a gradient is not finite"},
-    {"step": 35, "kind": "done", "factor": 1 / 3, "reason": "3 evaluations were no better"},
+    Note(12, "lowered", 1 / 3, "the loss is far above where it began"),
+    Note(17, "skipped", 1 / 3, "a loss of 70 where 1.2 is usual"),
+    Note(31, "skipped", 1 / 3, "a gradient is not finite"),
+    Note(35, "done", 1 / 3, "3 evaluations were no better"),
 ]
 
 
@@ -48,12 +51,12 @@ def save_state(
     folder: Path,
     lines: list[dict[str, Any]],
     law: str | None = None,
-    decisions: Sequence[Mapping[str, Any]] = (),
+    decisions: Sequence[Note] = (),
 ) -> Path:
     """Write `trainer_state.json` as the Trainer does; gives the folder."""
     state: dict[str, Any] = {"log_history": lines}
     if law is not None:
-        state["stateful_callbacks"] = {"emo_hf": {"law": law, "decisions": list(decisions)}}
+        state["stateful_callbacks"] = {"emo_hf": {"law": law, "decisions": [asdict(note) for note in decisions]}}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
     return folder

@@ -121,6 +121,10 @@ BAD = {
     "step": ('{"log_history": [{"step": 1.5, "loss": 1}]}', "step is 1.5, not a whole number"),
     "endless": ('{"log_history": [{"step": Infinity, "loss": 1}]}', "step is inf, not a whole number"),
     "line": ('{"log_history": ["x"]}', "is not a Trainer's state"),
+    "kind": (
+        '{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [{"kind": "eased"}]}}}',
+        "a decision's kind is 'eased', not one of skipped, lowered, done, complaint",
+    ),
     "decision": ('{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [["x"]]}}}', "not a Trainer's"),
     "silent": ('{"log_history": []}', "no loss was logged in the run 'run'"),
     "no step": ('{"log_history": [{"loss": 1.0}]}', "no loss was logged"),

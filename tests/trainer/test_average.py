@@ -295,3 +295,16 @@ def test_the_methods_of_transformers_are_given_back() -> None:
     for place, ours in with_ours.items():
         assert getattr(*patches._find(place)) is ours.__wrapped__
         assert getattr(*patches._find(place)).__module__.startswith("transformers.")
+
+
+def test_a_method_that_a_version_of_transformers_does_not_have_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emo_hf.unregister()
+    monkeypatch.delattr(Trainer, "_evaluate")
+    emo_hf.register()
+    emo_hf.register()
+    assert [line.partition(" ")[0] for line in caplog.messages if "is not there in this version" in line] == [
+        "transformers:Trainer._evaluate"
+    ]
+    emo_hf.unregister()
