@@ -22,7 +22,7 @@ from emo_hf.laws.words import KINDS
 from emo_hf.reading import read_value
 from emo_hf.trainer.options import known_options, parse_optim_args, read_options
 from tests.emo_cases import OPTIMIZERS
-from tests.page_kit import Block, commands, installs, prepare, run
+from tests.page_kit import Block, clear, commands, installs, prepare, run
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -73,6 +73,7 @@ def test_what_can_be_copied_runs(tmp_path: Path) -> None:
     assert run(tmp_path, [], output) == 0, output.read_text(encoding="utf-8")
     failed = []
     for name in NAMES:
+        clear(tmp_path)
         there = [block for block in blocks() if block.page.startswith(f"{name}:") and not block.not_run]
         together = [block for block in there if block.language == "python"]
         for group in [*([block] for block in there if block.language == "bash"), *([together] if together else [])]:
