@@ -7,128 +7,168 @@ emo_hf.run SCRIPT.py ARGS…`.
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import os
 import runpy
 import sys
-from typing import Any
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from emo_hf.cli_errors import UserError, complain
 from emo_hf.laws import law_names, make_law, read_law
-from emo_hf.laws.v3_1 import V3_1
 from emo_hf.optim.family import family_names
-from emo_hf.startup import _emo_hf_import_hook as import_hook
+from emo_hf.startup import sitecustomize as startup
 
-SWITCH = "EMO_HF_RUN"
-"""Environment variable: tells processes that `emo-hf run` has started them."""
+BESIDE_THE_LAW = ("self_stop", "self_stop_patience", "self_stop_min_steps", "sync", "average_weights")
+"""What `--emotion_args` takes beside the options of the law."""
 
-STARTUP = os.path.dirname(os.path.abspath(import_hook.__file__))
-
-USAGE = """\
-usage: emo-hf run [--emotion LAW [--emotion_args KEY=VALUE,...]] SCRIPT.py [ARGS ...]
-       emo-hf run [--emotion LAW [--emotion_args KEY=VALUE,...]] -m MODULE [ARGS ...]
-
-Runs a training script or module unchanged, with the emo optimizers known to the Trainer: {names}.
-With --emotion any other optimizer of its Trainers is given an emotion, which scales its learning rate: {laws}.
---emotion_args takes options of the law, self_stop, self_stop_patience, self_stop_min_steps and sync.
-The same goes for the Python processes that it starts, as `trl sft` does: emo-hf run $(which trl) sft [ARGS ...]
-Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
+DESCRIPTION = f"""\
+Run a training script or module unchanged, with the emo optimizers known to the Trainer: --optim \
+{", ".join(family_names())}. The same goes for the Python processes that it starts, as `trl sft` does: emo-hf run \
+$(which trl) sft [ARGS ...]. Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
 """
-
-
-def usage() -> str:
-    """The help text."""
-    return USAGE.format(names=", ".join(f"--optim {name}" for name in family_names()), laws=", ".join(law_names()))
-
 
 script_globals: dict[str, Any] = {}
 """What a script has made lives as long as the process, as it does below Python itself. Taken down at the script's last
 line, with the interpreter still at work, a DDP model can wait for its gloo threads forever."""
 
 
-def main(argv: list[str] | None = None) -> int:
+class Job(NamedTuple):
+    """What is to be run: `argv` as it shall see it, and the arguments of `register()`."""
+
+    module: str | None
+    argv: list[str]
+    registered: dict[str, Any]
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes before the script."""
+    made = argparse.ArgumentParser(
+        prog="emo-hf run", description=DESCRIPTION, allow_abbrev=False,
+        usage="emo-hf run [OPTIONS] SCRIPT.py [ARGS ...]\n       emo-hf run [OPTIONS] -m MODULE [ARGS ...]",
+    )  # fmt: skip
+    law = f"give any other optimizer of its Trainers an emotion of this law: {', '.join(law_names())}"
+    options = f"options of the law, {', '.join(BESIDE_THE_LAW)}"
+    average = "evaluate and save an average of the weights, of any optimizer; no emotion is needed (=rounded: kept in "
+    average += "the dtype of the weights, =cpu: in main memory)"
+    made.add_argument("--emotion", metavar="LAW", help=law)
+    made.add_argument("--emotion_args", metavar="KEY=VALUE,...", help=options)
+    made.add_argument("--average_weights", nargs="?", const="true", choices=("true", "rounded", "cpu"), help=average)
+    made.add_argument("-m", dest="module", metavar="MODULE", help="run a module instead of a script")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Register, then become the script.
 
     Args:
-        argv: `SCRIPT.py ARGS…` or `-m MODULE ARGS…`; the process's own arguments if None.
+        argv: `[OPTIONS] SCRIPT.py ARGS…` or `[OPTIONS] -m MODULE ARGS…`; the process's own arguments if None.
 
     Returns:
         0 if the script came to its end, 2 if there is nothing to run. A script's own `sys.exit` and its exceptions
         pass through as they are.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(usage(), end="")
-        return 0
     try:
-        emotion, emotion_args = _take(arguments, "--emotion"), _take(arguments, "--emotion_args")
-        _check_emotion(emotion, emotion_args)
-    except (TypeError, ValueError) as error:
-        print(f"emo-hf run: {error}", file=sys.stderr)
-        return 2
-    as_module = arguments[:1] == ["-m"]
-    target = arguments[1:] if as_module else arguments
-    if not target:
-        print(usage(), end="", file=sys.stderr)
-        return 2
-    if not as_module and not os.path.exists(target[0]):
-        print(f"emo-hf run: there is no script {target[0]!r} (to run a module: emo-hf run -m MODULE)", file=sys.stderr)
-        return 2
-
-    _reach_children(emotion or "", emotion_args or "")
-    import_hook.install(strict=True)
-    sys.argv = target
+        job = read_job(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        return complain("emo-hf run", error)
+    except SystemExit as error:  # argparse has said why
+        return int(error.code or 0)
+    startup.reach_children(job.registered)
+    startup.install(strict=True)
+    sys.argv = job.argv
     if not getattr(sys.flags, "safe_path", False):  # Python 3.11 and later
         # What Python puts there itself: the folder of the script, or the working folder for -m.
-        sys.path[0] = os.getcwd() if as_module else os.path.dirname(os.path.realpath(target[0]))
+        sys.path[0] = os.getcwd() if job.module else os.path.dirname(os.path.realpath(job.argv[0]))
     global script_globals
-    if as_module:
-        script_globals = runpy.run_module(target[0], run_name="__main__", alter_sys=True)
+    if job.module:
+        script_globals = runpy.run_module(job.module, run_name="__main__", alter_sys=True)
     else:
-        script_globals = runpy.run_path(target[0], run_name="__main__")
+        script_globals = runpy.run_path(job.argv[0], run_name="__main__")
     return 0
 
 
-def _take(arguments: list[str], option: str) -> str | None:
-    """The value of an option that comes first, `--option VALUE` or `--option=VALUE`, taken out; None without it."""
-    name, equals, value = arguments[0].partition("=") if arguments else ("", "", "")
-    if name != option:
-        return None
-    value = value if equals else "".join(arguments[1:2])
-    del arguments[: 1 if equals else 2]
-    return value
-
-
-def _check_emotion(emotion: str | None, emotion_args: str | None) -> None:
-    """Refuse a law or options of it that there are not, before the script begins.
+def read_job(arguments: list[str]) -> Job:
+    """Read the options of the command itself, up to the script or with `-m MODULE`, and look at what is to be run.
 
     Raises:
-        TypeError, ValueError: saying what is wrong.
+        UserError: for what cannot be run or registered.
+        SystemExit: for `--help`, and for options that there are not.
     """
-    if emotion is None:
-        if emotion_args is not None:
-            raise ValueError("--emotion_args comes after --emotion, the law that these are options of")
+    at = 0
+    while arguments[at : at + 1] and arguments[at].startswith("-"):
+        option = arguments[at]
+        at += 2 if option in ("--emotion", "--emotion_args", "-m") else 1
+        if option == "-m":
+            break
+    options, rest = parser().parse_args(arguments[:at]), arguments[at:]
+    registered = _read_emotion(options.emotion, options.emotion_args)
+    if options.average_weights is not None:
+        registered["average_weights"] = options.average_weights == "true" or options.average_weights
+    if options.module is not None:
+        _check_module(options.module)
+        return Job(options.module, [options.module, *rest], registered)
+    if not rest:
+        raise UserError("name a script, or -m MODULE; emo-hf run --help tells more")
+    _check_script(rest[0])
+    return Job(None, rest, registered)
+
+
+def _read_emotion(law: str | None, given: str | None) -> dict[str, Any]:
+    """The law and its options as `register` takes them, checked before the script begins."""
+    if law is None:
+        if given is not None:
+            raise UserError("--emotion_args comes with --emotion, the law that these are options of")
+        return {}
+    try:
+        read_law(law)
+    except ValueError:
+        raise UserError(f"--emotion takes one of {', '.join(law_names())}, got {law!r}") from None
+    pairs = [part.partition("=") for part in given.split(",")] if given else []
+    if not all(key.strip() and value.strip() for key, _, value in pairs):
+        raise UserError(f"--emotion_args takes key=value,key=value, got {given!r}")
+    options = {key.strip(): value.strip() for key, _, value in pairs}
+    try:
+        make_law(law, "v3.1", {key: value for key, value in options.items() if key not in BESIDE_THE_LAW})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--emotion_args: {error}") from None
+    return {"emotion": law, **options}
+
+
+def _check_script(script: str) -> None:
+    """Refuse what Python could not run: a script, a folder or an archive with `__main__.py`, or compiled code."""
+    if not os.path.exists(script):
+        raise UserError(f"there is no script {script!r} (to run a module: emo-hf run -m MODULE)")
+    if os.path.isdir(script):
+        if not os.path.isfile(os.path.join(script, "__main__.py")):
+            raise UserError(f"{script!r} is a folder without __main__.py: name a script in it")
         return
     try:
-        read_law(emotion)
-    except ValueError:
-        raise ValueError(f"--emotion takes one of {', '.join(law_names())}, got {emotion!r}") from None
+        if not zipfile.is_zipfile(script):
+            with open(script, "rb") as file:
+                content = file.read()
+            if not content.startswith(importlib.util.MAGIC_NUMBER):
+                compile(content, script, "exec", dont_inherit=True)
+    except OSError as error:
+        raise UserError(f"{script!r} cannot be read: {error.strerror}") from error
+    except (SyntaxError, ValueError) as error:  # the latter for bytes of value 0
+        raise UserError(f"{script!r} is not Python, or has a mistake in it: {error}") from error
+
+
+def _check_module(module: str) -> None:
+    sys.path.insert(0, os.getcwd())
     try:
-        given = import_hook.pairs_of(emotion_args or "")
-        of_law = {key: value for key, value in given.items() if key != "sync" and not key.startswith("self_stop")}
-        make_law(emotion, V3_1.name, of_law)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"--emotion_args: {error}") from None
-
-
-def _reach_children(emotion: str, emotion_args: str) -> None:
-    """Have registration reach every Python process that is started from here on, directly or not."""
-    os.environ[SWITCH] = "1"
-    for name, value in ((import_hook.EMOTION, emotion), (import_hook.EMOTION_ARGS, emotion_args)):
-        os.environ.pop(name, None)
-        if value:
-            os.environ[name] = value
-    present = os.environ.get("PYTHONPATH")
-    paths = present.split(os.pathsep) if present else []  # an empty one among several is the working folder
-    os.environ["PYTHONPATH"] = os.pathsep.join([STARTUP, *(path for path in paths if path != STARTUP)])
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{module}.__main__")
+    except (ImportError, ValueError) as error:
+        raise UserError(f"there is no module {module!r} that can be run ({error})") from error
+    finally:
+        del sys.path[0]
+    if spec is None:
+        raise UserError(f"there is no module {module!r} that can be run")
 
 
 if __name__ == "__main__":

@@ -1,69 +1,59 @@
-"""Steps per second of real Trainer jobs: ours, metrics logged every step, against `adamw_torch_fused`.
+"""What a step of a real Trainer job costs with our optimizers, as a multiple of the same job's with fused AdamW.
 
-    python scripts/benchmark_trainer.py               # full and LoRA: 4 minutes on 2 cores
-    python scripts/benchmark_trainer.py --repeats 1   # a quick look
+    python scripts/benchmark_trainer.py                  # full fine-tuning and LoRA: some minutes on 2 cores
+    python scripts/benchmark_trainer.py --rounds 1       # a quick look
 
-All jobs are alive at once and take turns of a few steps in one process, each in a thread of its own of which only one
-runs at a time; the order changes from round to round. What is compared is a turn with the reference's turn of the same
-round, so that a machine that slows down slows both, and the table shows the quartiles of these ratios. `CPU` is the
-same for the processor time of the whole process, which other programs disturb less. The reference runs twice: the line
-of the second shows what the measurement itself scatters, for two equal jobs differ by some percent with where their
-memory happens to lie; `--repeats` makes them anew.
+Jobs log their metrics at every step. In each round every optimizer trains a short job, made anew, the reference two of
+them; a job's median step is set against that of the reference's first job in the same round, so that a machine that
+slows down slows both. The line of the second tells what the measurement itself scatters by: two equal jobs differ with
+where their memory lies. `own` is what the jobs really differ in, and is hardly disturbed by the rest: the time in the
+optimizer's step, the loss tap and our callback, beyond that in AdamW's step, as a share of the whole step.
 
-`own` is what the jobs really differ in, and is not disturbed by the rest: the milliseconds per step that are spent in
-the optimizer's step, in the loss tap and in the callback that logs the metrics. The last column sets the difference
-to the reference's against the whole step of the reference.
-
-The model is a BERT of 11 million parameters with random weights, made on the spot; the data are random tokens.
+The model is a BERT of 11 million parameters with random weights, the data are random tokens. Nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from measuring import quartiles, write_report
+from measuring import arguments, finish, machine, quartiles, table
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from trainer_turns import Own, Turn, Turns, run
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     logging,
 )
 from transformers.trainer_callback import PrinterCallback
 
 import emo_hf
+from emo_hf.integrations import accelerate as loss_tap
 
 REFERENCE = "adamw_torch_fused"
 AGAIN = f"{REFERENCE} again"
-OURS = tuple(emo_hf.FAMILY)
-WORDS = 30522
-LABELS = 6
+WORDS, LABELS = 30522, 6
 
 
 def model(kind: str) -> nn.Module:
-    """A BERT of 11 M parameters, all of them trained, or with a LoRA adapter."""
+    """A BERT, all of it trained, or with a LoRA adapter."""
     torch.manual_seed(0)
     made = BertForSequenceClassification(
         BertConfig(
-            vocab_size=WORDS,
-            hidden_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=1024,
+            vocab_size=WORDS, hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024,
             num_labels=LABELS,
         )
-    )
+    )  # fmt: skip
     if kind == "full":
         return made
     return get_peft_model(made, LoraConfig(task_type="SEQ_CLS", r=16, target_modules=["query", "key", "value"]))
@@ -71,156 +61,102 @@ def model(kind: str) -> nn.Module:
 
 def examples(count: int, length: int) -> list[dict[str, Any]]:
     """Random tokens with random labels."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, WORDS, (count, length), generator=generator)
-    labels = torch.randint(0, LABELS, (count,), generator=generator)
-    return [
-        {"input_ids": row, "attention_mask": torch.ones_like(row), "labels": int(label)}
-        for row, label in zip(tokens, labels, strict=True)
-    ]
+    tokens = torch.randint(0, WORDS, (count, length), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": row, "labels": int(row[0]) % LABELS} for row in tokens]
 
 
-def job(optim: str, kind: str, turns: Turns, folder: str, options: argparse.Namespace) -> Trainer:
-    """A Trainer that logs every step, and takes its turns."""
-    args = TrainingArguments(
-        output_dir=folder,
-        optim=optim.split()[0],
-        learning_rate=1e-5,
-        max_steps=options.steps * (options.warmup + options.rounds + 1),
-        logging_steps=1,
-        per_device_train_batch_size=options.batch,
-        save_strategy="no",
-        report_to=options.report_to,
-        disable_tqdm=True,
-        use_cpu=options.device.type == "cpu",
-    )
-    made = Trainer(model(kind), args, train_dataset=examples(64 * options.batch, options.length), callbacks=[turns])
-    made.remove_callback(PrinterCallback)
-    return made
+class Own:
+    """Adds up the time in what the jobs differ in."""
+
+    seconds = 0.0
+
+    @classmethod
+    def watch(cls, owner: Any, name: str) -> None:
+        """Have the time in a function of a module or class counted."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                cls.seconds += time.perf_counter() - begin
+
+        setattr(owner, name, watched)
 
 
-@dataclass(frozen=True)
-class Result:
-    """One line of the table.
+@dataclass
+class Clock(TrainerCallback):
+    """Notes each step's time from its beginning to the next one's, so that its log line is in it; and its own part."""
 
-    Attributes:
-        steps_per_second: by the median of the turns.
-        wall, cpu: quartiles of the ratio to the reference's turn of the same round: time, processor time.
-        own: median time in what the jobs differ in, in milliseconds per step.
-        own_difference: median difference of it to the reference's, as a share of the reference's whole step.
-    """
+    steps: list[tuple[float, float]] = field(default_factory=list)
+    _last: tuple[float, float] | None = None
 
-    optim: str
-    kind: str
-    steps_per_second: float
-    wall: tuple[float, float, float]
-    cpu: tuple[float, float, float]
-    own: float
-    own_difference: float
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        now = time.perf_counter(), Own.seconds
+        if self._last is not None:
+            self.steps.append((now[0] - self._last[0], now[1] - self._last[1]))
+        self._last = now
 
 
-def results(kind: str, taken: dict[str, list[Turn]]) -> list[Result]:
-    """What the turns of all jobs of one kind say."""
-    base = taken[REFERENCE]
-    made = []
-    for optim, turns in taken.items():
-        pairs = list(zip(turns, base, strict=True))
-        made.append(
-            Result(
-                optim,
-                kind,
-                1 / statistics.median(turn.wall for turn in turns),
-                quartiles([turn.wall / other.wall for turn, other in pairs]),
-                quartiles([turn.cpu / other.cpu for turn, other in pairs]),
-                1e3 * statistics.median(turn.own for turn in turns),
-                statistics.median(turn.own - other.own for turn, other in pairs)
-                / statistics.median(other.wall for other in base),
-            )
-        )
-    return made
-
-
-def measure(kind: str, options: argparse.Namespace) -> list[Result]:
-    """All jobs of one kind, taking turns, made anew for each repetition."""
-    names = [REFERENCE, AGAIN, *options.only]
-    taken: dict[str, list[Turn]] = {name: [] for name in names}
-    for repetition in range(options.repeats):
-        made = {name: Turns(options.steps) for name in names[repetition:] + names[:repetition]}
-        take_turns(kind, made, options)
-        for name in names:
-            taken[name] += made[name].taken[options.warmup :]
-    return results(kind, taken)
-
-
-def take_turns(kind: str, every: dict[str, Turns], options: argparse.Namespace) -> None:
-    """Run one job for each name to its end."""
-    names = list(every)
+def job(optim: str, kind: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Median time of a step of one job, and its own part of it, in seconds."""
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        # All are made before the first runs: making one resets what accelerate shares among them for a moment.
-        jobs = [job(name, kind, turns, f"{folder}/{name}", options) for name, turns in every.items()]
-        pairs = zip(jobs, every.values(), strict=True)
-        threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in pairs]
-        for thread in threads:
-            thread.start()
-        for number in range(options.warmup + options.rounds + 1):  # the last turn ends with the job, and is not timed
-            shift = number % len(names)
-            order = [*names[shift:], *names[:shift]]
-            for name in order if number % 2 else reversed(order):
-                every[name].give()
-        for thread in threads:
-            thread.join()
-
-
-HEADER = """\
-| optim | job | steps/s | time / fused AdamW | CPU / fused AdamW | own, ms | own − fused AdamW's |
-|---|---|---|---|---|---|---|"""
-
-
-def line(result: Result) -> str:
-    wall, cpu = ("{1:.3f} ({0:.3f} … {2:.3f})".format(*ratios) for ratios in (result.wall, result.cpu))
-    return (
-        f"| {result.optim} | {result.kind} | {result.steps_per_second:.2f} | {wall} | {cpu} "
-        f"| {result.own:.2f} | {100 * result.own_difference:+.2f} % |"
-    )
-
-
-def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="+", choices=["full", "lora"], default=["full", "lora"])
-    parser.add_argument("--only", nargs="+", choices=OURS, default=list(OURS), help="optimizers")
-    parser.add_argument("--repeats", type=int, default=5, help="how often the jobs are made")
-    parser.add_argument("--rounds", type=int, default=8, help="turns that each of them takes")
-    parser.add_argument("--warmup", type=int, default=1, help="turns before these, which do not count")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--length", type=int, default=64, help="tokens of an example")
-    parser.add_argument("--report-to", default="none", help="a reporter of the Trainer, such as tensorboard")
-    parser.add_argument("--threads", type=int, default=None, help="threads that torch may use (default: its choice)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    parser.add_argument("--output", type=Path, default=Path("outputs/benchmark_trainer"), help="path of .json")
-    return parser.parse_args(argv)
+        args = TrainingArguments(
+            output_dir=folder, optim=optim.split()[0], learning_rate=1e-5, logging_steps=1,
+            max_steps=options.warmup + options.steps + 1, per_device_train_batch_size=options.batch,
+            save_strategy="no", disable_tqdm=True, report_to=options.report_to,
+            use_cpu=options.device.type == "cpu",
+        )  # fmt: skip
+        data = examples(64 * options.batch, options.length)
+        trainer = Trainer(model(kind), args, train_dataset=data, callbacks=[clock])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    whole, own = zip(*clock.steps[options.warmup :], strict=True)
+    return statistics.median(whole), statistics.median(own)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = arguments(argv)
+    parser = arguments(__doc__, output="benchmark_trainer")
+    parser.add_argument("--jobs", nargs="+", choices=["full", "lora"], default=["full", "lora"])
+    parser.add_argument("--only", nargs="+", default=["emonavi", "emofact", "emolynx"], help="values of --optim")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=16, help="steps of a job that count")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them that do not")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=64, help="tokens of an example")
+    parser.add_argument("--report-to", default="none", help="a reporter of the Trainer, such as tensorboard")
+    options = parser.parse_args(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     logging.set_verbosity_error()
     emo_hf.register()
-    Own.watch_all()
-    print(
-        f"torch {torch.__version__}, {options.device}, {torch.get_num_threads()} threads, {options.repeats} times "
-        f"{options.rounds} rounds of {options.steps} steps of {options.batch} × {options.length} tokens; medians "
-        f"(quartiles)\n\n{HEADER}"
-    )
-    found: list[Result] = []
+    Own.watch(torch.optim.AdamW, "step")
+    Own.watch(emo_hf.EmoOptimizer, "step")
+    Own.watch(loss_tap, "feed")
+    for event in ("on_log", "on_step_end"):
+        Own.watch(emo_hf.EmoCallback, event)
+    print(machine(options.device, ["transformers", "peft"]))
+    rows, results = [], []
     for kind in options.jobs:
-        found += measure(kind, options)
-        for result in found[-2 - len(options.only) :]:
-            print(line(result), flush=True)
-    settings = {key: value for key, value in vars(options).items() if key not in ("device", "output")}
-    report = {"device": str(options.device), "reference": REFERENCE, "options": settings}
-    write_report(options.output, report | {"results": [asdict(result) for result in found]})
+        names = [REFERENCE, AGAIN, *options.only]
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        for number in range(options.rounds):
+            shift = number % len(names)
+            for name in names[shift:] + names[:shift]:
+                taken[name].append(job(name, kind, options))
+        for name, mine in taken.items():
+            pairs = list(zip(mine, taken[REFERENCE], strict=True))
+            low, middle, high = quartiles([one[0] / other[0] for one, other in pairs])
+            own = statistics.median((one[1] - other[1]) / other[0] for one, other in pairs)
+            rate = 1 / statistics.median(one[0] for one in mine)
+            rows.append([name, kind, f"{rate:.2f}", f"{middle:.3f} ({low:.3f} … {high:.3f})", f"{100 * own:+.2f} %"])
+            results.append({"optim": name, "kind": kind, "seconds": mine, "time": middle, "own": own})
+            print(*rows[-1], sep="   ", flush=True)
+    text = table(["optim", "job", "steps per second", "time / fused AdamW", "own, beyond AdamW's"], rows)
+    finish(options, {"trainer": text}, results, ["transformers", "peft"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Who imports whom in the package, read from its sources: lazy imports count, those for type checkers do not."""
+"""Who imports whom in the package, read from its sources: lazy imports count, those for type checkers do not.
+
+python -m tests.arrows    # the rooms, their sizes, and what they import
+"""
 
 from __future__ import annotations
 
@@ -32,17 +35,21 @@ def _imported(file: Path, modules: Mapping[str, Path]) -> Iterator[str]:
     for statement in _statements(ast.parse(file.read_text(encoding="utf-8")).body):
         for name in names_of(statement):
             while name and name not in modules:
-                name = name.rpartition(".")[0]  # what is imported from a module is a name in it, if no module
+                # What is imported from a module is a name in it, if no module.
+                name = name.rpartition(".")[0] if not isinstance(statement, ast.Constant) else ""
             if name:
                 yield name
 
 
 def names_of(statement: ast.AST) -> list[str]:
-    """The dotted names that an import statement names, with what it takes from them."""
+    """The dotted names that an import names, with what it takes from them; text, which may name a lazy import."""
     if isinstance(statement, ast.Import):
         return [alias.name for alias in statement.names]
     if isinstance(statement, ast.ImportFrom) and statement.module and not statement.level:
         return [f"{statement.module}.{alias.name}" for alias in statement.names]
+    if isinstance(statement, ast.Constant) and isinstance(statement.value, str):
+        name = statement.value.partition(":")[0]
+        return [name] if "." in name else []
     return []
 
 
@@ -95,3 +102,20 @@ def _reached(name: str, arrows: Arrows) -> set[str]:
         found |= following
         waiting += following
     return found
+
+
+def drawing(package: Path) -> str:
+    """One line for each room: its files, its lines, and the rooms that it imports."""
+    lines = []
+    arrows = imports_of(package)
+    for name in sorted({room(module) for module in arrows}):
+        modules = [module for module in arrows if room(module) == name]
+        files = [file for file in package.rglob("*.py") if _name(file, package.parent) in modules]
+        length = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+        imported = {room(other) for module in modules for other in arrows[module]} - {name}
+        lines.append(f"{name:22} {len(files):4} files {length:6} lines  → {', '.join(sorted(imported))}".rstrip(" →"))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(drawing(Path(__file__).parent.parent / "emo_hf"))

@@ -1,68 +1,59 @@
-"""The command line's own words; each command has tests of its own."""
+"""The command line's own words, and what every command says of a wrong call; each command has tests of its own."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
 import emo_hf
-from emo_hf.cli import COMMANDS, main
+from emo_hf.cli import COMMANDS, SHELLS, all_parsers, main
+from emo_hf.cli_errors import UserError, one_sentence
+from emo_hf.laws import law_names
 
 
-def test_without_arguments_it_lists_every_command_on_stderr_and_exits_with_2(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main([]) == 2
-    said = capsys.readouterr()
-    assert not said.out
-    assert all(name in said.err for name in COMMANDS)
+@pytest.fixture(autouse=True)
+def _nothing_stays_registered() -> Iterator[None]:
+    yield
+    emo_hf.unregister()
 
 
-def test_help_is_not_an_error_and_stands_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_alone_it_shows_the_three_things_that_people_do_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    shown = [line.split()[1] for line in said.splitlines() if line.startswith("  emo-hf ")]
+    assert shown == ["run", "train", "plot"]
+    assert "emo-hf --help" in said
+
+
+def test_its_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
-    said = capsys.readouterr()
-    assert all(name in said.out for name in COMMANDS)
-    assert not said.err
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:] if line.startswith("  ")] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_every_command_ends_in_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        assert main([command, "--help"]) == 0
-    finally:
-        emo_hf.unregister()
+    assert main([command, "--help"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith(f"usage: emo-hf {command}")
     _, _, examples = said.out.partition("\nexamples:\n")
-    assert examples.count(f"\n  emo-hf {command} ") == 2
+    assert examples.count(f"  emo-hf {command} ") == 2
     assert not said.err
 
 
-def test_the_help_of_a_script_that_is_run_is_the_scripts_own(
-    capsys: pytest.CaptureFixture[str], tmp_path: os.PathLike[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = os.path.join(tmp_path, "script.py")
-    with open(script, "w", encoding="utf-8") as file:
-        file.write("import sys; print(sys.argv[1:])")
-    monkeypatch.setattr(sys, "argv", list(sys.argv))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    try:
-        assert main(["run", script, "--help"]) == 0
-    finally:
-        emo_hf.unregister()
-    assert capsys.readouterr().out == "['--help']\n"
-
-
 def test_an_unknown_command_is_named_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trian"]) == 2
-    assert "unknown command 'trian': did you mean 'train'?" in capsys.readouterr().err
-    assert main(["xyz"]) == 2
-    assert "unknown command 'xyz'\n" in capsys.readouterr().err
+    assert main(["trian"]) == main(["xyz"]) == 2
+    near, far = capsys.readouterr().err.splitlines()
+    assert near == "emo-hf: unknown command 'trian': did you mean 'train'?"
+    assert far == f"emo-hf: unknown command 'xyz': there are {', '.join(COMMANDS)}"
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
@@ -70,43 +61,39 @@ def test_the_versions_are_one_a_line(option: str, capsys: pytest.CaptureFixture[
     assert main([option]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"emo_hf {emo_hf.__version__}"
-    assert f"torch {torch.__version__}" in lines
-    assert f"transformers {transformers.__version__}" in lines
+    assert {f"torch {torch.__version__}", f"transformers {transformers.__version__}"} <= set(lines)
 
 
 def test_a_package_that_is_not_there_is_named_with_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(sys.modules, "emo_hf.study.main", raising=False)
-    monkeypatch.delitem(sys.modules, "emo_hf.study.schema", raising=False)
+    for module in [name for name in sys.modules if name.startswith("emo_hf.study")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert main(["compare", "study.yaml"]) == 2
-    assert capsys.readouterr().err == 'emo-hf compare needs yaml: pip install "emo_hf[hf]"\n'
+    said = 'emo-hf compare: yaml is needed and not installed: pip install "emo_hf[hf]"\n'
+    assert capsys.readouterr().err == said
+
+
+def test_a_module_of_our_own_that_is_missing_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "emo_hf.plot.main", raising=False)
+    monkeypatch.setitem(sys.modules, "emo_hf.plot.figure", None)
+    with pytest.raises(ModuleNotFoundError, match=r"emo_hf\.plot\.figure"):
+        main(["plot", "run"])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell with pipes")
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
     code = "import sys\nfrom emo_hf.cli import main\nsys.exit(main(['plot', '--help']))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", code]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
-    assert process.stderr is not None
     process.stdout.close()
-    errors = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(timeout=120) == 141
-    assert not errors
-
-
-def test_run_lists_every_optimizer_and_law(capsys: pytest.CaptureFixture[str]) -> None:
-    from emo_hf import FAMILY
-    from emo_hf.laws import LAWS
-
-    assert main(["run", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert all(f"--optim {name}" in said for name in FAMILY)
-    assert all(law in said for law in LAWS)
+    process.stdout = None
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (141, "")
 
 
 @pytest.mark.parametrize(
@@ -114,17 +101,109 @@ def test_run_lists_every_optimizer_and_law(capsys: pytest.CaptureFixture[str]) -
     [
         ["train", "--no_such_option", "1"], ["train", "nothing.yaml"], ["run"], ["run", "nothing.py"],
         ["compare"], ["compare", "nothing.yaml", "--output_dir", "out"], ["plot"], ["plot", "nothing"],
-        ["doctor", "nothing"], ["doctor", "--what"], ["completion"], ["completion", "tcsh"],
+        ["doctor", "nothing"], ["doctor", "--what"], ["completion"], ["completion", "fishes"],
     ],
 )  # fmt: skip
 def test_what_a_user_does_wrong_is_told_on_stderr_with_exit_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        assert main(arguments) == 2
-    finally:
-        emo_hf.unregister()
+    assert main(arguments) == 2
     said = capsys.readouterr()
     assert said.err
     assert not said.out
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (UserError("two\n lines"), 2, "emo-hf x: two lines (rank 1)\n"),
+        (FileNotFoundError(2, "No such file", "a.txt"), 2, "emo-hf x: 'a.txt': No such file (rank 1)\n"),
+        (OSError("no words of the system"), 2, "emo-hf x: no words of the system (rank 1)\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (SystemExit(2), 2, ""),
+        (SystemExit(None), 0, ""),
+    ],
+)
+def test_what_a_command_raises_becomes_one_sentence_and_an_exit_code(
+    raised: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @one_sentence("emo-hf x")
+    def command(argv: Sequence[str] | None = None) -> int:
+        raise raised
+
+    monkeypatch.setenv("RANK", "1")
+    assert command([]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_faults_of_the_program_and_texts_of_exits_pass_through() -> None:
+    for error in (ValueError("a fault"), BrokenPipeError(), SystemExit("text")):
+
+        @one_sentence("emo-hf x")
+        def command(argv: Sequence[str] | None = None, error: BaseException = error) -> int:
+            raise error
+
+        with pytest.raises(type(error)):
+            command([])
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The completion script for bash, as the command prints it."""
+    file = tmp_path_factory.mktemp("completion") / "emo-hf.bash"
+    with file.open("w") as out, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", out)
+        assert main(["completion", "bash"]) == 0
+    return file
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["emo-hf", ""], set(COMMANDS)),
+        (["emo-hf", "pl"], {"plot"}),
+        (["emo-hf", "plot", "--o"], {"--output"}),
+        (["emo-hf", "plot", "my"], {"my run", "my other run"}),
+        (["emo-hf", "doctor", "--e"], {"--emotion"}),
+        (["emo-hf", "run", "--emotion", ""], set(law_names())),
+        (["emo-hf", "run", "train.py", "--optim", "emoly"], {"emolynx", "emolynx_8bit"}),
+        (["emo-hf", "train", "--optim", "emoly"], {"emolynx", "emolynx_8bit"}),
+        (["emo-hf", "train", "--lora_r"], {"--lora_r"}),
+        (["emo-hf", "train", "--train_file", "my"], {"my run", "my other run"}),
+        (["emo-hf", "compare", "--dry"], {"--dry-run"}),
+        (["emo-hf", "completion", ""], set(SHELLS)),
+    ],
+)
+def test_bash_completes_commands_options_values_and_files(
+    script: Path, words: list[str], offered: set[str], tmp_path: Path
+) -> None:
+    for name in ("my run", "my other run"):
+        (tmp_path / name).mkdir()
+    ask = (
+        'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+        '$(complete -p emo-hf | sed "s/.*-F //; s/ .*//"); printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", ask, "bash", str(script), *words], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert set(done.stdout.splitlines()) == offered, done.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_shell_gets_a_script_with_all_commands(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+
+
+def test_every_option_of_every_command_is_known() -> None:
+    from emo_hf.plot.main import parser as plot
+
+    (commands,) = (action.choices for action in all_parsers()._actions if isinstance(action.choices, dict))
+    assert list(commands) == list(COMMANDS)
+    known = {name: {option for each in parser._actions for option in each.option_strings}
+             for name, parser in commands.items()}  # fmt: skip
+    assert known["plot"] == {option for each in plot()._actions for option in each.option_strings}
+    assert {"--learning_rate", "--optim", "--lora_r", "--train_file", "--emotion"} <= known["train"]

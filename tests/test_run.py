@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import subprocess
 import sys
+import zipapp
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from emo_hf.laws import law_names
-from emo_hf.run import main
+from emo_hf.run import main, read_job
 from tests.light_transformers import light_transformers
 
 REPORT = """
@@ -81,16 +84,45 @@ def test_the_exit_code_is_the_scripts(body: str, code: int, tmp_path: Path) -> N
     assert ("ZeroDivisionError" in done.stderr) == (body == "1 / 0")
 
 
-def test_nothing_to_run_is_said_in_one_sentence(tmp_path: Path) -> None:
-    done = run("-m", "emo_hf.run", "missing.py", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "there is no script 'missing.py'" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a script, or -m MODULE"),
+        (["missing.py"], "there is no script 'missing.py' (to run a module: emo-hf run -m MODULE)"),
+        (["folder"], "'folder' is a folder without __main__.py: name a script in it"),
+        (["noise.bin"], "'noise.bin' is not Python, or has a mistake in it: source code string cannot contain null"),
+        (["wrong.py"], "'wrong.py' is not Python, or has a mistake in it: invalid syntax (wrong.py, line 2)"),
+        (["-m", "no_such_module", "--flag"], "there is no module 'no_such_module' that can be run"),
+        (["-m", "json.nothing"], "there is no module 'json.nothing' that can be run"),
+        (["-m", "no_such_package.module"], "there is no module 'no_such_package.module' that can be run (No module"),
+        (["-m", "email"], "there is no module 'email' that can be run"),
+        (["-m", ".x"], "there is no module '.x' that can be run"),
+        (["--average_weights=often", "wrong.py"], "argument --average_weights: invalid choice: 'often'"),
+        (["--emotion_arg", "x", "wrong.py"], "unrecognized arguments: --emotion_arg"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_sentence(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "noise.bin").write_bytes(b"\x00\x01")
+    (tmp_path / "wrong.py").write_text("import sys\nthis is not\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    assert sys.path == before
 
 
-def test_without_arguments_the_usage_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2
-    assert capsys.readouterr().err.startswith("usage: emo-hf run")
+def test_a_folder_an_archive_and_compiled_code_can_be_run_as_below_python(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__main__.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    zipapp.create_archive(tmp_path / "app", tmp_path / "app.pyz")
+    py_compile.compile(str(tmp_path / "app" / "__main__.py"), cfile=str(tmp_path / "app.pyc"))
+    for target in ("app", "app.pyz", "app.pyc"):
+        assert read_job([str(tmp_path / target), "--help"]).argv == [str(tmp_path / target), "--help"]
+    done = run("-m", "emo_hf.run", "app.pyz", "--help", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "__main__ ['--help']\n"), done.stderr
 
 
 TRAINING = ["train.py", "--output_dir", "out", "--optim", "emonavi", "--logging_steps", "1", "--report_to", "none",
@@ -109,7 +141,7 @@ ATTACHED = [*TRAINING, "--num_train_epochs", "1", "--optim", "adamw_torch"]
 
 def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimizer(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
-    emotion = ["--emotion", "settle", "--emotion_args", "average_weights=true,self_stop=off"]
+    emotion = ["--emotion", "settle", "--emotion_args", "average_weights=true"]
     done = run("-m", "emo_hf", "run", *emotion, *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
                cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -122,50 +154,60 @@ def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimiz
 
 SEEN = """
 import os, sys, transformers.training_args as t
-print([member.value for member in t.OptimizerNames][:2], os.environ["EMO_HF_RUN_EMOTION"], sys.argv[1:])
+print([member.value for member in t.OptimizerNames][:2], os.environ["EMO_HF_RUN"], sys.argv)
 """
 
 
-def test_a_module_can_be_given_an_emotion(tmp_path: Path) -> None:
-    """What becomes of it there is what becomes of a script's: a package that loads at once shows that it arrives."""
+@pytest.mark.parametrize(
+    ("options", "registered"),
+    [
+        ([], {}),
+        (["--emotion=v3.0"], {"emotion": "v3.0"}),
+        (["--emotion", "settle", "--emotion_args", "guard=true, self_stop=off"],
+         {"emotion": "settle", "guard": "true", "self_stop": "off"}),
+        (["--average_weights"], {"average_weights": True}),
+        (["--emotion_args=sync=local", "--average_weights=rounded", "--emotion", "v3.1"],
+         {"emotion": "v3.1", "sync": "local", "average_weights": "rounded"}),
+    ],
+)  # fmt: skip
+def test_what_is_registered_is_what_the_options_say(
+    options: list[str], registered: dict[str, Any], tmp_path: Path
+) -> None:
+    """What becomes of it is what `register` does: a package that loads at once shows that it arrives."""
     (tmp_path / "train.py").write_text(SEEN)
     light = str(light_transformers(tmp_path))
-    done = run("-m", "emo_hf.run", "--emotion=v3.0", "-m", "train", "--optim", "adamw_torch", cwd=tmp_path,
+    done = run("-m", "emo_hf.run", *options, "-m", "train", "--optim", "adamw_torch", cwd=tmp_path,
                PYTHONPATH=os.pathsep.join([light, *(path for path in sys.path if path)]))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "['adamw_torch', 'emonavi'] v3.0 ['--optim', 'adamw_torch']\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "got"),
-    [(["--emotion", "v9", "train.py"], "v9"), (["--emotion"], ""), (["--emotion=", "train.py"], "")],
-)
-def test_a_law_that_there_is_not_is_refused_in_one_sentence(
-    arguments: list[str], got: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(arguments) == 2
-    said = capsys.readouterr()
-    assert said.err == f"emo-hf run: --emotion takes one of {', '.join(law_names())}, got {got!r}\n"
-    assert not said.out
+    names, _, rest = done.stdout.partition(" {")
+    said, length = json.JSONDecoder().raw_decode("{" + rest)
+    assert names == "['adamw_torch', 'emonavi']"
+    assert said == registered
+    assert rest[length:] == f"['{tmp_path / 'train.py'}', '--optim', 'adamw_torch']\n"
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--emotion", "settle", "--emotion_args", "nope=1"], "the law settle has no option nope; its options: start"),
+        (["--emotion", "v9"], f"--emotion takes one of {', '.join(law_names())}, got 'v9'"),
+        (["--emotion="], f"--emotion takes one of {', '.join(law_names())}, got ''"),
+        (["--emotion", "settle", "--emotion_args", "nope=1"], "the law settle has no option nope; its options: "),
         (
             ["--emotion", "settle", "--emotion_args", "guard=maybe"],
             "'maybe' is not acceptable: it takes true or false",
         ),
         (["--emotion", "settle", "--emotion_args=guard"], "takes key=value,key=value, got 'guard'"),
-        (["--emotion_args", "guard=true"], "comes after --emotion"),
+        (["--emotion_args", "guard=true"], "comes with --emotion"),
     ],
 )
-def test_options_of_a_law_that_there_are_not_are_refused_before_the_script_begins(
+def test_laws_and_options_that_there_are_not_are_refused_before_the_script_begins(
     given: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*given, "train.py"]) == 2
-    assert said in capsys.readouterr().err
+    assert main([*given, __file__]) == 2
+    found = capsys.readouterr()
+    assert found.err.startswith("emo-hf run: ")
+    assert said in found.err
+    assert not found.out
 
 
 def test_it_trains_below_torchrun(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from emo_hf.run import STARTUP
+from emo_hf.startup.sitecustomize import FOLDER
 from tests.light_transformers import light_transformers
 from tests.test_run import TRAIN, TRAINING
 
@@ -83,8 +83,7 @@ def test_trl_sft_which_starts_its_script_by_accelerate_launch_trains_with_it(tmp
 
 CHILD = """
 import os, sys, transformers.training_args as t
-finders = [finder for finder in sys.meta_path if hasattr(finder, "is_of_emo_hf")]
-print([member.value for member in t.OptimizerNames][:2], len(finders), os.environ.get("EMO_HF_RUN_EMOTION"))
+print([member.value for member in t.OptimizerNames][:2], os.environ["EMO_HF_RUN"])
 """
 
 
@@ -98,7 +97,7 @@ def test_a_child_that_cannot_import_emo_hf_goes_on_and_says_so_in_one_line(tmp_p
     code = "import sys; sys.modules['emo_hf'] = None\n" + CHILD  # what Python has where there is no such package
     done = start_child(tmp_path, code, path=[light_transformers(tmp_path)])
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "['adamw_torch'] 1 None\n"
+    assert done.stdout == "['adamw_torch'] {}\n"
     (line,) = done.stderr.splitlines()
     assert line.startswith("emo-hf run: the emo optimizers are not known in process ")
 
@@ -111,7 +110,9 @@ def test_emo_hf_run_within_emo_hf_run_registers_once_and_with_its_own_emotion(tm
     )
     path = [light_transformers(tmp_path)]
     done = run("-m", "emo_hf", "run", "--emotion", "v3.0", "start.py", cwd=tmp_path, path=path)
-    assert (done.returncode, done.stdout) == (0, "['adamw_torch', 'emonavi'] 1 v3.1\n"), done.stderr[-3000:]
+    assert (done.returncode, done.stdout) == (0, "['adamw_torch', 'emonavi'] {\"emotion\": \"v3.1\"}\n"), done.stderr[
+        -3000:
+    ]
 
 
 def test_another_sitecustomize_is_run_too_and_its_child_sees_the_path_it_would_have_seen(tmp_path: Path) -> None:
@@ -140,10 +141,10 @@ def test_nothing_is_imported_before_the_trainer_is_and_without_the_switch_nothin
         "import sys; print([m for m in ('torch', 'transformers', 'emo_hf') if m in sys.modules], len(sys.meta_path))"
     )
     seen = []
-    for switch in ({}, {"EMO_HF_RUN": "1"}):
+    for switch in ({}, {"EMO_HF_RUN": "{}"}):
         done = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": STARTUP, **switch},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": FOLDER, **switch},
         )  # fmt: skip
         modules, _, finders = done.stdout.strip().rpartition(" ")
         seen.append((modules, int(finders)))

@@ -1,5 +1,4 @@
-"""`emo-hf doctor`: whether this installation, a checkpoint, or a script is as it should be.
+"""`emo-hf doctor`: the versions here, whether a script's loss is felt (a tiny one of ours for a start), checkpoints.
 
-`environment.py` says what is here, `probe.py` trains for 20 steps, `checkpoint.py` reads what was saved, `script.py`
-runs a script in a process of its own, in which `watch.py` looks at its losses. All give findings; `main.py` prints.
+`script.py`, `checkpoint.py` and `versions.py` each give a `Report`, which `main.py` prints.
 """

@@ -1,24 +1,32 @@
-"""Whether the loss of a script would be felt: runs it for some steps and compares felt, sent and logged losses."""
+"""Whether the loss of a script would be felt: runs it, in this process, and compares felt and logged losses.
+
+The process ends with the script, since this looks where nothing of the package looks unasked: at every optimizer and
+every law. What a Trainer writes goes to a scratch folder, and it reports to nobody.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
+import functools
+import importlib.util
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from emo_hf.doctor.felt import agree, first_difference
-from emo_hf.doctor.findings import Finding, Report
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from emo_hf import run
+from emo_hf.doctor.report import Finding, Report
+from emo_hf.integrations.accelerate import unwrap
+from emo_hf.laws import LAWS, Law
 
 FOLDERS = ("--output_dir", "--output-dir", "--logging_dir", "--logging-dir", "--project_dir", "--project-dir")
 """Options by which scripts of all kinds are told where to write; under the doctor that is a scratch folder."""
-TAIL = 15  # lines of a script that failed
+TOLERANCE = 1e-3
+"""Of a loss: logs are rounded, and averages are taken in another order."""
 
 NO_EMOTION = (
     "pass --optim emonavi to a Trainer's script, or keep its optimizer and give it an emotion: emo-hf run --emotion "
@@ -26,162 +34,144 @@ NO_EMOTION = (
 )
 SHOW_IT = (
     "send the loss through accelerator.backward(loss), or call optimizer.observe(loss) before loss.backward(), or "
-    "have emo_hf.feel_backward(optimizer) around the loop; outside of accelerate nothing is felt unasked"
+    "have emo_hf.feel_backward(optimizer) around the loop; outside of accelerate nothing is felt unasked; unset "
+    "EMO_HF_TAP if it is 0"
 )
 
 
-def examine(arguments: Sequence[str], *, steps: int, timeout: float) -> Report:
+class Enough(BaseException):
+    """As many steps have been taken as were wanted: nothing that a script's `except Exception` shall catch."""
+
+
+class Watch:
+    """What goes on in a script.
+
+    Attributes:
+        steps: how many each optimizer has taken.
+        felt: the losses that each law was given.
+        logged: the losses that a Trainer has logged, one for each step.
+        error: what has gone wrong.
+    """
+
+    def __init__(self, wanted: int, scratch: str) -> None:
+        self.wanted = wanted
+        self.steps: Counter[Optimizer] = Counter()
+        self.felt: list[tuple[Law, float]] = []
+        self.logged: list[float] = []
+        self.error: str | None = None
+        register_optimizer_step_pre_hook(self._before_step)
+        for law in (Law, *LAWS.values()):
+            self._look_at_law(law)
+        if importlib.util.find_spec("transformers"):
+            self._look_at_trainer(scratch)
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.steps[optimizer] >= self.wanted:
+            raise Enough
+        self.steps[optimizer] += 1
+
+    def _look_at_law(self, kind: Any) -> None:
+        feel = vars(kind).get("feel")
+
+        def noted(law: Law, loss: float) -> Any:
+            if type(law) is kind or "feel" not in vars(type(law)):  # and not one that it is derived from
+                self.felt.append((law, loss))
+            return feel(law, loss)
+
+        if feel is not None:
+            kind.feel = noted
+
+    def _look_at_trainer(self, scratch: str) -> None:
+        """Have Trainers write into the scratch folder, report to nobody, and log each step."""
+        from transformers import TrainerCallback, TrainingArguments
+        from transformers.trainer import DEFAULT_CALLBACKS
+
+        watch, original = self, TrainingArguments.__post_init__
+
+        @functools.wraps(original)
+        def quiet(arguments: Any) -> None:
+            arguments.output_dir, arguments.report_to, arguments.push_to_hub = scratch, "none", False
+            arguments.logging_strategy, arguments.logging_steps = "steps", 1
+            original(arguments)
+
+        class Note(TrainerCallback):
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+                if logs and "loss" in logs:
+                    watch.logged.append(float(logs["loss"]))
+
+        TrainingArguments.__post_init__ = quiet
+        DEFAULT_CALLBACKS.append(Note)
+
+    def report(self) -> Report:
+        """What was seen, judged."""
+        facts, findings = {}, [Finding("script", False, self.error)] if self.error else []
+        for i, (optimizer, steps) in enumerate(self.steps.most_common(), start=1):
+            emo, name = unwrap(optimizer), type(optimizer).__name__
+            law = None if emo is None else emo._engine.law
+            facts[f"optimizer {i}"] = f"{name}, {steps} steps, {'no emotion' if law is None else 'law ' + law.label}"
+            if law is not None:
+                losses = [loss for of, loss in self.felt if of is law]
+                findings.append(judge(f"felt ({name})", steps, losses, self.logged))
+        if not self.steps and not findings:
+            remedy = "check its arguments; of a launcher, whose steps are in other processes, name the script"
+            findings.append(Finding("script", False, "it took no optimizer step", remedy))
+        elif not findings:
+            findings.append(Finding("felt", False, "not felt: no optimizer has an emotion", NO_EMOTION))
+        return Report(facts, findings)
+
+
+def examine(arguments: Sequence[str], steps: int, timeout: float, end: Callable[[Report], NoReturn]) -> NoReturn:
     """Run a script and judge what was seen.
 
     Args:
         arguments: those of `emo-hf run`.
         steps: optimizer steps after which it is ended.
         timeout: seconds after which it is ended in any case.
+        end: is given the report, and ends the process.
     """
-    with tempfile.TemporaryDirectory(prefix="emo-hf-doctor-", ignore_cleanup_errors=True) as scratch:
-        result, said = _run(redirected(arguments, scratch), Path(scratch), steps=steps, timeout=timeout)
-    facts = {"script": {"run as": " ".join(["emo-hf run", *arguments]), "ended": result["ended"]}}
-    facts["script"] |= {
-        f"optimizer {i + 1}": f"{each['optimizer']}, {each['steps']} steps, "
-        + ("no emotion" if each["law"] is None else f"law {each['law']}")
-        for i, each in enumerate(result["optimizers"])
-    }
-    return Report(facts=facts, findings=judge(result, said))
+    scratch, lock = tempfile.mkdtemp(prefix="emo-hf-doctor-"), threading.Lock()
+    watch = Watch(steps, scratch)
+
+    def finish(error: str | None) -> NoReturn:
+        lock.acquire()  # for good: who comes first has the last word
+        watch.error = error
+        shutil.rmtree(scratch, ignore_errors=True)
+        end(watch.report())
+
+    late = f"not {steps} steps in {timeout:g} seconds: give more with --timeout, or fewer --steps"
+    timer = threading.Timer(timeout, finish, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        code: Any = run.main(redirected(arguments, scratch))
+        finish(f"it ended with exit code {code}" if code else None)
+    except Enough:
+        finish(None)
+    except SystemExit as stop:
+        finish(f"it ended with exit code {stop.code}" if stop.code else None)
+    except BaseException as failure:  # noqa: BLE001  whatever it is: it is the script's, and is reported
+        traceback.print_exc()
+        finish(f"{type(failure).__name__}: {failure}")
 
 
 def redirected(arguments: Sequence[str], scratch: str) -> list[str]:
     """The arguments with a scratch folder wherever they name one to write to."""
-    made, follows = [], False
-    for argument in arguments:
+    made: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
         name, equals, _ = argument.partition("=")
-        if follows:
-            made.append(scratch)
-        elif name in FOLDERS and equals:
-            made.append(f"{name}={scratch}")
-        else:
-            made.append(argument)
-        follows = argument in FOLDERS
+        named = f"{name}={scratch}" if name in FOLDERS and equals else argument
+        made.append(scratch if before in FOLDERS else named)
     return made
 
 
-def _run(arguments: Sequence[str], scratch: Path, *, steps: int, timeout: float) -> tuple[dict[str, Any], str]:
-    """What was seen, and the end of what the script has said."""
-    target, log = scratch / "result.json", scratch / "said.txt"
-    package = str(Path(__file__).resolve().parents[2])
-    known = os.environ.get("PYTHONPATH", "")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in (known, package) if path),
-        "WANDB_MODE": "disabled",
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", "emo_hf.doctor.watch", str(target), str(steps), str(scratch / "out"), *arguments]
-    ended = None
-    with log.open("wb") as said:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment, start_new_session=True
-        )
-        try:
-            process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            ended = f"ended after {timeout:g} seconds"
-        finally:
-            _end(process)
-    tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-TAIL:])
-    nothing = {"ended": ended or f"exit code {process.returncode}", "optimizers": [], "sent": [], "logged": []}
-    nothing["error"] = (
-        f"it had not taken {steps} steps after {timeout:g} seconds: give more with --timeout, or fewer --steps"
-        if ended
-        else f"it ended with exit code {process.returncode} and without a word"
-    )
-    if not target.is_file():
-        return nothing, tail
-    return json.loads(target.read_text(encoding="utf-8")), tail
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a script and whatever it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def judge(result: Mapping[str, Any], said: str = "") -> list[Finding]:
-    """Felt or not felt, and the remedy.
-
-    Args:
-        result: what `watch.py` has written.
-        said: the end of what the script has said, for one that failed.
-    """
-    findings: list[Finding] = []
-    if result["error"]:
-        findings.append(
-            Finding(name="script", passed=False, said="\n".join(part for part in (result["error"], said) if part))
-        )
-    optimizers = result["optimizers"]
-    if not optimizers:
-        if not findings:
-            findings.append(
-                Finding(
-                    name="script",
-                    passed=False,
-                    said="it took no optimizer step",
-                    remedy="check its arguments; of a launcher, whose steps are in other processes, name the script",
-                )
-            )
-        return findings
-    emotional = [each for each in optimizers if each["law"] is not None]
-    if not emotional:
-        names = ", ".join(f"{each['optimizer']} ({each['steps']} steps)" for each in optimizers)
-        return [
-            *findings,
-            Finding(name="felt", passed=False, said=f"not felt: {names} has no emotion", remedy=NO_EMOTION),
-        ]
-    return [*findings, *(_felt(each, result) for each in emotional)]
-
-
-def _felt(each: Mapping[str, Any], result: Mapping[str, Any]) -> Finding:
-    """One optimizer's losses against those that were logged, or else sent to backward."""
-    felt, steps, name = each["felt"], each["steps"], f"felt ({each['optimizer']})"
-    if not felt:
-        said = f"not felt: no loss has reached it in {steps} steps"
-        return Finding(name=name, passed=False, said=said, remedy=SHOW_IT)
+def judge(name: str, steps: int, felt: Sequence[float], logged: Sequence[float]) -> Finding:
+    """Whether an optimizer with an emotion has felt a loss in each step, and the one that was logged."""
     if len(felt) < steps:
-        said = f"felt in part: {len(felt)} losses in {steps} steps"
-        return Finding(name=name, passed=False, said=said, remedy="every step needs its loss: " + SHOW_IT)
-    logged = [loss for _, loss in result["logged"]]
-    if logged:
-        wrong = first_difference(felt, logged)
-        if wrong is None:
-            said = f"{steps} steps, as logged ({_both(felt, logged)})"
-            return Finding(name=name, said=said)
-        said = f"step {wrong + 1}: felt {felt[wrong]:.6g}, logged {logged[wrong]:.6g}"
-        remedy = (
-            "show the loss that you mean with optimizer.observe(loss): it takes precedence over what goes by itself"
-        )
-        return Finding(name=name, passed=False, said=f"another loss than was logged. {said}", remedy=remedy)
-    sums = [sum(losses) for losses in result["sent"]]
-    means = [sum(losses) / len(losses) if losses else 0.0 for losses in result["sent"]]
-    for what, sent in (("the mean of what was", means), ("the sum of what was", sums)):
-        if first_difference(felt, sent) is None:
-            of = "what was" if all(len(losses) == 1 for losses in result["sent"]) else what
-            return Finding(name=name, said=f"{steps} steps, {of} sent to backward ({_both(felt, sent)})")
-    wrong = first_difference(felt, means) or 0
-    said = f"step {wrong + 1}: felt {felt[wrong]:.6g}, sent to backward {means[wrong]:.6g} on average"
-    if _of_one_ratio(felt, means):
-        return Finding(name=name, said=f"{steps} steps, what was sent to backward at another scale ({said})")
-    return Finding(
-        name=name,
-        passed=None,
-        said=f"felt, but it is not what was sent to backward. {said}",
-        remedy="that is as it should be if you show a loss of your own with observe; else show the one that you mean",
-    )
-
-
-def _both(felt: Sequence[float], other: Sequence[float]) -> str:
-    return f"{felt[0]:.4f} → {felt[-1]:.4f} felt, {other[0]:.4f} → {other[min(len(felt), len(other)) - 1]:.4f}"
-
-
-def _of_one_ratio(felt: Sequence[float], other: Sequence[float]) -> bool:
-    ratios = [ours / theirs for ours, theirs in zip(felt, other, strict=False) if theirs]
-    return bool(ratios) and all(agree(ratio, ratios[0]) for ratio in ratios)
+        said = f"felt in part: {len(felt)} losses" if felt else "not felt: no loss has reached it"
+        return Finding(name, False, f"{said} in {steps} steps", SHOW_IT)
+    for i, (ours, theirs) in enumerate(zip(felt, logged, strict=False), start=1):
+        if abs(ours - theirs) > TOLERANCE * max(abs(ours), abs(theirs)) + 1e-6:
+            said = f"another loss than was logged: step {i}, felt {ours:.6g}, logged {theirs:.6g}"
+            remedy = "show the one that you mean with optimizer.observe(loss), which takes precedence"
+            return Finding(name, False, said, remedy)
+    return Finding(name, True, f"{steps} steps, {felt[0]:.4f} → {felt[-1]:.4f}" + ", as logged" * bool(logged))

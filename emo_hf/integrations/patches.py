@@ -40,6 +40,9 @@ class Patch:
 _TAP = "making an emo optimizer, or attach, where accelerate is imported", "emo_hf.integrations.accelerate.uninstall()"
 _BACKWARD = "feel_backward", "remove() of the last handle"
 _REGISTER = "emo_hf.register()", "emo_hf.unregister()"
+_CALLBACK = "emo_hf.register(), and every EmoCallback", "emo_hf.unregister()"
+_BY_HAND = "call optimizer.eval() before an evaluation or a save, and optimizer.train() after it"
+_PRINTS = (*_CALLBACK, "nothing: all values are printed")
 _PASS_BY_HAND = "pass Trainer(optimizers=(emo_hf.create_optimizer(…), None), callbacks=[emo_hf.EmoCallback()])"
 
 PATCHES: dict[str, Patch] = {
@@ -65,9 +68,27 @@ PATCHES: dict[str, Patch] = {
     "transformers.training_args:OptimizerNames": Patch("--optim takes the family", *_REGISTER, _PASS_BY_HAND),
     "transformers.trainer_optimizer:_OPTIMIZER_HANDLERS": Patch("the Trainer makes them", *_REGISTER, _PASS_BY_HAND),
     "transformers.trainer:DEFAULT_CALLBACKS": Patch("EmoCallback is in every Trainer", *_REGISTER, _PASS_BY_HAND),
-    "transformers.trainer:DEFAULT_PROGRESS_CALLBACK": Patch(
-        "the table in a notebook shows the rate", *_REGISTER, "nothing: the log history has it"
+    "transformers:Trainer.evaluation_loop": Patch(
+        "the parameters hold the average of the weights while it runs", *_CALLBACK, _BY_HAND
     ),
+    "transformers:Trainer.save_model": Patch("the average of the weights is saved", *_CALLBACK, _BY_HAND),
+    "transformers:Trainer._save_checkpoint": Patch(
+        "the same, so that the optimizer's state belongs to the model beside it", *_CALLBACK, _BY_HAND
+    ),
+    "transformers:Trainer._evaluate": Patch(
+        "an evaluation in training, all of its sets, is heard", *_CALLBACK, "optimizer.hear_evaluation(loss)"
+    ),
+    "transformers:Trainer._load_optimizer_and_scheduler": Patch(
+        "options that a checkpoint overrides are named", *_CALLBACK, "nothing: the checkpoint's options count"
+    ),
+    "transformers.trainer_callback:CallbackHandler.add_callback": Patch(
+        "an EmoCallback comes before reporters, in the place of the registered one", *_CALLBACK,
+        "give EmoCallback before other callbacks",
+    ),
+    "transformers.trainer_callback:ProgressCallback.on_log": Patch("a few values are printed, not all", *_PRINTS),
+    "transformers.trainer_callback:PrinterCallback.on_log": Patch("a few values are printed, not all", *_PRINTS),
+    "transformers.utils.notebook:NotebookProgressCallback.on_log": Patch("two columns more", *_PRINTS),
+    "transformers.utils.notebook:NotebookProgressCallback.on_evaluate": Patch("two columns more", *_PRINTS),
     "sys:meta_path": Patch(
         "the names are registered once the Trainer is imported", "`emo-hf run`, in its own processes only",
         "the end of the process", "call emo_hf.register() in the script",
@@ -77,6 +98,10 @@ PATCHES: dict[str, Patch] = {
 
 _before: dict[str, tuple[Any, Any]] = {}
 """Place → our method, and the one that it stands before."""
+
+
+_missing: set[str] = set()
+"""Places that there are not, which has been said."""
 
 
 def put(place: str, over: Callable[[Any], Any]) -> None:
@@ -89,12 +114,15 @@ def put(place: str, over: Callable[[Any], Any]) -> None:
     owner, name = _find(place)
     present = getattr(owner, name, None)
     if present is None:
+        if place in _missing:
+            return
+        _missing.add(place)
         logger.warning("%s is not there in this version: emo_hf cannot see to it that %s. Remedy: %s.",
                        place, PATCHES[place].why, PATCHES[place].if_moved)  # fmt: skip
         return
     if place not in _before:
-        while hasattr(present, OURS):  # left by a former copy of this module, before a reload
-            present = getattr(present, OURS)
+        while _is_ours(present):  # left by a former copy of this module, before a reload
+            present = present.__wrapped__
         ours = functools.wraps(present)(over(present))
         setattr(ours, OURS, present)
         setattr(owner, name, present)
@@ -111,6 +139,11 @@ def take_back(place: str) -> None:
     if ours is not None and vars(owner).get(name) is ours:
         setattr(owner, name, original)
         del _before[place]
+
+
+def _is_ours(method: Any) -> bool:
+    # A wrapper of somebody else's has copied the mark, and stands before another method.
+    return hasattr(method, OURS) and getattr(method, OURS) is getattr(method, "__wrapped__", None)
 
 
 def _find(place: str) -> tuple[Any, str]:

@@ -97,6 +97,7 @@ class OneLoss:
         self.backward = UNKNOWN
         self._groups = groups
         self._with_gradient: torch.Tensor | None = None  # a parameter that had a gradient when backward was done
+        self._changes = 0  # of that parameter by then
         self._on_host = _sent_to_host(self.value) if isinstance(self.value, torch.Tensor) else None
         root = loss if graph is None else graph
         if isinstance(root, torch.Tensor) and root.requires_grad:
@@ -114,11 +115,17 @@ class OneLoss:
         self.backward = DONE
         params = (param for group in self._groups for param in group["params"])
         self._with_gradient = next((param for param in params if param.grad is not None), None)
+        self._changes = 0 if self._with_gradient is None else self._with_gradient._version
+
+    @property
+    def was_used(self) -> bool:
+        """Whether the gradients have moved the parameters, as those of the first backward pass in SAM do."""
+        return self._with_gradient is not None and self._with_gradient._version != self._changes
 
     @property
     def was_thrown_away(self) -> bool:
         """Whether a gradient that backward had left is gone, whoever has reset it (`model.zero_grad()`, say)."""
-        return self._with_gradient is not None and self._with_gradient.grad is None
+        return self._with_gradient is not None and self._with_gradient.grad is None and not self.was_used
 
     def arrived(self) -> torch.Tensor | float:
         """The loss in main memory."""
@@ -156,26 +163,27 @@ class LossSum:
 
     def on_device(self) -> torch.Tensor | float | None:
         """The loss of the step, without waiting for a device; None if there is none."""
-        return self._combined([part.value for part in self.parts])
+        total = self._total([part.value for part in self.parts])
+        return None if total is None else total / self._divisor
 
     def on_host(self) -> float | None:
         """The loss of the step as a float."""
-        combined = self._combined([part.arrived() for part in self.parts])
-        return None if combined is None else float(combined)
+        total = self._total([part.arrived() for part in self.parts])
+        return None if total is None else float(total) / self._divisor
 
-    def _combined(self, values: list[Any]) -> Any:
-        if not values:
-            return None
+    def _total(self, values: list[torch.Tensor | float]) -> torch.Tensor | float | None:
         total: Any = None
         for part, value in zip(self.parts, values, strict=True):
             scaled = value if part.weight is None else value * part.weight
             if isinstance(total, torch.Tensor) and isinstance(scaled, torch.Tensor):
                 scaled = scaled.to(total.device)
             total = scaled if total is None else total + scaled
-        weights = [part.weight for part in self.parts if part.weight is not None]
-        if weights:
-            return total / sum(weights)
-        return total / len(values) if self.averaged else total
+        return total  # type: ignore[no-any-return]
+
+    @property
+    def _divisor(self) -> float:
+        weights = sum(part.weight for part in self.parts if part.weight is not None)
+        return weights or (float(len(self.parts)) if self.averaged else 1.0)
 
 
 def _sent_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event] | None:

@@ -102,14 +102,15 @@ class StepLoss:
         thrown_away = had_gradients and not self._has_stepped
         unknown = [loss for loss in self._shown if loss.backward is UNKNOWN]
         older = [loss for loss in unknown if loss.is_from_before]
-        gone = [loss for loss in self._shown if loss.backward in (BEGUN, DONE)]
+        gone = [loss for loss in self._shown if loss.backward in (BEGUN, DONE) and not loss.was_used]
         gone += (older or unknown) if thrown_away else []
-        went = bool(gone or self._tapped)
-        self._shown, self._tapped = [loss for loss in self._shown if loss not in gone], []
+        gone += [loss for loss in self._tapped if not loss.was_used]
+        self._shown = [loss for loss in self._shown if loss not in gone]
+        self._tapped = [loss for loss in self._tapped if loss not in gone]
         for loss in self._shown:
             loss.is_from_before = True
         self._has_stepped = False
-        return went
+        return bool(gone)
 
     @property
     def of_next_step(self) -> LossSum:

@@ -1,6 +1,7 @@
 """Autonomous ranks in the Trainer: each trains by itself and feels its own loss; weights are averaged now and then.
 
-For one's own loop accelerate's `LocalSGD` does the same, with an optimizer that was made with `emo_sync="local"`.
+For one's own loop accelerate's `LocalSGD` does much the same, with an optimizer that was made with
+`emo_sync="local"`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from accelerate.local_sgd import LocalSGD
+import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -30,6 +31,8 @@ class LocalSGDCallback(TrainerCallback):
     each other at every step. Weights are averaged before an evaluation, a checkpoint and the end as well. A checkpoint
     holds the optimizer state of rank 0 only: after a resume all ranks go on with it.
 
+    A rank whose weights are not finite is left out of an average, and has the others' afterwards.
+
     It does not matter which callback asks for an evaluation or a checkpoint, as long as it does so by `control`. DDP
     averages gradients again as soon as training ends, be it by an exception.
 
@@ -45,7 +48,9 @@ class LocalSGDCallback(TrainerCallback):
     def __init__(self, every: int) -> None:
         check_period(every)
         self.every = every
-        self._local_sgd: LocalSGD | None = None
+        self._accelerator: Any = None
+        self._model: Any = None
+        self._steps = 0
         self._hooks: list[RemovableHandle] = []
         self._apart = False  # whether a rank has taken a step since the last average
 
@@ -73,16 +78,17 @@ class LocalSGDCallback(TrainerCallback):
             raise ValueError("LocalSGDCallback works under DDP only: the model is not wrapped in it")
         handler = trainer.callback_handler  # which walks through its list just now: the new one is for later events
         handler.callbacks = [*(one for one in handler.callbacks if not isinstance(one, _LastLook)), _LastLook(self)]
-        self._local_sgd = LocalSGD(trainer.accelerator, wrapped, self.every)
+        self._accelerator, self._model, self._steps = trainer.accelerator, wrapped, 0
         self._hooks = _without_gradient_sync(wrapped, weakref.WeakMethod(self._is_at_work))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._local_sgd is None:
+        if self._model is None:
             return
-        self._local_sgd.step()
-        self._apart = self._local_sgd.num_steps % self.every != 0
+        self._steps, self._apart = self._steps + 1, True
+        if self._steps % self.every == 0:
+            self._meet()
         self.meet_if_asked(control)
 
     def on_epoch_end(
@@ -112,17 +118,31 @@ class LocalSGDCallback(TrainerCallback):
             self._meet()
 
     def _meet(self) -> None:
-        if self._local_sgd is not None and self._apart and self._is_at_work():
-            self._local_sgd._sync_and_avg_model_params()
+        if self._model is not None and self._apart and self._is_at_work():
+            _average(self._accelerator, self._model)
             self._apart = False
 
     def _end(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._local_sgd, self._apart = [], None, False
+        self._hooks, self._accelerator, self._model, self._apart = [], None, None, False
 
     def _is_at_work(self) -> bool:
         return _trainer_at_work(self) is not None
+
+
+@torch.no_grad()
+def _average(accelerator: Any, model: Any) -> None:
+    """θ ← mean of θ over the ranks whose weights are finite; θ stays where none are."""
+    params = [param for param in model.parameters() if param.requires_grad]
+    is_finite = all(bool(param.isfinite().all()) for param in params)
+    ranks = float(accelerator.reduce(torch.tensor(float(is_finite), device=accelerator.device), reduction="sum"))
+    if not is_finite:
+        logger.warning("Rank %d has weights that are not finite: %s.", accelerator.process_index,
+                       "it takes those of the others" if ranks else "so have all others")  # fmt: skip
+    for param in params if ranks else ():
+        mine = param.detach() if is_finite else torch.zeros_like(param)
+        param.copy_(accelerator.reduce(mine, reduction="sum") / ranks)
 
 
 class _LastLook(TrainerCallback):

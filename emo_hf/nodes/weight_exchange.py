@@ -10,21 +10,32 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.nodes.averaging import WEIGHTS, differ, mean
+from emo_hf.nodes.averaging import WEIGHTS
+from emo_hf.nodes.peer import Published, Signature, Unusable, newest_first, read_peer, within
 from emo_hf.nodes.period import check_period
+
+SECONDS = 60.0
+"""How long the reading at one exchange may take in all."""
+
+MOST_TIMES = 10
+"""How many times as much as a node itself another may count."""
+
+MOST_NAMED = 20
+"""How many nodes are named that cannot be used."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +56,13 @@ class WeightExchange:
         θ ← (n·θ + Σᵢ nᵢ·θᵢ) / (n + Σᵢ nᵢ)
 
     over the others that have published since it last took from them; n is the number of steps that the node itself
-    has done since it last mixed anything in, nᵢ those behind the news of node i. So what a node has published counts
-    once for each of the others, a node that is three times slower counts a third as often, and one that is gone no
-    longer counts. Buffers (running means of BatchNorm) are not exchanged.
+    has done since it last mixed anything in, nᵢ those behind the news of node i, at most 10·n. So what a node has
+    published counts once for each of the others, a node that is three times slower counts a third as often, and one
+    that is gone no longer counts. Buffers (running means of BatchNorm) are not exchanged.
+
+    Nothing in the folder is trusted: a file that is partial or foreign, does not fit the model, is not finite or
+    cannot be read within a minute is passed over, and its node named once. Where the own weights cannot be written (a
+    full disk) that is said once, and training goes on.
 
     Use DDP or `LocalSGDCallback` where the nodes are equal and see each other over a fast network.
 
@@ -58,7 +73,7 @@ class WeightExchange:
         every: this node's steps between two exchanges.
 
     Raises:
-        ValueError: if the name or `every` is not such; if another node's weights do not fit this model.
+        ValueError: if the name or `every` is not such.
     """
 
     def __init__(self, model: nn.Module, folder: str | PathLike[str], *, node: str, every: int) -> None:
@@ -74,25 +89,24 @@ class WeightExchange:
         self._life = uuid.uuid4().hex  # a node that comes back under its old name counts from 0 again
         self._mixed_at = 0
         self._seen: dict[str, int] = {}  # life → its steps when it was last taken from
+        self._signatures: dict[str, Signature] = {}  # of the files as they were last looked at
+        self._has_named: set[str] = set()
 
     def join(self) -> str | None:
         """Begin with the weights that were published last, this node's own of an earlier life included.
 
         Returns:
-            The name of the node whose weights were taken; None if nobody has published any yet.
+            The name of the node whose weights were taken; None if nobody has published any that can be used.
         """
-        files = sorted(self.folder.glob(WEIGHTS), key=lambda file: file.stat().st_mtime_ns)
-        for file in files:
-            with safe_open(file, framework="pt") as published:
-                self._note(published)
-                if file == files[-1]:
-                    self._mix([(1, file, published)], own=0)
-                    steps = published.metadata()["steps"]
-        if not files:
-            return None
-        logger.warning("Node %s begins with the weights of %s, published after its step %s",
-                       self.node, files[-1].stem, steps)  # fmt: skip
-        return files[-1].stem
+        newest = None
+        for name, published in self._published(others_only=False):
+            self._seen[published.life] = published.steps
+            if newest is None:
+                newest = name
+                self._put(published.weights)
+                logger.warning("Node %s begins with the weights of %s, published after its step %s",
+                               self.node, newest, published.steps)  # fmt: skip
+        return newest
 
     def step(self) -> None:
         """Count one step of the optimizer, and exchange if it is time."""
@@ -105,17 +119,27 @@ class WeightExchange:
         own = self.steps - self._mixed_at
         if not own:
             return
-        self._publish()
-        with ExitStack() as opened:
-            news = []
-            for file in sorted(self.folder.glob(WEIGHTS)):
-                published = opened.enter_context(safe_open(file, framework="pt"))
-                steps = self._note(published)
-                if steps > 0 and file.stem != self.node:
-                    news.append((steps, file, published))
-            if news:
-                self._mix(news, own)
-                self._mixed_at = self.steps
+        try:
+            self._publish()
+        except (OSError, SafetensorError) as error:
+            self._name_once(self.node, f"The weights of node {self.node} could not be written to {self.folder}, and "
+                                       f"training goes on without: {error}")  # fmt: skip
+        whole, sums = own, {}
+        for _, published in self._published(others_only=True):
+            news = min(published.steps - self._seen.get(published.life, 0), MOST_TIMES * own)
+            self._seen[published.life] = published.steps
+            if news <= 0:
+                continue
+            whole += news
+            for name, tensor in published.weights.items():  # in float32 at least, as in `averaging.mean`
+                param = self._params[name]
+                wide = torch.promote_types(param.dtype, torch.float32)
+                if name not in sums:
+                    sums[name] = param.detach().to(wide) * own
+                sums[name].add_(tensor.to(param.device, wide), alpha=news)
+        if sums:
+            self._put({name: total / whole for name, total in sums.items()})
+            self._mixed_at = self.steps
 
     def _publish(self) -> None:
         if not all(param.isfinite().all() for param in self._params.values()):
@@ -124,29 +148,38 @@ class WeightExchange:
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f".{self.node}.{self._life}"
         tensors = {name: param.detach().cpu().contiguous() for name, param in self._params.items()}
-        save_file(tensors, unfinished, metadata={"life": self._life, "steps": str(self.steps)})
-        os.replace(unfinished, self.folder / f"{self.node}.safetensors")
+        try:
+            save_file(tensors, unfinished, metadata={"life": self._life, "steps": str(self.steps)})
+            os.replace(unfinished, self.folder / f"{self.node}.safetensors")
+        finally:
+            unfinished.unlink(missing_ok=True)
 
-    def _note(self, published: Any) -> int:
-        # The steps behind what is new in this file.
-        life, steps = published.metadata()["life"], int(published.metadata()["steps"])
-        news = steps - self._seen.get(life, 0)
-        self._seen[life] = steps
-        return news
+    def _published(self, *, others_only: bool) -> Iterator[tuple[str, Published]]:
+        """What has been published since this was last asked for, and can be used; the newest first."""
+        deadline = time.monotonic() + SECONDS
+        try:
+            files = within(deadline, lambda: newest_first(self.folder.glob(WEIGHTS)))
+        except (OSError, Unusable) as error:
+            self._name_once(str(self.folder), f"{self.folder} is passed over: {error}")
+            return
+        for file, signature in files:
+            if self._signatures.get(file.stem) == signature or (others_only and file.stem == self.node):
+                continue
+            self._signatures[file.stem] = signature
+            try:
+                yield file.stem, read_peer(file, self._params, deadline)
+            except Unusable as error:
+                self._name_once(file.stem, f"{file} is passed over: {error}")
 
-    def _mix(self, news: list[tuple[int, Path, Any]], own: int) -> None:
-        mine = {name: tuple(param.shape) for name, param in self._params.items()}
-        for _, file, published in news:
-            theirs = {name: tuple(published.get_slice(name).get_shape()) for name in published.keys()}  # noqa: SIM118
-            if theirs != mine:
-                raise ValueError(f"What {file} holds does not fit this model: {differ(mine, theirs)}")
-        whole = own + sum(steps for steps, _, _ in news)
+    def _put(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, param in self._params.items():
-                parts = [(steps, published.get_tensor(name)) for steps, _, published in news]
-                if own:
-                    parts.append((own, param))
-                param.copy_(mean(parts, whole))
+                param.copy_(weights[name])
+
+    def _name_once(self, node: str, message: str) -> None:
+        if node not in self._has_named and len(self._has_named) < MOST_NAMED:
+            self._has_named.add(node)
+            logger.warning(message)
 
 
 class WeightExchangeCallback(TrainerCallback):

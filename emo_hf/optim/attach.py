@@ -20,9 +20,6 @@ from emo_hf.reading import read_value
 
 logger = logging.getLogger(__name__)
 
-STEP_IN_BACKWARD = ("LayerWiseDummyOptimizer", "Lomo", "AdaLomo")
-"""Classes whose `step()` moves nothing: they update each parameter while backward is at it."""
-
 
 def attach(
     optimizer: Any,
@@ -55,6 +52,7 @@ def attach(
         TypeError: if it is no optimizer, or one whose steps no one loss belongs to, or the law has no such option.
         ValueError: if it has an emotion already, or holds a saved one of another law, or keeps an average of the
             weights of its own and another is asked for, or an argument is not acceptable.
+        RuntimeError: later, at its first step, if it moves parameters within backward.
     """
     inner = _innermost(optimizer)
     name = type(inner).__name__
@@ -71,11 +69,6 @@ def attach(
         raise TypeError(
             "LBFGS evaluates the loss many times a step, and has no one loss that an emotion could follow: use an "
             "optimizer that evaluates it once"
-        )
-    if any(base.__name__ in STEP_IN_BACKWARD for base in type(inner).__mro__):
-        raise TypeError(
-            f"{name} updates the parameters one by one within backward, and its step() nothing, so that there is no "
-            "step to scale: use a variant that steps for all of them at once"
         )
     made = make_law(law, V3_1.name, law_options)
     asked = read_value("average_weights", average_weights, TABLE["average_weights"].read)

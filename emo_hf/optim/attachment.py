@@ -12,6 +12,11 @@ from torch.optim.optimizer import Optimizer
 from emo_hf.laws.decision import Decision
 from emo_hf.losses.accumulation import Loss, detached
 from emo_hf.optim import average_tensors
+from emo_hf.optim.attach_limits import (
+    optimizers_within,
+    refuse_step_within_backward,
+    refuse_step_without_gradients,
+)
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.facts import Facts
@@ -59,6 +64,8 @@ class Attachment(HasEmotion):
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            *(held.register_step_pre_hook(self._before_step) for held in optimizers_within(optimizer)),
+            *(held.register_step_post_hook(self._after_step) for held in optimizers_within(optimizer)),
             optimizer.register_state_dict_pre_hook(self._put_in_order),
             optimizer.register_state_dict_post_hook(self._pack),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
@@ -209,12 +216,13 @@ class Attachment(HasEmotion):
         self._depth += 1
         if self._depth > 1:
             return None
+        refuse_step_within_backward(self._engine.name)
         self._give_back()
         self._pick_up()
         self._refuse_step_of_average()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
-            self._scale(self._engine.decide(self._facts))
+            self._scale(self._decide())
             return None
         seeing = self._seeing(closure)
         if "closure" in kwargs:
@@ -234,10 +242,15 @@ class Attachment(HasEmotion):
                 return loss
             if loss is not None and not self._engine.losses.of_next_step:
                 self._engine.observe(detached(loss), None, self._facts)
-            self._scale(self._engine.decide(self._facts))
+            self._scale(self._decide())
             return loss
 
         return run
+
+    def _decide(self) -> Decision:
+        if self._engine.losses.of_next_step and not self._engine.in_parts:
+            refuse_step_without_gradients(self.optimizer, self._engine.name)
+        return self._engine.decide(self._facts)
 
     def _scale(self, decision: Decision) -> None:
         self._plain_lr = [(group, group["lr"]) for group in self._rated_groups()]

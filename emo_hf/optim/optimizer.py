@@ -419,6 +419,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
         self._average.put_state(saved.average)
         self._rule.load_memory(saved.rule)
         self._steps_written = self._engine.law.observations  # a writer's curves go on where they were
+        self._engine.begin()  # accelerate loads the state of what it prepares
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_engine", "_average", "_rule", "_version", "_steps_written")

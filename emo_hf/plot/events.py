@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from emo_hf.plot.errors import PlotError
+from emo_hf.cli_errors import UserError
 
 PATTERN = "events.out.tfevents.*"
 _PREFIXES = {"train/": "", "eval/": "eval_"}
@@ -27,14 +27,14 @@ def read_events(files: Sequence[Path]) -> list[dict[str, Any]]:
     the steps from there on is left out.
 
     Raises:
-        PlotError: if TensorBoard is not installed.
+        UserError: if TensorBoard is not installed.
     """
     if not files:
         return []
     try:
         from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
     except ImportError as error:
-        raise PlotError(f'reading TensorBoard\'s events needs it: pip install "emo_hf[hf]" ({error})') from error
+        raise UserError(f'reading TensorBoard\'s events needs it: pip install "emo_hf[hf]" ({error})') from error
     begun: list[tuple[float, list[dict[str, Any]]]] = []
     for file in files:
         events = event_accumulator.EventAccumulator(str(file), size_guidance={"scalars": 0})

@@ -1,99 +1,163 @@
-"""The picture of one run: loss and decisions, effective rate, σ, factor, and a strip of signals."""
+"""From runs to a picture: which quantity has a panel, and which curves are in it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from emo_hf.cli_errors import UserError
 from emo_hf.laws import LAWS
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.plot import panels
-from emo_hf.plot.braking import braked
-from emo_hf.plot.colors import BLACK
-from emo_hf.plot.decisions import DONE, moments
-from emo_hf.plot.errors import PlotError
-from emo_hf.plot.labels import label_curves, settle_labels
-from emo_hf.plot.moments import mark_moments, mark_spikes
-from emo_hf.plot.run import Line, Run
+from emo_hf.laws.words import SKIPPED
+from emo_hf.plot.decisions import mark, stop_of
+from emo_hf.plot.panels import COLORS, DASHES, Color, Panel, Picture, Stop, style
+from emo_hf.plot.run import Run, Series, evaluations_in
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def is_training(line: Line) -> bool:
-    """Whether a log line is one of training: it has a loss, or the metrics of an emotion in somebody's own loop."""
-    return "step" in line and ("loss" in line or PREFIX + "scalar" in line)
+SMOOTHING = 0.7
+"""Weight of what was before, from log line to log line, in the training losses of several runs."""
+FAR_APART = 100.0  # a largest loss of as many times the smallest gets a logarithmic scale
+ROWS = 10  # names that a panel of several runs has room for
+EFFECTIVE = PREFIX + "effective_lr"
 
 
-def figure(run: Run, title: str | None = None) -> Figure:
-    """The picture as a matplotlib figure: two panels, and three more where an emotion was logged.
+def picture_of(runs: Sequence[Run], title: str | None = None) -> Picture:
+    """The picture of one run, or of several in one.
 
     Args:
-        run: the run.
-        title: what stands above; its name if None.
+        runs: the runs.
+        title: what stands above; the name of the only run, or `runs`, if None.
 
     Raises:
-        PlotError: if nothing was logged, or matplotlib is not installed.
+        UserError: for a run of which no loss was logged.
     """
-    history = run.history
-    lines = [line for line in history if is_training(line)]
-    emo = [line for line in lines if PREFIX + "scalar" in line]
-    if not lines:
-        raise PlotError("no training loss was logged: nothing to draw")
-    strip = braked(run.law, emo)
-    made = new_figure([3.0, 2.2, 2.2, 1.6, 0.6 if strip is None else 0.85] if emo else [3.0, 2.2], title or run.name)
-    axes, found = made.axes, moments(run.decisions, lines[-1]["step"])
-    fired = panels.first_stop(emo)
-    if fired is None:  # what an evaluation has decided may have come after the last line
-        fired = next((moment.step for moment in found if moment.kind == DONE), None)
-    panels.loss(axes[0], lines, [line for line in history if "eval_loss" in line and "step" in line], emo)
-    panels.learning_rate(axes[1], lines, emo)
-    mark_spikes(axes[0], found)
-    labelled = axes[:2]
-    if emo:
-        panels.scalar(axes[2], emo, LAWS[run.law].zones if run.law in LAWS else ())
-        panels.coefficient(axes[3], emo)
-        panels.signals(axes[4], emo, fired, strip)
-        labelled = [*labelled, axes[3]]
-    if fired is not None:
-        for panel in axes:
-            panel.axvline(fired, color=BLACK, linewidth=1, linestyle=":", zorder=1)
-    for panel in labelled:
-        label_curves(panel)
-    averaged = bool(emo) and any(PREFIX + "loss_short" in line for line in emo)
-    curve = panels.series(emo, PREFIX + "loss_short") if averaged else panels.series(lines, "loss")
-    mark_moments(axes[0], found, curve)
-    settle_labels(made)
+    for run in runs:
+        if not loss_of(run)[0] and not evaluations(run):
+            raise UserError(f"no loss was logged in the run {run.name!r}: there is nothing to draw")
+    alone = len(runs) == 1
+    panels = _of_one(runs[0]) if alone else _of_several(runs)
+    return Picture(
+        title=title or (runs[0].name if alone else "runs"),
+        panels=[panel for panel in panels if panel.curves],
+        stops=[stop for i, run in enumerate(runs) for stop in _stop(run, alone, i)],
+    )
+
+
+def loss_of(run: Run) -> Series:
+    """The training loss, or what an emotion that was logged alone has heard of it."""
+    series = run.series("loss")
+    return series if series[0] else run.series(PREFIX + "loss_short")
+
+
+def evaluations(run: Run) -> list[tuple[str, Series]]:
+    """Name and series of each evaluation loss; that of `eval_loss` alone is empty.
+
+    `eval_loss` beside `eval_weights_loss` is that of an average of the weights, evaluated along the same run.
+    """
+    names = dict.fromkeys(name for line in run.history for name in evaluations_in(line))
+    found = []
+    for name in names:
+        own = name.removeprefix("eval_").removesuffix("loss").removesuffix("_")
+        if name.removesuffix("loss") + "weights_loss" in names:
+            own = f"{own} average".strip()
+        found.append((own, run.series(name)))
+    return [(own, series) for own, series in found if series[0]]
+
+
+def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
+    """Exponential average without a bias towards its beginning; what is not a number leaves a gap."""
+    average, total, made = 0.0, 0.0, []
+    for value in values:
+        if not math.isfinite(value):
+            made.append(math.nan)
+            continue
+        average, total = weight * average + (1 - weight) * value, weight * total + (1 - weight)
+        made.append(average / total)
     return made
 
 
-def new_figure(heights: Sequence[float], title: str) -> Figure:
-    """A figure of panels, one below the other, over one axis of steps.
+def _stop(run: Run, alone: bool, index: int) -> list[Stop]:
+    step, (color, dash) = stop_of(run), (Color.BLACK, "dot") if alone else style(index)
+    words = f"{'' if alone else run.name + ': '}stop signal from step {step}"
+    return [] if step is None else [Stop(step=step, color=color, dash=dash, words=words)]
 
-    Args:
-        heights: of the panels, in units of 1.15 inches.
-        title: what stands above them.
 
-    Raises:
-        PlotError: if matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        said = " ".join(str(error).split())
-        raise PlotError(f'a picture needs matplotlib: pip install "emo_hf[hf]" ({said})') from error
-    # Labels that are aligned go further to the left than a layout reckons with.
-    made = Figure(figsize=(10, 1.2 + 1.15 * sum(heights)), layout=ConstrainedLayoutEngine(w_pad=0.12))
-    FigureCanvasAgg(made)
-    axes = list(made.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
-    for panel in axes:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.margins(x=0.01)
-    axes[-1].set_xlabel("optimizer step")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    made.suptitle(title, fontsize=13, fontweight="bold")
-    made.align_ylabels(axes)
-    return made
+def _of_one(run: Run) -> list[Panel]:
+    loss = Panel(what="loss", height=3.0)
+    loss.add("training loss", run.series("loss"), Color.GREY, width=1.1)
+    loss.add("fast average", run.series(PREFIX + "loss_short"), Color.VERMILLION, "dash")
+    loss.add("slow average", run.series(PREFIX + "loss_long"), Color.BLUE, width=1.9)
+    looks = ((Color.GREEN, "dashdot"), (Color.PURPLE, "dot"), (Color.BLACK, "dash"), (Color.ORANGE, "longdash"))
+    for i, (name, series) in enumerate(evaluations(run)):
+        loss.add(f"evaluation{': ' if name else ''}{name}", series, *looks[i % len(looks)], dots=True)
+    loss.log = _far_apart(loss)
+    loss.left_out = [note.step for note in run.decisions if note.kind == SKIPPED]
+    averages = run.series(PREFIX + "loss_short")
+    mark(loss, run.decisions, averages if averages[0] else loss.curves[0].series, Color.VERMILLION)
+
+    scalar = Panel(what="scalar σ", height=2.0, low=-1.0, high=1.0)
+    scalar.add("scalar σ", run.series(PREFIX + "scalar"), Color.BLUE)
+    scalar.zones = LAWS[run.law].zones if run.law in LAWS else ()
+
+    factor = Panel(what="factor c", height=1.6, low=0.0)
+    factor.add("mean between log lines", run.series(PREFIX + "coefficient_mean"), Color.VERMILLION)
+    low, high = (dict(zip(*run.series(PREFIX + "coefficient" + end), strict=True)) for end in ("_min", "_max"))
+    both = sorted(low.keys() & high.keys())
+    factor.band = both, [low[step] for step in both], [high[step] for step in both]
+    steps, quiet = run.series(PREFIX + "quiet")
+    factor.quiet = [(start, end) for start, end, flag in zip([0, *steps], steps, quiet, strict=False) if flag]
+    return [loss, _rates_of_one(run), scalar, factor]
+
+
+def _rates_of_one(run: Run) -> Panel:
+    """The schedule's rate, and the effective one of each group; groups that went the same way share a curve."""
+    panel = Panel(what="learning rate", height=2.0, low=0.0)
+    names = dict.fromkeys(name for line in run.history for name in line if name.startswith(EFFECTIVE + "/"))
+    groups: list[tuple[list[str], Series]] = []
+    for name in names or [EFFECTIVE]:
+        series = run.series(name)
+        same = next((labels for labels, known in groups if known == series), None)
+        if same is None:
+            groups.append((same := [], series))
+        same.append(name.removeprefix(EFFECTIVE + "/"))
+    for i, (labels, series) in enumerate(groups):
+        color, dash = COLORS[1:][i % 6], DASHES[(0, 2, 3, 4)[i % 4]]
+        panel.add("effective" + (f": {', '.join(labels)}" if names else ""), series, color, dash)
+    peaks = [peak for curve in panel.curves if (peak := max(curve.series[1])) > 0]
+    if peaks and max(peaks) > 5 * min(peaks):  # as in LoRA+; not by the lowest rates, since schedules end at 0
+        panel.log, panel.low = True, None
+    steps, plain = run.series("learning_rate")
+    unit, name = 1.0, "the schedule's"
+    if peaks and max(plain, default=0.0) > 100 * max(peaks):  # as in v3.9, of whose rates it is the scale
+        unit = 10.0 ** round(math.log10(max(peaks) / max(plain)))
+        name += f" × {unit:g}"
+    panel.add(name, (steps, [unit * value for value in plain]), Color.BLUE, "dash", width=1.3)
+    return panel
+
+
+def _of_several(runs: Sequence[Run]) -> list[Panel]:
+    stretch = max(1.0, sum(max(1, len(evaluations(run))) for run in runs) / ROWS)
+    evaluation = Panel(what="evaluation loss", height=2.6 * stretch)
+    training = Panel(what="training loss, smoothed", height=2.6 * stretch)
+    rate = Panel(what="learning rate", height=2.0 * stretch, low=0.0)
+    scalar = Panel(what="scalar σ", height=2.0 * stretch, low=-1.0, high=1.0)
+    factor = Panel(what="factor c", height=2.0 * stretch, low=0.0)
+    for i, run in enumerate(runs):
+        color, dash = style(i)
+        for j, (name, series) in enumerate(evaluations(run)):
+            other = DASHES[(DASHES.index(dash) + 3 * j) % len(DASHES)]
+            evaluation.add(f"{run.name}{', ' if name else ''}{name}", series, color, other, dots=True)
+        steps, losses = loss_of(run)
+        training.add("", (steps, losses), color, width=0.8)
+        training.add(run.name, (steps, smoothed(losses)), color, dash)
+        mark(training, run.decisions, (steps, smoothed(losses)), color, run.name)
+        effective = run.series(EFFECTIVE)
+        rate.add(run.name, effective if effective[0] else run.series("learning_rate"), color, dash)
+        scalar.add(run.name, run.series(PREFIX + "scalar"), color, dash)
+        factor.add(run.name, run.series(PREFIX + "coefficient_mean"), color, dash)
+    training.log, evaluation.log = _far_apart(training), _far_apart(evaluation)
+    return [evaluation, training, rate, scalar, factor]
+
+
+def _far_apart(panel: Panel) -> bool:
+    values = [value for curve in panel.curves for value in curve.series[1] if math.isfinite(value)]
+    return bool(values) and 0 < FAR_APART * min(values) < max(values)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from emo_hf.study.errors import StudyError
+from emo_hf.cli_errors import UserError
 from emo_hf.study.plan import Line, Plan, Run, end_of, matching
 from emo_hf.study.results import Results, claim
 from emo_hf.study.schema import Study
@@ -70,7 +70,7 @@ def execute(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -
         The lines of runs that failed.
 
     Raises:
-        StudyError: if a line could not be written, or a process ended by itself.
+        UserError: if a line could not be written, or a process ended by itself.
     """
     if workers.processes == 1:
         torch.set_num_threads(workers.threads)
@@ -100,7 +100,7 @@ def _side_by_side(study: Study, folder: Path, workers: Workers, only: Sequence[s
         for process in working:
             process.join()
     if bad := [process.exitcode for process in working if process.exitcode]:
-        raise StudyError(f"{len(bad)} of {len(working)} processes ended with code {bad[0]}; the same command goes on")
+        raise UserError(f"{len(bad)} of {len(working)} processes ended with code {bad[0]}; the same command goes on")
 
 
 def _worker(study: Study, folder: Path, only: Sequence[str], workers: Workers, parent: int) -> None:
@@ -110,7 +110,7 @@ def _worker(study: Study, folder: Path, only: Sequence[str], workers: Workers, p
     torch.set_num_threads(workers.threads)
     try:
         work(study, folder, only, workers.processes)
-    except StudyError as error:
+    except UserError as error:
         print(f"emo-hf compare: {error}", file=sys.stderr, flush=True)
         os._exit(3)
 

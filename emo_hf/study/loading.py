@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from emo_hf.study.errors import StudyError
+from emo_hf.cli_errors import UserError
 
 
 def named_in(where: str, place: str) -> Any:
@@ -20,18 +20,18 @@ def named_in(where: str, place: str) -> Any:
         place: what stands there.
 
     Raises:
-        StudyError: if it cannot be found.
+        UserError: if it cannot be found.
     """
     source, _, name = place.rpartition(":")
     try:
         module = _from_file(Path(source).expanduser()) if source.endswith(".py") else importlib.import_module(source)
     except FileNotFoundError:
-        raise StudyError(f"{where} must be in a file that exists, got {source!r}") from None
+        raise UserError(f"{where} must be in a file that exists, got {source!r}") from None
     except ImportError as error:
-        raise StudyError(f"{where} must be in a module that can be imported, got {source!r}: {error}") from error
+        raise UserError(f"{where} must be in a module that can be imported, got {source!r}: {error}") from error
     found = getattr(module, name, None)
     if not callable(found):
-        raise StudyError(f"{where} must name a function or a class, got {name!r}, which {source!r} does not have")
+        raise UserError(f"{where} must name a function or a class, got {name!r}, which {source!r} does not have")
     return found
 
 

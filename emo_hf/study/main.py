@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from emo_hf.study.errors import StudyError
+from emo_hf.cli_errors import UserError
 from emo_hf.study.execute import Workers, execute, how_long, seconds_per_run
 from emo_hf.study.plan import Line, Plan, Run, matching
 from emo_hf.study.results import Results
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _compare(options)
-    except StudyError as error:
+    except UserError as error:
         print(f"emo-hf compare: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def _compare(options: argparse.Namespace) -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StudyError(f"output_dir must be a folder, got {str(folder)!r}: {error}") from error
+        raise UserError(f"output_dir must be a folder, got {str(folder)!r}: {error}") from error
     if options.report:
         return _report(study, folder)
     plan = Plan(study, Results(folder).lines)
@@ -117,7 +117,7 @@ def check_arms(study: Study, plan: Plan) -> None:
 def _report(study: Study, folder: Path) -> int:
     lines = Results(folder).lines
     if not any(run.key in lines for run in Plan(study, lines).runs()):
-        raise StudyError(f"there are no runs of this study in {str(folder)!r} to report on")
+        raise UserError(f"there are no runs of this study in {str(folder)!r} to report on")
     from emo_hf.study.report import write_report  # matplotlib and scipy: not before they are needed
 
     for file in write_report(study, lines, folder):

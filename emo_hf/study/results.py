@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from emo_hf.study.errors import StudyError
+from emo_hf.cli_errors import UserError
 from emo_hf.study.plan import Line
 
 RUNS_FILE = "runs.jsonl"
@@ -42,7 +42,7 @@ class Results:
                 continue  # what a kill or a full disk has left of a line
             if isinstance(line, dict):
                 if "key" not in line:
-                    raise StudyError(f"{self.path} holds a line that is no run of emo-hf compare: it has no key")
+                    raise UserError(f"{self.path} holds a line that is no run of emo-hf compare: it has no key")
                 self.lines[line["key"]] = line
         self._read_to += len(whole)
         return self.lines
@@ -51,7 +51,7 @@ class Results:
         """Add a line, whole or not at all.
 
         Raises:
-            StudyError: if it could not be written in full: then the run is not done.
+            UserError: if it could not be written in full: then the run is not done.
         """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -65,7 +65,7 @@ class Results:
                 os.fsync(handle)
             except OSError as error:
                 os.ftruncate(handle, size)
-                raise StudyError(f"{self.path} could not be written, so the run is not done: {error}") from error
+                raise UserError(f"{self.path} could not be written, so the run is not done: {error}") from error
         finally:
             os.close(handle)
         self.lines[str(line["key"])] = line

@@ -31,7 +31,7 @@ def perform(run: Run) -> dict[str, Any]:
         The line, plain values only.
 
     Raises:
-        StudyError: if something in the study cannot be used.
+        UserError: if something in the study cannot be used.
     """
     register()
     began = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from emo_hf.study.errors import StudyError
+from emo_hf.cli_errors import UserError
 
 AVERAGED = "+average"
 """Behind the name of an arm: the same runs, judged by the average of their weights."""
@@ -133,18 +133,18 @@ def read_study(path: Path) -> Study:
     """Read and check a study.
 
     Raises:
-        StudyError: naming the key, what was given and what is accepted.
+        UserError: naming the key, what was given and what is accepted.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StudyError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise StudyError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
     try:
         return parse_study(content, path.stem)
-    except StudyError as error:
-        raise StudyError(f"{path}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def parse_study(content: Any, name: str) -> Study:
@@ -153,7 +153,7 @@ def parse_study(content: Any, name: str) -> Study:
     only(("tasks", "arms", "learning_rates", "seeds", "reference", "pairs", "steps", "evaluations"), given, "")
     for key in ("tasks", "arms", "learning_rates", "reference"):
         if key not in given:
-            raise StudyError(f"{key} is missing")
+            raise UserError(f"{key} is missing")
     seeds = mapping("seeds", given.get("seeds", {}))
     only(("tune", "report"), seeds, "seeds.")
     study = Study(
@@ -176,17 +176,17 @@ def _check_names(study: Study) -> None:
     """What refers to an arm or a task by its name must find it."""
     judged = study.judged
     if len(judged) != sum(1 + (arm.average is True) for arm in study.arms.values()):
-        raise StudyError(f"arms: a name may not end as that of another arm with {AVERAGED!r}: {', '.join(judged)}")
+        raise UserError(f"arms: a name may not end as that of another arm with {AVERAGED!r}: {', '.join(judged)}")
     for name, where in [(study.reference, "reference"), *((arm, "pairs") for pair in study.pairs for arm in pair)]:
         if name not in judged:
-            raise StudyError(f"{where}: must name one of the arms {', '.join(judged)}, got {name!r}")
+            raise UserError(f"{where}: must name one of the arms {', '.join(judged)}, got {name!r}")
     for task in study.tasks.values():
         if task.function is not None and task.steps is None and study.steps is None:
-            raise StudyError(f"tasks.{task.name}.steps is missing: give steps there, or for the whole study")
+            raise UserError(f"tasks.{task.name}.steps is missing: give steps there, or for the whole study")
         twin = study.tasks.get(task.rates_of or task.name)
         if twin is None or twin.rates_of is not None:
             known = ", ".join(other.name for other in study.tasks.values() if other.rates_of is None)
-            raise StudyError(f"tasks.{task.name}.rates_of must be one of {known}, got {task.rates_of!r}")
+            raise UserError(f"tasks.{task.name}.rates_of must be one of {known}, got {task.rates_of!r}")
 
 
 def _task(name: str, value: Any) -> TaskSpec:
@@ -195,7 +195,7 @@ def _task(name: str, value: Any) -> TaskSpec:
     sources = [key for key in ("config", "function") if key in given]
     if len(sources) != 1:
         both = "both" if sources else "neither"
-        raise StudyError(
+        raise UserError(
             f"{where} must have either config (an emo-hf train file) or function (module:name), got {both}"
         )
     source = sources[0]
@@ -203,17 +203,17 @@ def _task(name: str, value: Any) -> TaskSpec:
     if source == "function":
         place(f"{where}.function", text)
     if not isinstance(text, str) or not text:
-        raise StudyError(f"{where}.{source} must be a text, got {text!r}")
+        raise UserError(f"{where}.{source} must be a text, got {text!r}")
     if source == "config" and "max_steps" in given:
         if "steps" in given:
-            raise StudyError(f"{where}: steps and max_steps are the same, give one of them")
+            raise UserError(f"{where}: steps and max_steps are the same, give one of them")
         given["steps"] = given.pop("max_steps")
     steps, seeds = given.pop("steps", None), given.pop("seeds", None)
     training = mapping(f"{where}.training", given.pop("training", {}))
     for key in ("optim", "optim_args", "emo_law", "learning_rate", "lr_scheduler_type", "seed", "data_seed"):
         if key in training or (source == "config" and key in given):
             belongs = "each run has one of its own" if key.endswith(("seed", "_rate")) else "it belongs to an arm"
-            raise StudyError(f"{where}.{key} cannot be given here: {belongs}")
+            raise UserError(f"{where}.{key} cannot be given here: {belongs}")
     rates_of, rates = given.pop("rates_of", None), given.pop("learning_rates", None)
     return TaskSpec(
         name=name,
@@ -233,19 +233,19 @@ def _arm(name: str, value: Any) -> ArmSpec:
     given = dict(mapping(where, value))
     optim = given.pop("optim", None)
     if not isinstance(optim, str) or not optim:
-        raise StudyError(f"{where}.optim must be a name such as adamw_torch or module:Class, got {optim!r}")
+        raise UserError(f"{where}.optim must be a name such as adamw_torch or module:Class, got {optim!r}")
     for key, instead in (("learning_rate", "learning_rates, the lowest and the highest"), ("seed", "seeds")):
         if key in given:
-            raise StudyError(f"{where}.{key} cannot be given here: give {instead}")
+            raise UserError(f"{where}.{key} cannot be given here: give {instead}")
     optim_args = _optim_args(f"{where}.optim_args", given.pop("optim_args", {}))
     if "emo_law" in given:
         optim_args["emo_law"] = given.pop("emo_law")
     emotion = given.pop("emotion", None)
     if emotion is not None and not isinstance(emotion, str):
-        raise StudyError(f"{where}.emotion must be the name of a law, got {emotion!r}")
+        raise UserError(f"{where}.emotion must be the name of a law, got {emotion!r}")
     emotion_args = mapping(f"{where}.emotion_args", given.pop("emotion_args", {}))
     if emotion is None and (emotion_args or "self_stop" in given):
-        raise StudyError(f"{where}: emotion_args and self_stop are for an emotion that is attached: give emotion")
+        raise UserError(f"{where}: emotion_args and self_stop are for an emotion that is attached: give emotion")
     self_stop = given.pop("self_stop", "off")  # YAML 1.1 reads off as false
     rates, callback = given.pop("learning_rates", None), given.pop("callback", None)
     return ArmSpec(
@@ -268,14 +268,14 @@ def _optim_args(where: str, value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         parts = [part.partition("=") for part in value.split(",")]
         if not all(key.strip() and equals for key, equals, _ in parts):
-            raise StudyError(f"{where} must be a mapping or `key=value,…`, got {value!r}")
+            raise UserError(f"{where} must be a mapping or `key=value,…`, got {value!r}")
         return {key.strip(): text.strip() for key, _, text in parts}
     return dict(mapping(where, value))
 
 
 def _pair(pair: Any) -> tuple[str, str]:
     if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
-        raise StudyError(f"pairs must be a list of [arm, another arm], got {pair!r}")
+        raise UserError(f"pairs must be a list of [arm, another arm], got {pair!r}")
     return str(pair[0]), str(pair[1])
 
 
@@ -286,35 +286,35 @@ def _rates(where: str, value: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not 0.0 < low < high < math.inf:
-        raise StudyError(f"{where} must be the lowest and the highest rate, such as [1e-4, 3e-2], got {value!r}")
+        raise UserError(f"{where} must be the lowest and the highest rate, such as [1e-4, 3e-2], got {value!r}")
     return low, high
 
 
 def place(where: str, value: Any) -> str:
     """`module:name` or `path.py:name`."""
     if not isinstance(value, str) or not all(value.rpartition(":")[::2]):
-        raise StudyError(f"{where} must be module:name or path.py:name, got {value!r}")
+        raise UserError(f"{where} must be module:name or path.py:name, got {value!r}")
     return value
 
 
 def count(where: str, value: Any, low: int) -> int:
     """A whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise StudyError(f"{where} must be a whole number of at least {low}, got {value!r}")
+        raise UserError(f"{where} must be a whole number of at least {low}, got {value!r}")
     return value
 
 
 def one_of(where: str, value: Any, known: Sequence[Any]) -> Any:
     """One of a few values."""
     if not any(value is item or (value == item and isinstance(item, str)) for item in known):
-        raise StudyError(f"{where} must be one of {', '.join(map(str, known))}, got {value!r}")
+        raise UserError(f"{where} must be one of {', '.join(map(str, known))}, got {value!r}")
     return value
 
 
 def mapping(where: str, value: Any) -> Mapping[str, Any]:
     """A mapping with texts as keys."""
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise StudyError(f"{where} must be a mapping, one `key: value` a line, got {value!r}")
+        raise UserError(f"{where} must be a mapping, one `key: value` a line, got {value!r}")
     return value
 
 
@@ -322,10 +322,10 @@ def named(where: str, value: Any) -> Mapping[str, Any]:
     """A mapping from names, with one at least."""
     given = mapping(where, value)
     if not given:
-        raise StudyError(f"{where} must hold at least one, got {{}}")
+        raise UserError(f"{where} must hold at least one, got {{}}")
     for name in given:
         if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME or name != name.strip():
-            raise StudyError(f"{where}: a name must be of 1 to {LONGEST_NAME} characters in one line, got {name!r}")
+            raise UserError(f"{where}: a name must be of 1 to {LONGEST_NAME} characters in one line, got {name!r}")
     return given
 
 
@@ -335,10 +335,10 @@ def only(known: Sequence[str], given: Mapping[str, Any], where: str) -> None:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {where}{close[0]}?" if close else f"known: {', '.join(known)}"
-            raise StudyError(f"unknown key {where}{key} ({hint})")
+            raise UserError(f"unknown key {where}{key} ({hint})")
 
 
 def _list(where: str, value: Any) -> list[Any]:
     if not isinstance(value, list):
-        raise StudyError(f"{where} must be a list, got {value!r}")
+        raise UserError(f"{where} must be a list, got {value!r}")
     return value

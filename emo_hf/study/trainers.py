@@ -16,14 +16,13 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from emo_hf.cli_errors import UserError
 from emo_hf.optim.family import family_names
-from emo_hf.study.errors import StudyError
 from emo_hf.study.loading import named_in
 from emo_hf.study.plan import Run
 from emo_hf.study.schema import ArmSpec
 from emo_hf.study.task import HALVES, Task
 from emo_hf.train.config import Job, read_job
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.train import prepare
 from emo_hf.trainer.callbacks import EmoCallback, as_text
 from emo_hf.trainer.self_stop import SelfStop
@@ -55,7 +54,7 @@ def make_trainer(run: Run, folder: Path) -> Prepared:
         folder: an empty folder.
 
     Raises:
-        StudyError: if the task, the optimizer or their arguments cannot be used.
+        UserError: if the task, the optimizer or their arguments cannot be used.
     """
     run = dataclasses.replace(run, arm=with_average(run.arm))
     prepared = _of_function(run, folder) if run.task.function is not None else _of_config(run, folder)
@@ -77,7 +76,7 @@ def check(run: Run, folder: Path) -> None:
     """Find what is wrong with a run before any run begins: arguments, names, what is not installed.
 
     Raises:
-        StudyError: as `make_trainer`.
+        UserError: as `make_trainer`.
     """
     run = dataclasses.replace(run, arm=with_average(run.arm))
     arm = run.arm
@@ -85,7 +84,7 @@ def check(run: Run, folder: Path) -> None:
         named_in(f"arms.{arm.name}.callback", arm.callback)
     if "emo_law" in arm.optim_args and arm.optim not in family_names() and ":" not in arm.optim:
         known = ", ".join(family_names())
-        raise StudyError(f"arms.{arm.name}.emo_law is for {known}: attach an emotion to {arm.optim} instead")
+        raise UserError(f"arms.{arm.name}.emo_law is for {known}: attach an emotion to {arm.optim} instead")
     if run.task.function is not None:
         named_in(f"tasks.{run.task.name}.function", run.task.function)
         args = _training_arguments(run, folder)
@@ -100,7 +99,7 @@ def check(run: Run, folder: Path) -> None:
         if (callback := emotion_callback(arm)) is not None:
             callback.on_train_begin(args, trial.state, trial.control, model=tiny, optimizer=trial.optimizer)
     except (TypeError, ValueError, ImportError) as error:
-        raise StudyError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
 
 
 def with_average(arm: ArmSpec) -> ArmSpec:
@@ -119,11 +118,11 @@ def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
     if arm.emotion is None:
         return None
     if arm.optim in family_names():
-        raise StudyError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
+        raise UserError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
     try:
         return EmoCallback(emotion=arm.emotion, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
     except (TypeError, ValueError) as error:
-        raise StudyError(f"arms.{arm.name}.emotion: {error}") from error
+        raise UserError(f"arms.{arm.name}.emotion: {error}") from error
 
 
 def _of_function(run: Run, folder: Path) -> Prepared:
@@ -132,13 +131,13 @@ def _of_function(run: Run, folder: Path) -> Prepared:
     where = f"tasks.{run.task.name}.function"
     task = named_in(where, str(run.task.function))(run.seed, **run.task.options)
     if not isinstance(task, Task):
-        raise StudyError(f"{where} must return a Task, got {type(task).__name__}")
+        raise UserError(f"{where} must return a Task, got {type(task).__name__}")
     trainer = FunctionTrainer(task, args)
 
     def measure(half: str) -> Mapping[str, float]:
         measured = task.evaluate(trainer.model, half)
         if "loss" not in measured:
-            raise StudyError(f"{where}: evaluate must return a mapping with 'loss', got {sorted(measured)}")
+            raise UserError(f"{where}: evaluate must return a mapping with 'loss', got {sorted(measured)}")
         return measured
 
     return Prepared(trainer=trainer, measure=measure, task=task)
@@ -149,11 +148,11 @@ def _of_config(run: Run, folder: Path) -> Prepared:
     job = _job(run, folder)
     try:
         trainer, _ = prepare(job)
-    except RecipeError as error:
-        raise StudyError(f"tasks.{run.task.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"tasks.{run.task.name}: {error}") from error
     data = trainer.eval_dataset
     if data is None or isinstance(data, dict) or len(data) < 2:
-        raise StudyError(f"tasks.{run.task.name} must have validation data, of two examples at least, to be judged by")
+        raise UserError(f"tasks.{run.task.name} must have validation data, of two examples at least, to be judged by")
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).tolist()
     parts = dict(zip(HALVES, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True))
     halves = {
@@ -253,11 +252,11 @@ def _training_arguments(run: Run, folder: Path) -> TrainingArguments:
     settings = _settings(run, folder)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     if unknown := sorted(settings.keys() - known):
-        raise StudyError(f"arms.{run.arm.name}.{unknown[0]} is no argument of the Trainer")
+        raise UserError(f"arms.{run.arm.name}.{unknown[0]} is no argument of the Trainer")
     try:
         return _with_rate(TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False), run)
     except (TypeError, ValueError, ImportError) as error:
-        raise StudyError(f"arms.{run.arm.name}: {' '.join(str(error).split())}") from error
+        raise UserError(f"arms.{run.arm.name}: {' '.join(str(error).split())}") from error
 
 
 def _job(run: Run, folder: Path) -> Job:
@@ -266,16 +265,16 @@ def _job(run: Run, folder: Path) -> Job:
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StudyError(f"tasks.{run.task.name}.config: {' '.join(str(error).split())}") from error
+        raise UserError(f"tasks.{run.task.name}.config: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise StudyError(f"tasks.{run.task.name}.config must be a file of `key: value` lines, got {str(config)!r}")
+        raise UserError(f"tasks.{run.task.name}.config must be a file of `key: value` lines, got {str(config)!r}")
     merged = folder / "job.yaml"
     merged.write_text(yaml.safe_dump({**content, **run.task.options, **_settings(run, folder)}), encoding="utf-8")
     try:
         job = read_job([str(merged)])
-    except RecipeError as error:
+    except UserError as error:
         text = str(error).removeprefix(f"{merged}: ")
-        raise StudyError(f"tasks.{run.task.name} with arms.{run.arm.name}: {text}") from error
+        raise UserError(f"tasks.{run.task.name} with arms.{run.arm.name}: {text}") from error
     _with_rate(job.training, run)
     return job
 

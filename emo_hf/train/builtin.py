@@ -1,4 +1,4 @@
-"""Data that need no file and no network: the standard library's docstrings, seen in the ways that the tasks need.
+"""Data that need no file and no network: docstrings of the standard library, as the tasks need them, and digits.
 
 Each function gives the training and the validation rows, the same every time with the same Python.
 """
@@ -9,7 +9,10 @@ import functools
 import random
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from emo_hf.train.docstrings import Docstring, load_docstrings
 
@@ -83,3 +86,35 @@ def _preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     for row, other in zip(rows, others, strict=True):
         if other != row["completion"]:
             yield {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other}
+
+
+_FONTS = (
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "STIXGeneral", "STIXGeneralItalic", "STIXGeneralBol", "cmr10", "cmss10",
+    "cmtt10",
+)  # fmt: skip
+_HELD_OUT_FONTS = ("DejaVuSansMono-Oblique", "STIXGeneralBolIta", "cmb10")
+
+
+def drawn_digits() -> Sides:
+    """`image` and `label`: digits in matplotlib's fonts, turned, shifted, noisy; those held out are in other fonts."""
+    return _draw(2000, _FONTS, seed=0), _draw(500, _HELD_OUT_FONTS, seed=1)
+
+
+def _draw(count: int, fonts: tuple[str, ...], seed: int) -> Rows:
+    import matplotlib
+    from PIL import Image as Pillow
+    from PIL import ImageDraw, ImageFont
+
+    chooser, noise = random.Random(seed), np.random.default_rng(seed)
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    rows = []
+    for i in range(count):
+        font = ImageFont.truetype(str(folder / f"{chooser.choice(fonts)}.ttf"), chooser.randint(18, 26))
+        image = Pillow.new("L", (28, 28))
+        place = (14 + chooser.uniform(-3, 3), 14 + chooser.uniform(-3, 3))
+        ImageDraw.Draw(image).text(place, str(i % 10), fill=chooser.randint(120, 255), font=font, anchor="mm")
+        image = image.rotate(chooser.uniform(-20, 20), Pillow.Resampling.BILINEAR)
+        grey = np.asarray(image) + noise.normal(0, 20, (28, 28))
+        rows.append({"image": Pillow.fromarray(grey.clip(0, 255).astype(np.uint8)), "label": i % 10})
+    return rows

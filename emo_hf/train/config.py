@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainerControl, TrainerState, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
+from emo_hf.cli_errors import UserError
 from emo_hf.optim.family import family_names
-from emo_hf.train.errors import RecipeError, one_line, saying
+from emo_hf.train.errors import one_line, saying
 from emo_hf.train.mapping import read_mapping
 from emo_hf.train.options import (
     REMOVED,
@@ -30,7 +31,9 @@ from emo_hf.train.options import (
 )
 from emo_hf.train.rates import FULL, LORA, SCRATCH, STARTING_RATES, rule_of
 from emo_hf.train.tasks import TASKS, get_task
-from emo_hf.trainer.callbacks import EmoCallback, as_text
+from emo_hf.trainer.callbacks import EmoCallback
+from emo_hf.trainer.factory import refuse_early
+from emo_hf.trainer.options import EmoOptions, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -88,31 +91,27 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Parser(HfArgumentParser):
-    """Raises RecipeError where argparse would print its usage and exit."""
+    """Raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(_say_plainly(message))
+        raise UserError(_say_plainly(message))
 
 
 def read_job(argv: Sequence[str]) -> Job:
     """Read `[CONFIG.yaml …] [--key value …]`; a later file wins over an earlier one, the command line over all.
 
     `emo_hf.register()` must have been called: the choices of `optim` are fixed here.
-
-    Raises:
-        RecipeError: for anything that cannot be used.
-        SystemExit: after `--help`.
     """
     parser = make_parser()
     arguments, options = list(argv), argparse.Namespace()
     while arguments and not arguments[0].startswith("-"):
         path = Path(arguments.pop(0))
-        with saying(f"{path}: ", RecipeError):
+        with saying(f"{path}: ", UserError):
             _read_file(parser, path, options)
     _parse(parser, arguments, options)
     check_numbers(vars(options))
     if options.output_dir is None:
-        raise RecipeError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
+        raise UserError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
     rate_left, options.learning_rate = options.learning_rate is None, options.learning_rate or 0.0
     if options.load_best_model_at_end is None:
         options.load_best_model_at_end = _can_load_best(options)
@@ -165,8 +164,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str], options: argpa
     if unknown:
         name = unknown[0].split("=")[0]
         if not name.startswith("-"):
-            raise RecipeError(f"unexpected {name!r}: YAML files come first, then --key value ({USAGE})")
-        raise RecipeError(_unknown(parser, name.lstrip("-").replace("-", "_")))
+            raise UserError(f"unexpected {name!r}: YAML files come first, then --key value ({USAGE})")
+        raise UserError(_unknown(parser, name.lstrip("-").replace("-", "_")))
 
 
 def _read_file(parser: argparse.ArgumentParser, path: Path, options: argparse.Namespace) -> None:
@@ -174,22 +173,22 @@ def _read_file(parser: argparse.ArgumentParser, path: Path, options: argparse.Na
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RecipeError("there is no such file") from None
+        raise UserError("there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read: {one_line(error)}") from error
+        raise UserError(f"cannot be read: {one_line(error)}") from error
     except yaml.YAMLError as error:
-        raise RecipeError(f"is not valid YAML: {one_line(error)}") from error
+        raise UserError(f"is not valid YAML: {one_line(error)}") from error
     except RecursionError as error:
-        raise RecipeError("is nested too deeply: one `key: value` a line is wanted") from error
+        raise UserError("is nested too deeply: one `key: value` a line is wanted") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise RecipeError("must hold a mapping, one `key: value` a line")
+        raise UserError("must hold a mapping, one `key: value` a line")
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     arguments: list[str] = []
     lists: dict[str, list[str]] = {}
     for key, value in content.items():
         if key not in known:
-            raise RecipeError(_unknown(parser, key))
+            raise UserError(_unknown(parser, key))
         if isinstance(value, list):
             lists[key] = _list(known[key], value)
         elif value is not None:  # `key:` and `key: null` leave the default
@@ -200,9 +199,9 @@ def _read_file(parser: argparse.ArgumentParser, path: Path, options: argparse.Na
 
 def _list(action: argparse.Action, value: list[Any]) -> list[str]:
     if action.nargs != "+" and action.dest != "report_to":
-        raise RecipeError(f"{action.dest}: one value is wanted, got the list {value!r}")
+        raise UserError(f"{action.dest}: one value is wanted, got the list {value!r}")
     if not value or any(isinstance(item, (list, dict)) or item is None for item in value):
-        raise RecipeError(f"{action.dest}: a list of plain values is wanted, got {value!r}")
+        raise UserError(f"{action.dest}: a list of plain values is wanted, got {value!r}")
     return [str(item) for item in value]
 
 
@@ -211,7 +210,7 @@ def _text(action: argparse.Action, value: Any) -> str:
         return as_text({key: _text(action, item) if isinstance(item, bool) else item for key, item in value.items()})
     if isinstance(value, dict):
         if action.dest not in (*TrainingArguments._VALID_DICT_FIELDS, "model_config", "emotion_args", "lora_args"):
-            raise RecipeError(f"{action.dest}: one value is wanted, got the mapping {value!r}")
+            raise UserError(f"{action.dest}: one value is wanted, got the mapping {value!r}")
         return json.dumps(value)
     if isinstance(value, bool):
         if action.choices is not None and "no" in action.choices:  # YAML reads `no` as false
@@ -256,22 +255,23 @@ def _check(job: Job) -> None:
     """Refuse what does not fit together, before anything is loaded."""
     task = get_task(job.model.task)
     if job.model.model_name_or_path is None and job.model.model_type is None:
-        raise RecipeError(
+        raise UserError(
             "model_name_or_path is missing: a hub id, a folder, or package:NAME/FOLDER (or model_type: untrained)"
         )
     if job.data.dataset is None and job.data.train_file is None:
         ours = " or ".join(["hub id, folder", *task.builtin])
-        raise RecipeError(f"there is no data: give dataset ({ours}) or train_file")
+        raise UserError(f"there is no data: give dataset ({ours}) or train_file")
     if job.model.is_decoder and not task.takes_decoders:
         able = ", ".join(name for name in TASKS if get_task(name).takes_decoders)
-        raise RecipeError(f"is_decoder must be false unless task is {able}, got True")
+        raise UserError(f"is_decoder must be false unless task is {able}, got True")
     if job.lora.use_lora and job.model.model_type is not None:
-        raise RecipeError("use_lora must be false with model_type: an adapter needs a pretrained model")
+        raise UserError("use_lora must be false with model_type: an adapter needs a pretrained model")
     task.check(job)
-    try:  # now, not after data and model have been prepared
-        EmoCallback().on_init_end(job.training, TrainerState(), TrainerControl())
-    except ValueError as error:
-        raise RecipeError(f"optim_args: {one_line(error).removeprefix('optim_args: ')}") from error
+    if job.training.optim.value in family_names():  # now, not after data and model have been prepared
+        try:
+            refuse_early(job.training.optim.value, EmoOptions.of(job.training))
+        except ValueError as error:
+            raise UserError(f"optim_args: {one_line(error).removeprefix('optim_args: ')}") from error
     emotion_callback(job)
 
 
@@ -286,16 +286,14 @@ def _choose_rate(job: Job) -> None:
 
 
 def emotion_callback(job: Job) -> EmoCallback | None:
-    """The callback that attaches a law or an average of the weights; None where neither is wanted.
-
-    Raises:
-        RecipeError: for a law or an option that there is not, and where the optimizer has a law already.
-    """
+    """The callback that attaches a law or an average of the weights; None where neither is wanted."""
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
+    optim, ratio = job.training.optim.value, job.emotion.head_lr_ratio
+    if optim in family_names() and (law or given or ratio != 1):
+        raise UserError(f"emotion, emotion_args and head_lr_ratio are for others: {optim} has them in optim_args")
+    if ratio != 1 and job.training.deepspeed:
+        raise UserError(f"head_lr_ratio must be 1 with deepspeed, which makes its own optimizer, got {ratio:g}")
     if law is None and not given:
         return None
-    optim = job.training.optim.value
-    if optim in family_names():
-        raise RecipeError(f"emotion is for optimizers of others; {optim} takes optim_args, such as emo_law={law}")
     with saying("emotion_args: ", ValueError, TypeError):
         return EmoCallback(law, **given)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
-from emo_hf.train.errors import RecipeError, saying
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import saying
 
 if TYPE_CHECKING:
     from emo_hf.train.options import DataArguments
@@ -67,11 +68,7 @@ class Examples:
 
 
 def load_examples(options: DataArguments, task: Task) -> Examples:
-    """Load, check, split and thin out the examples, the same on every rank.
-
-    Raises:
-        RecipeError: if the data cannot be read or do not fit the task.
-    """
+    """Load, check, split and thin out the examples, the same on every rank."""
     train, validation = _read_sides(options, task)
     there = [name for name in task.label_columns if name in train.column_names]
     label_column = options.label_column or next(iter([*there, *task.label_columns]), None)
@@ -84,7 +81,7 @@ def load_examples(options: DataArguments, task: Task) -> Examples:
         if dataset is None:
             continue
         if len(dataset) == 0:
-            raise RecipeError(f"there are no {side} examples")
+            raise UserError(f"there are no {side} examples")
         _check_columns(dataset, columns, side)
         task.check_rows(dataset, columns, side)
         sides[i] = dataset.select_columns(columns)
@@ -119,7 +116,7 @@ def _read_sides(options: DataArguments, task: Task) -> tuple[Dataset, Dataset | 
     wanted = options.validation_split or ("validation" if "validation" in splits else None)
     for option, split in (("train_split", options.train_split), ("validation_split", wanted)):
         if split is not None and split not in splits:
-            raise RecipeError(f"{option}: dataset {name!r} has no split {split!r}, it has {', '.join(splits)}")
+            raise UserError(f"{option}: dataset {name!r} has no split {split!r}, it has {', '.join(splits)}")
     return splits[options.train_split], splits[wanted] if wanted else None
 
 
@@ -128,11 +125,11 @@ def _load_file(option: str, name: str, task: Task) -> Dataset:
     end = (path.stem if path.suffix in (".gz", ".bz2", ".xz", ".zst") else path.name).lower()
     reader = next((reader for suffix, reader in task.formats.items() if end.endswith(suffix)), None)
     if not path.is_file():
-        raise RecipeError(f"{option}: there is no file {name!r}")
+        raise UserError(f"{option}: there is no file {name!r}")
     if path.stat().st_size == 0:
-        raise RecipeError(f"{option}: the file {name!r} is empty")
+        raise UserError(f"{option}: the file {name!r} is empty")
     if reader is None:
-        raise RecipeError(f"{option}: {task.name} reads files that end in {', '.join(task.formats)}, got {name!r}")
+        raise UserError(f"{option}: {task.name} reads files that end in {', '.join(task.formats)}, got {name!r}")
     with saying(f"{option}: {name!r} cannot be read: "):
         return reader(path)
 
@@ -147,7 +144,7 @@ def _text_column(train: Dataset, label_column: str | None) -> str:
     ]
     found = ["text"] if "text" in strings else strings
     if len(found) != 1:
-        raise RecipeError(f"text_columns is needed: the columns are {', '.join(train.column_names)}")
+        raise UserError(f"text_columns is needed: the columns are {', '.join(train.column_names)}")
     return found[0]
 
 
@@ -155,32 +152,25 @@ def _check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
     for column in columns:
         if column not in dataset.column_names:
             there = ", ".join(dataset.column_names)
-            raise RecipeError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
-        for row, value in enumerate(dataset[column]):
-            if value is None:
-                raise RecipeError(f"{side} example {row + 1} has nothing in column {column!r}")
+            raise UserError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
 
 
 def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[Any]:
-    """The name of each example's label, or a list of names where it has several (`tags`).
-
-    Raises:
-        RecipeError: if there is no such column, or it holds something else than strings, integers or classes.
-    """
+    """The name of each example's label, or a list of names where it has several (`tags`)."""
     if column not in dataset.column_names:
         columns = ", ".join(dataset.column_names)
-        raise RecipeError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")
+        raise UserError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")
     classes = _classes(dataset, column)
 
     def name(value: Any, row: int) -> str:
         if classes is not None:
             value = classes[value] if value is not None and value >= 0 else None
         if value is None or value == "":
-            raise RecipeError(f"{side} example {row + 1} has no label")
+            raise UserError(f"{side} example {row + 1} has no label")
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # integers beside empty cells are read as floats
         if not isinstance(value, (str, int)):
-            raise RecipeError(f"{side} example {row + 1} has the label {value!r}: labels are strings or integers")
+            raise UserError(f"{side} example {row + 1} has the label {value!r}: labels are strings or integers")
         return str(value)
 
     if not tags:
@@ -188,7 +178,7 @@ def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list
     found = []
     for row, values in enumerate(dataset[column]):
         if not isinstance(values, list):
-            raise RecipeError(f"{side} example {row + 1}: column {column!r} must hold a list of tags")
+            raise UserError(f"{side} example {row + 1}: column {column!r} must hold a list of tags")
         found.append([name(value, row) for value in values])
     return found
 
@@ -204,7 +194,7 @@ def _names(train: Dataset, column: str, labels: list[Any]) -> list[str]:
     """What the dataset declares, or the labels that the training examples have, numbers in their order."""
     found = sorted({name for label in labels for name in (label if isinstance(label, list) else [label])})
     if len(found) < 2:
-        raise RecipeError(f"all training examples have the label {found}: there is nothing to tell apart")
+        raise UserError(f"all training examples have the label {found}: there is nothing to tell apart")
     are_numbers = all(name.removeprefix("-").isdecimal() for name in found)
     return _classes(train, column) or (sorted(found, key=int) if are_numbers else found)
 
@@ -214,7 +204,7 @@ def _ids(labels: list[Any], names: list[str], side: str) -> list[Any]:
     for row, label in enumerate(labels):
         unknown = sorted(set(label if isinstance(label, list) else [label]) - ids.keys())
         if unknown:
-            raise RecipeError(
+            raise UserError(
                 f"{side} example {row + 1} has the label {unknown[0]!r}, which no training example has "
                 f"(labels: {', '.join(names[:20])}{', …' if len(names) > 20 else ''})"
             )
@@ -235,7 +225,7 @@ def _split(dataset: Dataset, fraction: float, seed: int) -> tuple[list[int], lis
     for _, members in sorted(by_label.items()):
         held_out.update(chooser.sample(members, min(max(round(fraction * len(members)), 1), len(members) - 1)))
     if not held_out:
-        raise RecipeError("too few examples to hold some out: give validation data, or validation_fraction 0")
+        raise UserError("too few examples to hold some out: give validation data, or validation_fraction 0")
     return [i for i in range(len(dataset)) if i not in held_out], sorted(held_out)
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class RecipeError(Exception):
-    """Its text is one sentence that says what is wrong and what to do; the command prints it and exits with 2."""
+from emo_hf.cli_errors import UserError
 
 
 def one_line(error: BaseException) -> str:
@@ -17,11 +15,11 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def saying(what: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn errors of these kinds (all, if none is given) into a RecipeError whose sentence begins with `what`."""
+    """Turn errors of these kinds (all, if none is given) into a UserError whose sentence begins with `what`."""
     try:
         yield
     except Exception as error:
-        if kinds and not isinstance(error, (RecipeError, *kinds)):
+        if kinds and not isinstance(error, (UserError, *kinds)):
             raise
-        cause = error if isinstance(error, RecipeError) else error.__cause__ or error  # `datasets` wraps what it met
-        raise RecipeError(f"{what}{one_line(cause)}") from error
+        cause = error if isinstance(error, UserError) else error.__cause__ or error  # `datasets` wraps what it met
+        raise UserError(f"{what}{one_line(cause)}") from error

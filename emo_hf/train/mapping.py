@@ -8,15 +8,12 @@ from typing import Any
 
 import yaml
 
-from emo_hf.train.errors import RecipeError, one_line
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import one_line
 
 
 def read_mapping(option: str, text: str | None) -> dict[str, Any]:
-    """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None.
-
-    Raises:
-        RecipeError: if it is none.
-    """
+    """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None."""
     if not text:
         return {}
     try:
@@ -29,7 +26,7 @@ def read_mapping(option: str, text: str | None) -> dict[str, Any]:
                 raise ValueError("it is not of the form key=value,key=value")
         return {str(key): _number(value) for key, value in dict(found).items()}
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
 
 
 def _number(value: Any) -> Any:
@@ -41,14 +38,10 @@ def _number(value: Any) -> Any:
 
 
 def check_keys(option: str, given: Iterable[str], known: Iterable[str], owner: str) -> None:
-    """Refuse keys that `owner` does not know.
-
-    Raises:
-        RecipeError: with the name that was probably meant.
-    """
+    """Refuse keys that `owner` does not know."""
     names = list(known)
     for key in given:
         if key not in names:
             close = difflib.get_close_matches(key, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names[:30])}"
-            raise RecipeError(f"{option}: {owner} has no option {key!r}: {hint}")
+            raise UserError(f"{option}: {owner} has no option {key!r}: {hint}")

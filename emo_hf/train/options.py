@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from emo_hf.train.errors import RecipeError
+from emo_hf.cli_errors import UserError
 from emo_hf.train.tasks import TASKS
 
 
@@ -48,9 +48,9 @@ class ModelArguments:
         self.model_type = self.model_type or None  # `--model_type=` takes back what the file says
         self.model_config = self.model_config or None
         if self.model_name_or_path is not None and self.model_type is not None:
-            raise RecipeError("model_name_or_path and model_type exclude each other: give one of them")
+            raise UserError("model_name_or_path and model_type exclude each other: give one of them")
         if self.model_config is not None and self.model_name_or_path is not None:
-            raise RecipeError("model_config is for an untrained model (model_type): a pretrained one brings its own")
+            raise UserError("model_config is for an untrained model (model_type): a pretrained one brings its own")
 
 
 @dataclass
@@ -102,21 +102,22 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.dataset is not None and (self.train_file or self.validation_file):
-            raise RecipeError("dataset and train_file/validation_file exclude each other: give one of them")
+            raise UserError("dataset and train_file/validation_file exclude each other: give one of them")
         if self.validation_file is not None and self.train_file is None:
-            raise RecipeError("validation_file needs a train_file beside it")
+            raise UserError("validation_file needs a train_file beside it")
 
 
 @dataclass
 class EmotionArguments:
-    """A law for an optimizer that is not of the family; those of the family take `optim_args: emo_law`."""
+    """What an optimizer that is not of the family is given; those of the family take the same in `optim_args`."""
 
-    _argument_group_name = "law or average for another optimizer"
+    _argument_group_name = "law, average and head for an optimizer that is not of the family"
 
     emotion: str | None = _option(None, "law that is attached to another optimizer, such as settle")
     emotion_args: str | None = _option(
         None, "options of the law, average_weights, self_stop, as a mapping or key=value,key=value"
     )
+    head_lr_ratio: float = _option(1.0, "learning rate of a new head, as a multiple of the others'")
 
     def __post_init__(self) -> None:
         self.emotion = self.emotion or None  # `--emotion=` takes back what the file says
@@ -161,15 +162,17 @@ ACCEPTED: dict[str, Check] = {
     ),
     **dict.fromkeys(
         ("learning_rate", "weight_decay", "max_grad_norm", "image_size", "adam_epsilon", "warmup_steps", "eval_delay",
-         "dataloader_num_workers", "seed", "data_seed"),
+         "dataloader_num_workers", "split_seed"),
         _NOT_NEGATIVE,
     ),
     **dict.fromkeys(
-        ("lora_alpha", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "dpo_beta"), _POSITIVE
+        ("lora_alpha", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "dpo_beta", "head_lr_ratio"),
+        _POSITIVE,
     ),
     **dict.fromkeys(
         ("lora_dropout", "validation_fraction", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE
     ),
+    **dict.fromkeys(("seed", "data_seed"), (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")),
     "dpo_label_smoothing": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),
     "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
 }  # fmt: skip
@@ -177,12 +180,8 @@ ACCEPTED: dict[str, Check] = {
 
 
 def check_numbers(options: dict[str, Any]) -> None:
-    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass.
-
-    Raises:
-        RecipeError: with the option, its value and what is accepted.
-    """
+    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass."""
     for name, (accepts, which) in ACCEPTED.items():
         value = options[name]
         if value is not None and not accepts(value):
-            raise RecipeError(f"{name} must be {which}, got {value!r}")
+            raise UserError(f"{name} must be {which}, got {value!r}")

@@ -7,7 +7,8 @@ import re
 import shutil
 from pathlib import Path
 
-from emo_hf.train.errors import RecipeError, saying
+from emo_hf.cli_errors import UserError
+from emo_hf.train.errors import saying
 from emo_hf.trainer.checkpoints import what_is_missing
 
 _RESULTS = ("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "labels.json")
@@ -21,19 +22,16 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
         resume: a checkpoint, a run's folder (its last checkpoint is meant), `true` (the last one in output_dir),
             `auto` (the same, if there is one), or nothing.
         overwrite: whether a run that is there already may be replaced.
-
-    Raises:
-        RecipeError: if the folder cannot be made, there is no such checkpoint, or a run would be overwritten.
     """
     folder, choice = Path(output_dir), (resume or "false").lower()
     _check_writable(folder)
     if choice not in ("false", "no", "none"):
         if overwrite:
-            raise RecipeError("overwrite and resume_from_checkpoint exclude each other")
+            raise UserError("overwrite and resume_from_checkpoint exclude each other")
         wanted = folder if choice in ("true", "yes", "auto") else Path(str(resume)).expanduser()
         flaw = what_is_missing(wanted) if _is_checkpoint(wanted) else None
         if _is_checkpoint(wanted) and flaw is not None:
-            raise RecipeError(
+            raise UserError(
                 f"resume_from_checkpoint: {str(wanted)!r} was not saved to its end: {flaw}. Take the one before, "
                 f"or the run's folder {str(wanted.parent)!r}, of which the newest whole checkpoint is taken"
             )
@@ -41,9 +39,9 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
         if found is not None:
             return str(found)
         if choice != "auto":
-            raise RecipeError(f"resume_from_checkpoint: there is no checkpoint in {str(wanted)!r}")
+            raise UserError(f"resume_from_checkpoint: there is no checkpoint in {str(wanted)!r}")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise RecipeError(
+        raise UserError(
             f"output_dir {output_dir!r} is not empty: go on with --resume_from_checkpoint true, "
             "replace it with --overwrite, or choose another folder"
         )
@@ -55,9 +53,9 @@ def _check_writable(folder: Path) -> None:
     with saying(f"output_dir {str(folder)[:100]!r} cannot be used: ", OSError, ValueError):
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not there.is_dir():
-            raise RecipeError(f"{str(there)!r} is a file")
+            raise UserError(f"{str(there)!r} is a file")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise RecipeError(f"there is no right to write into {str(there)!r}")
+            raise UserError(f"there is no right to write into {str(there)!r}")
 
 
 def last_checkpoint(folder: Path) -> Path | None:

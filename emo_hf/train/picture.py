@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from emo_hf.plot.errors import PlotError
-from emo_hf.plot.output import PICTURE, draw, write
+from emo_hf.cli_errors import UserError
+from emo_hf.plot.figure import picture_of
+from emo_hf.plot.main import PICTURE, draw, write
 from emo_hf.plot.run import Run, read_run
-from emo_hf.plot.several import figure_of_several
 from emo_hf.train.errors import saying
 from emo_hf.train.trainer import WEIGHTS
 
@@ -22,12 +22,8 @@ CURVES = "curves.png"
 
 
 def read_curves(folder: str) -> list[Run]:
-    """The run in a folder; where the weights were evaluated beside their average, once for each of the two.
-
-    Raises:
-        RecipeError: if there is no run.
-    """
-    with saying("beside: ", PlotError, OSError, ValueError):
+    """The run in a folder; where the weights were evaluated beside their average, once for each of the two."""
+    with saying("beside: ", OSError, ValueError):
         run = read_run(Path(folder))
     loss = WEIGHTS + "_loss"
     if not any(loss in line for line in run.history):
@@ -46,8 +42,8 @@ def draw_pictures(folder: str, beside: Sequence[Run]) -> dict[str, str]:
         drawn["picture"] = os.path.join(folder, PICTURE)
         curves, title = [*read_curves(folder), *beside], os.path.basename(os.path.abspath(folder))
         if len(curves) > 1:
-            write(figure_of_several(curves, title), os.path.join(folder, CURVES), title=title)
+            write(picture_of(curves, title), Path(folder, CURVES))
             drawn["curves"] = os.path.join(folder, CURVES)
-    except (PlotError, OSError, ValueError) as error:  # a run is worth more than its picture
+    except (UserError, ModuleNotFoundError, OSError, ValueError) as error:  # a run is worth more than its picture
         logger.warning("No picture: %s", error)
     return drawn

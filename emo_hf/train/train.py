@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
@@ -19,9 +20,10 @@ from accelerate import PartialState
 from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from emo_hf.train.config import Job, emotion_callback, read_job
+from emo_hf.cli_errors import INTERRUPTED, UserError, one_sentence
+from emo_hf.train.config import Job, emotion_callback, make_parser, read_job
 from emo_hf.train.data import Examples, load_examples
-from emo_hf.train.errors import RecipeError, one_line, saying
+from emo_hf.train.errors import saying
 from emo_hf.train.model import add_adapter, save_merged
 from emo_hf.train.output import checkpoint_to_resume, remove_previous_run
 from emo_hf.train.picture import draw_pictures, read_curves
@@ -32,9 +34,8 @@ from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
 
-INTERRUPTED = 130
 
-
+@one_sentence("emo-hf train")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `[CONFIG.yaml …] [--key value …]`.
 
@@ -50,20 +51,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         hide_bars_of_others()
     try:
         facts = run(read_job(sys.argv[1:] if argv is None else argv))
-        return INTERRUPTED if facts["interrupted"] else 0
-    except (RecipeError, OSError) as error:  # OSError: a disk that is full, a folder that is gone
-        said = one_line(error)
-        logger.debug("Where it came from:", exc_info=True)
-    except torch.OutOfMemoryError:
-        said = "the GPU has too little memory: lower per_device_train_batch_size, or give gradient_checkpointing true"
-    except SystemExit as error:  # --help
-        return int(error.code or 0)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "the GPU has too little memory: lower per_device_train_batch_size, or give gradient_checkpointing true"
+        ) from error
     except KeyboardInterrupt:
         print("emo-hf train: interrupted; the checkpoints saved so far are kept", file=sys.stderr)
         return INTERRUPTED
-    rank = os.environ.get("RANK", "0")
-    print(f"emo-hf train: {said}" + (f" (rank {rank})" if rank != "0" else ""), file=sys.stderr)
-    return 2
+    return INTERRUPTED if facts["interrupted"] else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes, for shells to complete from."""
+    register()
+    made: argparse.ArgumentParser = make_parser()
+    return made
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -74,16 +76,13 @@ def run(job: Job) -> dict[str, Any]:
 
     Returns:
         The facts of the run; see `facts_of`.
-
-    Raises:
-        RecipeError: for what the user can put right.
     """
     started = time.monotonic()
     training, task, output = job.training, get_task(job.model.task), job.output
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, output.overwrite)
     beside = [curve for folder in output.beside or () for curve in read_curves(folder)]
     if "tensorboard" in training.report_to and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
-        raise RecipeError('report_to tensorboard needs it installed: pip install "emo_hf[hf]" (or --report_to none)')
+        raise UserError('report_to tensorboard needs it installed: pip install "emo_hf[hf]" (or --report_to none)')
     PartialState().wait_for_everyone()  # no rank may write before every rank has looked at the folder
 
     trainer, examples = prepare(job)
@@ -119,17 +118,13 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def prepare(job: Job) -> tuple[Trainer, Examples]:
-    """Seed everything, load data and model, and make the Trainer, which has done nothing yet.
-
-    Raises:
-        RecipeError: for what the user can put right.
-    """
+    """Seed everything, load data and model, and make the Trainer, which has done nothing yet."""
     training, task = job.training, get_task(job.model.task)
     (enable_full_determinism if training.full_determinism else set_seed)(training.seed)
     with training.main_process_first(local=False, desc="loading the data"):
         examples = load_examples(job.data, task)
     if examples.validation is None and training.eval_strategy.value != "no":
-        raise RecipeError("eval_strategy needs validation data: give some, or a validation_fraction above 0")
+        raise UserError("eval_strategy needs validation data: give some, or a validation_fraction above 0")
     processor = task.make_processor(job)
     model = task.make_model(job, processor, examples)
     with training.main_process_first(local=False, desc="preparing the data"):
@@ -145,7 +140,7 @@ def prepare(job: Job) -> tuple[Trainer, Examples]:
         model = add_adapter(model, job.lora, task.adapter, task.heads)
     with saying("", ValueError, ImportError):
         trainer: Any = task.make_trainer(job, model, processor, examples, train, validation)
-    trainer.evaluates_weights_too = job.output.evaluate_weights_too
+    trainer.evaluates_weights_too, trainer.head_lr_ratio = job.output.evaluate_weights_too, job.emotion.head_lr_ratio
     emotion = emotion_callback(job)
     if emotion is not None:
         trainer.add_callback(emotion)

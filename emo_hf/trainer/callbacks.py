@@ -27,7 +27,7 @@ from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.reading import read_value
 from emo_hf.trainer import in_backward, patches
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
-from emo_hf.trainer.console import ALL, SHORT
+from emo_hf.trainer.console import ALL
 from emo_hf.trainer.factory import refuse_early
 from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions
 from emo_hf.trainer.options import as_text as as_text
@@ -38,11 +38,11 @@ logger = logging.getLogger(__name__)
 MOST_NOTES = 300
 """Decisions that are kept of a run; of more the oldest steps that were left out go first."""
 
-KEPT = {"params", "lr", "name", EMOTION_KEY}
-"""What of a parameter group is no option."""
-
 EVALUATION = "eval_"
 """What the Trainer puts before the name of a metric, unless it begins so."""
+
+_NO_OPTIONS = {"params", "lr", "name", EMOTION_KEY}  # of a parameter group
+_OF_OTHERS = {"initial_lr", "betas", "eps", "weight_decay"}  # options of optimizers whose groups may hold state too
 
 
 class EmoCallback(TrainerCallback):
@@ -77,22 +77,17 @@ class EmoCallback(TrainerCallback):
     """Arguments that count where none are given: how `emo-hf run` reaches a script's Trainers."""
 
     def __init__(
-        self,
-        emotion: str | None = None,
-        *,
-        average_weights: bool | str | None = None,
-        self_stop: SelfStop | str | None = None,
-        console: str | None = None,
-        **options: Any,
-    ) -> None:
+        self, emotion: str | None = None, *, average_weights: bool | str | None = None,
+        self_stop: SelfStop | str | None = None, console: str | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         named = {"average_weights": average_weights, "self_stop": self_stop, "console": console}
         given = {"emotion": emotion, **named, **options}
         chosen = {**self.for_every_trainer, **{key: value for key, value in given.items() if value is not None}}
         self._emotion: str | None = chosen.pop("emotion", None)
-        self._average: bool | str | None = chosen.pop("average_weights", None)
-        if self._average is not None:
-            self._average = read_value("average_weights", self._average, TABLE["average_weights"].read)
-        self._console: str | None = chosen.pop("console", None)
+        self._average = read_value(
+            "average_weights", chosen.pop("average_weights", None), TABLE["average_weights"].read
+        )
+        self._console = chosen.pop("console", None)
         if self._console is not None:
             self._console = read_value("console", self._console, CALLBACK_OPTIONS["console"].read)
         if self._emotion is None and chosen:
@@ -100,10 +95,10 @@ class EmoCallback(TrainerCallback):
                 f"EmoCallback was given {', '.join(chosen)} but no emotion that this is for: name a law, "
                 "emotion='v3.1'"
             )
-        given_stop = chosen.get("self_stop")
-        self._if_attached = given_stop if isinstance(given_stop, SelfStop) else SelfStop.of(chosen)
+        stop = chosen.get("self_stop")
+        self._if_attached = stop if isinstance(stop, SelfStop) else SelfStop.of(chosen)
         self._law_options = {key: value for key, value in chosen.items() if key not in CALLBACK_OPTIONS}
-        if self._emotion is not None:
+        if self._emotion is not None:  # refuses what is wrong at once
             attach(torch.optim.SGD([torch.zeros(1)], lr=1.0), self._emotion, **self._law_options)
         self._args: TrainingArguments | None = None  # those that have been read
         self._options = EmoOptions()
@@ -133,7 +128,6 @@ class EmoCallback(TrainerCallback):
         if self._average is not None and "average_weights" not in self._options.optimizer:
             args.optim_args = ",".join(filter(None, [args.optim_args, f"average_weights={self._average}"]))
             self._options = EmoOptions.of(args)
-        SelfStop.of(self._options.callback)
         refuse_early(name, self._options)
         if self._options.optimizer.get(HOW):
             in_backward.refuse(args)
@@ -160,8 +154,13 @@ class EmoCallback(TrainerCallback):
         if not state.global_step:
             emo.begin_run()
         emo.train()
-        if emo.keeps_average:
-            _warn_of_statistics(model)
+        parts = () if model is None or not emo.keeps_average else model.modules()
+        if any(isinstance(part, _NormBase) and part.track_running_stats for part in parts):
+            logger.warning(
+                "The model keeps statistics of its batches (BatchNorm), and the average of the weights has none of "
+                "its own: what is evaluated and saved has those of the weights. torch.optim.swa_utils.update_bn makes "
+                "the right ones after training."
+            )
         self._begin_notes(emo, state)
         self_stop = self._if_attached if isinstance(emo, Attachment) else SelfStop.of(self._options.callback)
         self._watch = SelfStopWatch(self_stop)
@@ -171,8 +170,7 @@ class EmoCallback(TrainerCallback):
     def _attach(self, optimizer: Any, state: TrainerState) -> Attachment:
         """Give the optimizer what was asked for; where it could not load it (FSDP), it is read from the notes."""
         has_loaded = any(group.get(EMOTION_KEY) for group in optimizer.param_groups)
-        law = self._emotion or "none"
-        emo = attach(optimizer, law, average_weights=self._average, **self._law_options)
+        emo = attach(optimizer, self._emotion or "none", average_weights=self._average, **self._law_options)
         notes = state.stateful_callbacks.get(NOTES) or {}
         if EMOTION_KEY in notes and notes.get("step") == state.global_step and not has_loaded:
             emo.load_emotion(notes[EMOTION_KEY])
@@ -190,10 +188,9 @@ class EmoCallback(TrainerCallback):
         emo = unwrap(optimizer)
         if emo is None and self._emotion is None and not self._average:
             return
-        of_others = {"initial_lr", "betas", "eps", "weight_decay"}  # whose groups may hold state as well
         overridden: dict[str, str] = {}
         for before, after in zip(given, optimizer.param_groups, strict=False):
-            for key in before.keys() & (after.keys() - KEPT if isinstance(emo, EmoOptimizer) else of_others):
+            for key in before.keys() & (after.keys() - _NO_OPTIONS if isinstance(emo, EmoOptimizer) else _OF_OTHERS):
                 if before[key] != after.get(key):
                     name = "learning_rate" if key == "initial_lr" else key
                     overridden.setdefault(name, f"{name} {after.get(key)} (given: {before[key]})")
@@ -213,32 +210,28 @@ class EmoCallback(TrainerCallback):
         if self._watch is not None:
             self._watch.look(optimizer, args, state, control)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, optimizer: Any = None, **_: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, optimizer: Any = None, **_: Any) -> None:
         emo = unwrap(optimizer)
         # SetFit has another name for `loss`; the summary at the end has no learning rate.
-        if emo is None or logs is None or not ({"loss", "learning_rate"} & logs.keys()):
-            return
-        metrics = emo.metrics()
-        logs.update(metrics)
-        # The Trainer has filed its own copy of the line already.
-        if state.log_history and state.log_history[-1].get("step") == state.global_step:
-            state.log_history[-1].update(metrics)
+        if emo is not None and logs is not None and {"loss", "learning_rate"} & logs.keys():
+            metrics = emo.metrics()
+            logs.update(metrics)
+            # The Trainer has filed its own copy of the line already.
+            if state.log_history and state.log_history[-1].get("step") == state.global_step:
+                state.log_history[-1].update(metrics)
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, metrics: Any = None, **_: Any
     ) -> None:
         _show_weights(optimizer)
         name, emo = _own_metric(args), unwrap(optimizer)
-        if name is None or emo is None or metrics is None:
-            return
-        current = emo.current_metrics()
-        if name not in current:
-            raise KeyError(
-                f"metric_for_best_model: the emotion has no metric {name!r}; it has: {', '.join(sorted(current))}"
-            )
-        metrics.setdefault(EVALUATION + name, current[name])
+        if name is not None and emo is not None and metrics is not None:
+            current = emo.current_metrics()
+            if name not in current:
+                raise KeyError(
+                    f"metric_for_best_model: the emotion has no metric {name!r}; it has: {', '.join(sorted(current))}"
+                )
+            metrics.setdefault(EVALUATION + name, current[name])
 
     def after_evaluation(self, args: Any, state: Any, control: Any, optimizer: Any, metrics: dict[str, float]) -> None:
         """Called when an evaluation in training is over, all of its sets: the law hears it, once a step."""
@@ -256,15 +249,13 @@ class EmoCallback(TrainerCallback):
         if self._watch is not None:
             self._watch.look(optimizer, args, state, control, has_evaluated=True)
 
-    def before_save(self, args: TrainingArguments, state: TrainerState, optimizer: Any, run_dir: str) -> None:
+    def before_save(self, args: Any, state: Any, optimizer: Any, run_dir: str) -> None:
         """Called when the Trainer is about to write a checkpoint, with the average of the weights shown."""
         emo = unwrap(optimizer)
-        if emo is None:
-            return
         if isinstance(emo, Attachment) and NOTES in state.stateful_callbacks:  # what `_attach` reads
             notes = {"step": state.global_step, EMOTION_KEY: emo.emotion_state()}
             state.stateful_callbacks[NOTES].update(notes)
-        if not args.should_save:
+        if emo is None or not args.should_save:
             return
         begin_overwriting(run_dir, state.global_step)
         tensors = [param for group in emo.param_groups for param in group["params"]]
@@ -276,11 +267,10 @@ class EmoCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         emo = unwrap(optimizer)
-        if emo is not None:  # what is saved from now on is what was evaluated
-            if args.load_best_model_at_end and state.best_model_checkpoint:
-                emo.drop_average()
-            else:
-                emo.finish_average()
+        if emo is not None and args.load_best_model_at_end and state.best_model_checkpoint:
+            emo.drop_average()
+        elif emo is not None:  # what is saved from now on is what was evaluated
+            emo.finish_average()
         if self._in_backward is not None:
             self._in_backward.remove()
             self._in_backward = None
@@ -291,21 +281,17 @@ class EmoCallback(TrainerCallback):
         """Begin the notes of a run, or go on with those of the checkpoint that it was resumed from."""
         earlier = state.stateful_callbacks.get(NOTES) or {} if state.global_step else {}
         kept = {key: earlier[key] for key in ("decisions", "evaluated") if key in earlier}
-        console = self._console or self._options.callback.get("console", SHORT)
+        console = {"console": ALL} if (self._console or self._options.callback.get("console")) == ALL else {}
         # Not as an ExportableState: the Trainer cannot save one when the run that it resumes had none, and makes those
         # that it restores anew, without their `on_init_end`.
-        state.stateful_callbacks[NOTES] = {"law": emo.emotion.law, "decisions": [], **kept}
-        if console == ALL:
-            state.stateful_callbacks[NOTES]["console"] = ALL
+        state.stateful_callbacks[NOTES] = {"law": emo.emotion.law, "decisions": [], **kept, **console}
         self._known = emo.decisions
 
     def _say_decisions(self, emo: Any, state: TrainerState) -> None:
         """Log and note what the law has decided since it was last asked."""
         notes = state.stateful_callbacks.get(NOTES)
-        if emo is None or notes is None:
-            return
-        decisions = emo.decisions
-        if decisions[-1:] == self._known[-1:]:  # what nearly every step is
+        decisions = [] if emo is None or notes is None else emo.decisions
+        if notes is None or decisions[-1:] == self._known[-1:]:  # what nearly every step is
             return
         new = [note for note in decisions if note not in self._known]
         said_before = {note["kind"] for note in notes["decisions"]}
@@ -324,24 +310,10 @@ def _show_weights(optimizer: Any) -> None:
         emo.train()
 
 
-def _warn_of_statistics(model: torch.nn.Module) -> None:
-    if any(isinstance(part, _NormBase) and part.track_running_stats for part in model.modules()):
-        logger.warning(
-            "The model keeps statistics of its batches (BatchNorm), and the average of the weights has none of its "
-            "own: what is evaluated and saved has those of the weights. torch.optim.swa_utils.update_bn makes the "
-            "right ones after training."
-        )
-
-
 def _shortened(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     spare = max(len(decisions) - MOST_NOTES, 0)
-    kept = []
-    for note in decisions:
-        if spare and note["kind"] == SKIPPED:
-            spare -= 1
-        else:
-            kept.append(note)
-    return kept[-MOST_NOTES:]
+    left_out = [place for place, note in enumerate(decisions) if note["kind"] == SKIPPED][:spare]
+    return [note for place, note in enumerate(decisions) if place not in left_out][-MOST_NOTES:]
 
 
 def _own_metric(args: TrainingArguments) -> str | None:
@@ -366,13 +338,12 @@ class EmoEarlyStoppingCallback(TrainerCallback):
     """
 
     def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
-        self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
-        self._watch = SelfStopWatch(self._self_stop)
+        self._watch = SelfStopWatch(SelfStop(action=action, patience=patience, min_steps=min_steps))
         self._has_begun = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._watch, self._has_begun = SelfStopWatch(self._self_stop), False
-        self._watch.begin(kwargs.get("optimizer"), args, state)
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        self._watch, self._has_begun = SelfStopWatch(self._watch.self_stop), False
+        self._watch.begin(optimizer, args, state)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         # Not sooner: a callback that comes later may give the optimizer its emotion when training begins.

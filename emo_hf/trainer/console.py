@@ -5,7 +5,6 @@ The functions stand around methods of transformers' printing callbacks; see `pat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +36,6 @@ def for_console(logs: Mapping[str, Any], state: Any) -> dict[str, Any]:
 def prints_less(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `on_log` of a callback that prints what it is given."""
 
-    @functools.wraps(original)
     def on_log(self: Any, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> Any:
         if any(key.startswith(PREFIX) for key in logs or ()):
             logs = for_console(logs, state)
@@ -49,7 +47,6 @@ def prints_less(original: Callable[..., Any]) -> Callable[..., Any]:
 def adds_columns(original: Callable[..., Any]) -> Callable[..., Any]:
     """Around `on_log` and `on_evaluate` of the progress table in notebooks: the effective rate, and the factor."""
 
-    @functools.wraps(original)
     def method(self: Any, args: Any, *given: Any, optimizer: Any = None, **kwargs: Any) -> Any:
         result = original(self, args, *given, optimizer=optimizer, **kwargs)
         emo, table = unwrap(optimizer), self.training_tracker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from emo_hf.optim.family import FAMILY, SHORTHANDS, family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.version import Version
 from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions, read_options
-from emo_hf.trainer.param_groups import build_param_groups
+from emo_hf.trainer.param_groups import GroupOptions, build_param_groups, groups_of_trainer
 
 
 def create_optimizer(
@@ -49,16 +50,10 @@ def create_optimizer(
         raise ValueError(f"{', '.join(misplaced)}: an optimizer cannot stop a loop; use EmoEarlyStoppingCallback")
     read = read_options(options)
     version = version_of(name, read)
-    cls, kwargs = optimizer_cls_and_kwargs(
-        name,
-        model,
-        lr=version.lr if lr is None else lr,
-        betas=version.betas if betas is None else betas,
-        eps=eps,
-        weight_decay=weight_decay,
-        options=read,
-    )
-    return cls(**kwargs, writer=writer)
+    lr, betas = version.lr if lr is None else lr, version.betas if betas is None else betas
+    cls, kwargs = class_and_arguments(name, read, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    groups = build_param_groups(model, lr=lr, weight_decay=weight_decay, roles=read.roles)
+    return cls(groups, **kwargs, writer=writer)
 
 
 def version_of(name: str, options: EmoOptions) -> Version:
@@ -78,48 +73,47 @@ def refuse_early(name: str, options: EmoOptions) -> None:
             other.
     """
     version = version_of(name, options)
-    cls, kwargs = optimizer_cls_and_kwargs(
-        name, None, lr=version.lr, betas=version.betas, eps=1e-8, weight_decay=0.0, options=options
-    )
+    cls, kwargs = class_and_arguments(name, options, lr=version.lr, betas=version.betas)
     try:
         cls([torch.zeros(1)], **kwargs)
     except TypeError as error:
         raise ValueError(str(error)) from None
 
 
-def optimizer_cls_and_kwargs(
-    name: str,
-    model: nn.Module | None,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    options: EmoOptions,
+def class_and_arguments(
+    name: str, options: EmoOptions, *, betas: tuple[float, float], **arguments: Any
 ) -> tuple[type[EmoOptimizer], dict[str, Any]]:
     """The class and its arguments, as the Trainer's `optimizer_cls_and_kwargs` wants them.
 
     Args:
         name: as for `create_optimizer`.
-        model: the model whose parameters go into `params`; None leaves the grouping to the caller.
-        lr, betas, eps, weight_decay: as for `create_optimizer`; `options` may override betas and eps.
-        options: what `read_options` made of the user's options.
+        options: what `read_options` made of the user's options, which may override betas and eps.
+        betas: of the optimizer.
+        arguments: further ones, such as lr.
 
     Raises:
-        ValueError: for an unknown name, or a model with nothing to train.
+        ValueError: for an unknown name.
     """
     cls = _class_named(name)
     chosen = {**SHORTHANDS.get(name, ("", {}))[1], **options.optimizer}
-    kwargs: dict[str, Any] = {
-        "lr": lr,
-        "betas": (chosen.pop("beta1", betas[0]), chosen.pop("beta2", betas[1])),
-        "eps": eps,
-        "weight_decay": weight_decay,
-        **chosen,
-    }
-    if model is not None:
-        kwargs["params"] = build_param_groups(model, lr=lr, weight_decay=weight_decay, roles=options.roles)
-    return cls, kwargs
+    betas = (chosen.pop("beta1", betas[0]), chosen.pop("beta2", betas[1]))
+    return cls, {**arguments, "betas": betas, **chosen}
+
+
+def grouping_class(cls: type[EmoOptimizer], model: nn.Module, roles: Mapping[str, GroupOptions]) -> type[EmoOptimizer]:
+    """What a trainer may call with its parameter groups in place of an optimizer's class; see `groups_of_trainer`.
+
+    Args:
+        cls: the optimizer's class; calling what is returned makes an instance of exactly this class.
+        model: the model whose parameters they are.
+        roles: the user's settings by role, as `build_param_groups` takes them.
+    """
+
+    def new(_: type, params: Any, *args: Any, **kwargs: Any) -> EmoOptimizer:
+        own = {name: kwargs[name] for name in ("lr", "weight_decay")}
+        return cls(groups_of_trainer(params, model, roles, **own), *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"__new__": new, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
 
 def _class_named(name: str) -> type[EmoOptimizer]:

@@ -1,4 +1,4 @@
-"""Steps in backward through the Trainer: what of its arguments excludes them, and when they begin."""
+"""Steps in backward through the Trainer: which of its arguments exclude them, and when they begin."""
 
 from __future__ import annotations
 
@@ -21,15 +21,12 @@ def begin(args: TrainingArguments, options: EmoOptions, model: Any, optimizer: A
         The handle; None if the options do not ask for steps in backward.
 
     Raises:
-        ValueError: as for `step_in_backward`, or if the Trainer's arguments do not go together with an optimizer that
-            was made so.
+        ValueError: as for `step_in_backward` and `refuse`.
     """
     emo = unwrap(optimizer)
-    if not isinstance(emo, EmoOptimizer):
-        return None
-    if emo._backward is not None and emo._backward.is_armed:
+    if isinstance(emo, EmoOptimizer) and emo._backward is not None and emo._backward.is_armed:
         refuse(args)
-    if not options.optimizer.get(HOW):
+    if not isinstance(emo, EmoOptimizer) or not options.optimizer.get(HOW):
         return None
     return step_in_backward(model, optimizer, clip_value=options.optimizer.get("clip_value"))
 
@@ -40,20 +37,23 @@ def refuse(args: TrainingArguments) -> None:
     Raises:
         ValueError: naming the argument, its value and the remedy.
     """
+    inner = args.accelerator_config.gradient_accumulation_kwargs or {}
+    steps = max(args.gradient_accumulation_steps, inner.get("num_steps", 1))
     if args.max_grad_norm:
-        raise ValueError(
-            f"{HOW} cannot clip by the norm of all gradients, which are never there at once, and max_grad_norm is "
+        why = (
+            f"cannot clip by the norm of all gradients, which are never there at once, and max_grad_norm is "
             f"{args.max_grad_norm:g} (the Trainer's default is 1): set --max_grad_norm 0; to clip the elements of "
             "gradients instead, add clip_value=1.0, say, to optim_args"
         )
-    inner = args.accelerator_config.gradient_accumulation_kwargs or {}
-    steps = max(args.gradient_accumulation_steps, inner.get("num_steps", 1))
-    if steps > 1:
-        raise ValueError(
-            f"{HOW} does not go together with gradient accumulation, and gradient_accumulation_steps is {steps}: set "
+    elif steps > 1:
+        why = (
+            f"does not go together with gradient accumulation, and gradient_accumulation_steps is {steps}: set "
             f"--gradient_accumulation_steps 1, with a larger batch if it fits, or leave {HOW} out"
         )
-    if args.fp16:
-        raise ValueError(f"{HOW} does not go together with --fp16, whose gradients are scaled: use --bf16")
-    if args.deepspeed:
-        raise ValueError(f"{HOW} does not go together with DeepSpeed, which keeps the gradients itself: leave it out")
+    elif args.fp16:
+        why = "does not go together with --fp16, whose gradients are scaled: use --bf16"
+    elif args.deepspeed:
+        why = "does not go together with DeepSpeed, which keeps the gradients itself: leave it out"
+    else:
+        return
+    raise ValueError(f"{HOW} {why}")

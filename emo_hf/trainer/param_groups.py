@@ -7,18 +7,26 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
-
-__all__ = ["ROLES", "GroupOptions", "build_param_groups", "has_adapters", "roles_of"]
 
 logger = logging.getLogger(__name__)
 
 ROLES = ("lora_a", "lora_b", "embedding", "magnitude", "head", "adapter", "base")
 """What a trainable parameter can be; the parameter groups come in this order. See `build_param_groups`."""
+
+_PLAIN = {"params", "weight_decay"}
+"""What the Trainer's own two groups have: the ones with weight decay and the ones without."""
+
+# Where PEFT's modules keep the module that they wrap, which is not theirs.
+_WRAPPED = frozenset({"base_layer", "base_model", "model", "lora_model", "original_module", "token_adapter"})
+
+# The Trainer's names for what must not decay, matched against the lower-case dotted parameter name.
+_NO_DECAY_NAME = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
 
 
 @functools.cache
@@ -30,24 +38,17 @@ def _own_attributes() -> dict[type[nn.Module], dict[str, str]]:
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.utils import ModulesToSaveWrapper
 
+    a_and_b = {
+        "lora_A": "lora_a",
+        "lora_B": "lora_b",
+        "lora_embedding_A": "embedding",
+        "lora_embedding_B": "embedding",
+    }
     return {
-        LoraLayer: {
-            "lora_A": "lora_a",
-            "lora_B": "lora_b",
-            "lora_embedding_A": "embedding",
-            "lora_embedding_B": "embedding",
-            "lora_magnitude_vector": "magnitude",
-        },
+        LoraLayer: {**a_and_b, "lora_magnitude_vector": "magnitude"},
         TrainableTokensLayer: {"trainable_tokens_delta": "embedding"},
         ModulesToSaveWrapper: {"modules_to_save": "head"},
     }
-
-
-# Where PEFT's modules keep the module that they wrap, which is not theirs.
-_WRAPPED = frozenset({"base_layer", "base_model", "model", "lora_model", "original_module", "token_adapter"})
-
-# The Trainer's names for what must not decay, matched against the lower-case dotted parameter name.
-_NO_DECAY_NAME = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,7 @@ class GroupOptions:
     weight_decay: float | None = None
 
     def __post_init__(self) -> None:
-        for option in ("lr", "lr_ratio", "weight_decay"):
-            value = getattr(self, option)
+        for option, value in asdict(self).items():
             if value is not None:
                 _check_not_negative(option, value)
         if self.lr is not None and self.lr_ratio is not None:
@@ -77,11 +77,7 @@ class GroupOptions:
 
 
 def build_param_groups(
-    model: nn.Module,
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    roles: Mapping[str, GroupOptions] | None = None,
+    model: nn.Module, *, lr: float, weight_decay: float = 0.0, roles: Mapping[str, GroupOptions] | None = None
 ) -> list[dict[str, Any]]:
     """Sorts the trainable parameters of a model into named parameter groups for a torch optimizer.
 
@@ -102,9 +98,8 @@ def build_param_groups(
     decay would pull a scale towards 0. Without adapters the result is the Trainer's own split.
 
     LoRA+ is `roles={"lora_b": GroupOptions(lr_ratio=16), "embedding": GroupOptions(lr=1e-6)}`; A, B and embedding
-    weights then get the rates of `peft.optimizers.create_loraplus_optimizer`. What is not LoRA differs: PEFT gives the
-    rate of B to every vector (a head's bias, a magnitude) and the rate of A to every other tensor, trainable tokens
-    included; here a head's bias stays with its head, and each role has its own rate.
+    weights then get the rates of `peft.optimizers.create_loraplus_optimizer`. What is not LoRA differs: there every
+    vector (a head's bias, a magnitude) has the rate of B, here each role has its own.
 
     Args:
         model: The model to train, wrapped or not, with `requires_grad` already set.
@@ -125,7 +120,6 @@ def build_param_groups(
     roles = dict(roles or {})
     if unknown := [role for role in roles if role not in ROLES]:
         raise ValueError(f"unknown roles {unknown} of parameter groups; known are {list(ROLES)}")
-
     members: dict[tuple[str, bool], list[nn.Parameter]] = {key: [] for key in itertools.product(ROLES, (True, False))}
     for name, parameter, role, in_norm in _walk(model):
         if parameter.requires_grad:
@@ -140,35 +134,87 @@ def build_param_groups(
             f"no parameter of {type(model).__name__} is trainable: set requires_grad on some before building the "
             "optimizer; a PEFT adapter loaded with from_pretrained or load_adapter needs is_trainable=True"
         )
-    for role in roles:
-        if role not in present:
-            logger.warning("options of role %r have no effect: the trainable roles are %s", role, sorted(present))
+    for role in roles.keys() - present:
+        logger.warning("options of role %r have no effect: the trainable roles are %s", role, sorted(present))
 
-    groups = []
-    for (role, decays), parameters in members.items():
-        if parameters:
-            options = roles.get(role, GroupOptions())
-            ratio = 1.0 if options.lr_ratio is None else options.lr_ratio
-            decay = weight_decay if options.weight_decay is None else options.weight_decay
-            groups.append(
-                {
-                    "params": parameters,
-                    "name": _group_name(role, decays),
-                    "lr": lr * ratio if options.lr is None else options.lr,
-                    "weight_decay": decay if decays else 0.0,
-                }
-            )
+    def group_of(role: str, decays: bool, parameters: list[nn.Parameter]) -> dict[str, Any]:
+        options = roles.get(role, GroupOptions())
+        ratio = 1.0 if options.lr_ratio is None else options.lr_ratio
+        decay = weight_decay if options.weight_decay is None else options.weight_decay
+        return {
+            "params": parameters,
+            "name": _group_name(role, decays),
+            "lr": lr * ratio if options.lr is None else options.lr,
+            "weight_decay": decay if decays else 0.0,
+        }
+
+    return [group_of(*key, parameters) for key, parameters in members.items() if parameters]
+
+
+def groups_of_trainer(
+    params: Any, model: nn.Module, roles: Mapping[str, GroupOptions], *, lr: float, weight_decay: float
+) -> Any:
+    """The groups that an optimizer is made of, where a trainer brings some along.
+
+    Some trainers have groups of their own: LoRA+, learning rates by module, a rate for the vision tower. Those are
+    taken as they are, and named by role. The Trainer's plain ones give way to groups by what the parameters are.
+
+    Args:
+        params: parameters, pairs of name and parameter, or groups; as the optimizer's class is called with.
+        model: the model whose parameters they are.
+        roles: the user's settings by role, as `build_param_groups` takes them.
+        lr, weight_decay: the optimizer's.
+    """
+    given = list(params)
+    if given and isinstance(given[0], torch.Tensor):
+        given = [{"params": given}]
+    if not all(isinstance(group, dict) for group in given):  # pairs of name and parameter
+        return given
+    groups = [{**group, "params": _listed(group["params"])} for group in given]
+    decays = (0.0, weight_decay)
+    if all(group.keys() <= _PLAIN and group.get("weight_decay", weight_decay) in decays for group in groups):
+        theirs = {id(param) for group in groups for param in group["params"]}
+        ours = build_param_groups(model, lr=lr, weight_decay=weight_decay, roles=roles)
+        for group in ours:
+            group["params"] = [param for param in group["params"] if id(param) in theirs]
+        if sum(len(group["params"]) for group in ours) == len(theirs):
+            return [group for group in ours if group["params"]]
+    groups = [group for group in groups if group["params"]]
+    _name_by_role(groups, model, weight_decay)
+    logger.warning(
+        "The parameter groups are those that the trainer has made, by name: %s.%s",
+        ", ".join(f"{group['name']} (lr {float(group.get('lr', lr)):g})" for group in groups),
+        f" The options of {', '.join(roles)} have no effect." if roles else "",
+    )
     return groups
-
-
-def roles_of(model: nn.Module) -> dict[nn.Parameter, str]:
-    """The role of every parameter of a model, trainable or not."""
-    return {parameter: role for _, parameter, role, _ in _walk(model)}
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether a model contains PEFT layers or is wrapped by PEFT, at any depth."""
     return any(_is_peft(module) for module in model.modules())
+
+
+def _listed(params: Any) -> list[torch.Tensor]:
+    return [params] if isinstance(params, torch.Tensor) else list(params)
+
+
+def _name_by_role(groups: Sequence[dict[str, Any]], model: nn.Module, weight_decay: float) -> None:
+    """Name groups after the roles of their parameters, as `lora_a`, `lora_a+head` or `lora_b_no_decay`."""
+    roles = {parameter: role for _, parameter, role, _ in _walk(model)}
+    taken = {group["name"] for group in groups if "name" in group}
+    for group in groups:
+        if "name" not in group:
+            present = {roles.get(param, "base") for param in group["params"]}
+            role = "+".join(role for role in ROLES if role in present)
+            stem = _group_name(role, bool(group.get("weight_decay", weight_decay)) or not weight_decay)
+            free = (stem if count == 1 else f"{stem}_{count}" for count in itertools.count(1))
+            group["name"] = next(name for name in free if name not in taken)
+            taken.add(group["name"])
+
+
+def roles_of(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The role of every parameter of a model, trainable or not."""
+    return {parameter: role for _, parameter, role, _ in _walk(model)}
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:

@@ -1,4 +1,4 @@
-"""What is put around methods of transformers: the list, and the way back.
+"""What is put around methods of transformers; where and why stands in `emo_hf/integrations/patches.py`.
 
 `register()` and the first `EmoCallback` put it there; `unregister()` takes it away. Trainers without an emotion go
 through it unchanged.
@@ -6,92 +6,46 @@ through it unchanged.
 
 from __future__ import annotations
 
-import functools
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from emo_hf.integrations import patches
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.trainer import console
 
-logger = logging.getLogger(__name__)
-
 Method = Callable[..., Any]
-Patch = tuple[type, str, Callable[[Method], Method]]
-"""A class, the name of a method, and what makes the method that takes its place."""
-
-MARK = "_emo_hf_original"
-"""Under which name our methods keep those that they stand for."""
 
 
-def patches() -> list[Patch]:
-    """All of them, as far as this version of transformers has the methods.
-
-    | method | what is added |
-    |---|---|
-    | `Trainer.evaluation_loop`, `prediction_loop`, `save_model` | the parameters hold the average of the weights |
-    | `Trainer._save_checkpoint` | the same, so that the optimizer's state belongs to the model beside it; and notes |
-    | `Trainer._evaluate` | an evaluation in training, all of its sets, is heard |
-    | `Trainer._load_optimizer_and_scheduler` | options that a checkpoint overrides are named |
-    | `CallbackHandler.add_callback` | an `EmoCallback` comes before reporters, in the place of the registered one |
-    | `on_log` of `ProgressCallback`, `PrinterCallback` | prints a few values of an emotion, not all |
-    | `on_log`, `on_evaluate` of `NotebookProgressCallback` | two columns more |
-    """
-    from transformers import Trainer
-    from transformers.trainer_callback import CallbackHandler, PrinterCallback, ProgressCallback
-
-    found: list[Patch] = [
-        (Trainer, "evaluation_loop", _with_average),
-        (Trainer, "prediction_loop", _with_average),
-        (Trainer, "save_model", _with_average),
-        (Trainer, "_save_checkpoint", _saves),
-        (Trainer, "_evaluate", _evaluates),
-        (Trainer, "_load_optimizer_and_scheduler", _loads),
-        (CallbackHandler, "add_callback", _adds_callback),
-        (ProgressCallback, "on_log", console.prints_less),
-        (PrinterCallback, "on_log", console.prints_less),
-    ]
-    notebook = sys.modules.get("transformers.utils.notebook")  # needs IPython
-    if notebook is not None:
-        found += [
-            (notebook.NotebookProgressCallback, name, console.adds_columns) for name in ("on_log", "on_evaluate")
-        ]
-    return [patch for patch in found if hasattr(patch[0], patch[1])]
+def _methods() -> dict[str, Callable[[Method], Method]]:
+    """Place → what makes the method that takes its place."""
+    methods: dict[str, Callable[[Method], Method]] = {
+        "transformers:Trainer.evaluation_loop": _with_average,
+        "transformers:Trainer.save_model": _with_average,
+        "transformers:Trainer._save_checkpoint": _saves,
+        "transformers:Trainer._evaluate": _evaluates,
+        "transformers:Trainer._load_optimizer_and_scheduler": _loads,
+        "transformers.trainer_callback:CallbackHandler.add_callback": _adds_callback,
+        "transformers.trainer_callback:ProgressCallback.on_log": console.prints_less,
+        "transformers.trainer_callback:PrinterCallback.on_log": console.prints_less,
+    }
+    if "transformers.utils.notebook" in sys.modules:  # it needs IPython
+        notebook = "transformers.utils.notebook:NotebookProgressCallback."
+        methods |= {notebook + name: console.adds_columns for name in ("on_log", "on_evaluate")}
+    return methods
 
 
 def install() -> None:
-    """Put them there; doing it twice changes nothing, and those of a former copy of this module are replaced."""
-    for owner, name, around in patches():
-        present = getattr(owner, name)
-        if any(_is_ours(method, around) for method in _below(present)):
-            continue
-        while _is_ours(present):
-            present = present.__wrapped__
-        made = around(present)
-        setattr(made, MARK, (present, around))
-        setattr(owner, name, made)
+    """Put them there; doing it twice changes nothing."""
+    for place, around in _methods().items():
+        patches.put(place, around)
 
 
 def uninstall() -> None:
-    """Take them away. Where somebody has put a method of their own over ours, both stay."""
-    for owner, name, _ in patches():
-        while _is_ours(getattr(owner, name)):
-            setattr(owner, name, getattr(owner, name).__wrapped__)
-
-
-def _below(method: Any) -> Iterator[Any]:
-    """A method and those that it stands for."""
-    while method is not None:
-        yield method
-        method = getattr(method, "__wrapped__", None)
-
-
-def _is_ours(method: Any, around: Any = None) -> bool:
-    """Whether it is one of ours, also of a former copy of this module; with `around`, whether that has made it."""
-    mark = getattr(method, MARK, None)  # wrappers of others may have copied it
-    return mark is not None and mark[0] is getattr(method, "__wrapped__", None) and around in (None, mark[1])
+    """Take them away."""
+    for place in _methods():
+        patches.take_back(place)
 
 
 def _average_shown(trainer: Any) -> AbstractContextManager[None]:
@@ -104,7 +58,6 @@ def _listeners(trainer: Any, method: str) -> list[Any]:
 
 
 def _with_average(original: Method) -> Method:
-    @functools.wraps(original)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         with _average_shown(self):
             return original(self, *args, **kwargs)
@@ -113,7 +66,6 @@ def _with_average(original: Method) -> Method:
 
 
 def _saves(original: Method) -> Method:
-    @functools.wraps(original)
     def _save_checkpoint(self: Any, model: Any, trial: Any = None, *args: Any, **kwargs: Any) -> Any:
         with _average_shown(self):
             for callback in _listeners(self, "before_save"):
@@ -124,7 +76,6 @@ def _saves(original: Method) -> Method:
 
 
 def _evaluates(original: Method) -> Method:
-    @functools.wraps(original)
     def _evaluate(self: Any, *args: Any, **kwargs: Any) -> Any:
         metrics = original(self, *args, **kwargs)
         for callback in _listeners(self, "after_evaluation"):
@@ -135,7 +86,6 @@ def _evaluates(original: Method) -> Method:
 
 
 def _loads(original: Method) -> Method:
-    @functools.wraps(original)
     def _load_optimizer_and_scheduler(self: Any, checkpoint: Any) -> Any:
         given = [dict(group) for group in self.optimizer.param_groups] if checkpoint else []
         result = original(self, checkpoint)
@@ -147,7 +97,6 @@ def _loads(original: Method) -> Method:
 
 
 def _adds_callback(original: Method) -> Method:
-    @functools.wraps(original)
     def add_callback(self: Any, callback: Any) -> Any:
         from transformers.trainer_callback import DefaultFlowCallback
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from emo_hf.optim.family import family_names
 from emo_hf.trainer import patches
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.client_groups import grouping_class
-from emo_hf.trainer.factory import optimizer_cls_and_kwargs, version_of
+from emo_hf.trainer.factory import class_and_arguments, grouping_class, version_of
 from emo_hf.trainer.names import extend_names, take_back_names
 from emo_hf.trainer.options import EmoOptions
 from emo_hf.trainer.param_groups import has_adapters
@@ -30,8 +29,8 @@ def register(**emotion: Any) -> None:
 
     The names become members of `OptimizerNames` (so that `HfArgumentParser`, when it is built afterwards, and
     `TrainingArguments` take them), the Trainer learns how to make them, `EmoCallback` joins its default callbacks, and
-    what `emo_hf.trainer.patches` lists is put around methods of transformers. Calling it twice changes nothing, and it
-    may be called again after the package was reloaded or imported anew; `unregister()` takes it all back.
+    what `emo_hf.integrations.patches` lists is put around methods of transformers. Calling it twice changes nothing,
+    and it may be called again after the package was reloaded or imported anew; `unregister()` takes it all back.
 
     Args:
         **emotion: arguments of `EmoCallback`: with `emotion="v3.1"`, say, any other optimizer of a Trainer that is
@@ -105,9 +104,8 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     args, name = context.args, context.args.optim.value
     options = EmoOptions.of(args)
     lr, betas = _rate_and_betas(args, version_of(name, options), options)
-    cls, kwargs = optimizer_cls_and_kwargs(
-        name, None, lr=lr, betas=betas, eps=args.adam_epsilon, weight_decay=args.weight_decay, options=options
-    )
+    rest = {"eps": args.adam_epsilon, "weight_decay": args.weight_decay}
+    cls, kwargs = class_and_arguments(name, options, lr=lr, betas=betas, **rest)
     if context.model is not None and (options.roles or has_adapters(context.model)):
         cls = grouping_class(cls, context.model, options.roles)
     return cls, kwargs

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ACTIONS = ("off", "log", "save", "stop")
-
 OPTIONS: dict[str, Option] = {
-    "self_stop": Option("log", one_of(*ACTIONS), "what is done when training is over: off, log, save or stop"),
+    "self_stop": Option(
+        "log", one_of("off", "log", "save", "stop"), "what is done when training is over: off, log, save or stop"
+    ),
     "self_stop_patience": Option(4, whole_number(1), "windows of 32 steps for which training must be flat"),
     "self_stop_min_steps": Option(200, whole_number(0), "steps after warm-up that are never counted"),
 }
-"""The fields of `SelfStop` as options of a Trainer."""
+"""The fields of `SelfStop`, as options of a Trainer."""
 
+_FIELDS = {"self_stop": "action", "self_stop_patience": "patience", "self_stop_min_steps": "min_steps"}
 _NOT_NOW = ("no", "epoch")
 _WHAT_IS_DONE = {"log": "it may be done", "save": "saving a checkpoint", "stop": "stopping"}
 
@@ -51,25 +52,15 @@ class SelfStop:
     min_steps: int = 200
 
     def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ValueError(f"action must be one of {', '.join(ACTIONS)}, got {self.action!r}")
-        if not isinstance(self.patience, int) or self.patience < 1:
-            raise ValueError(f"patience must be a whole number of windows, at least 1, got {self.patience!r}")
-        if not isinstance(self.min_steps, int) or self.min_steps < 0:
-            raise ValueError(f"min_steps must be a whole number of steps, at least 0, got {self.min_steps!r}")
+        for option, field in _FIELDS.items():
+            given = getattr(self, field)
+            given = "off" if field == "action" and given is False else given  # what YAML makes of `off`
+            object.__setattr__(self, field, read_value(field, given, OPTIONS[option].read))
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> SelfStop:
-        """What `OPTIONS` say, as text or as values; others are passed over.
-
-        Raises:
-            ValueError: naming the option, its value and what is accepted.
-        """
-        given = {key: options[key] for key in OPTIONS if key in options}
-        if given.get("self_stop") is False:  # what YAML makes of `off`
-            given["self_stop"] = "off"
-        read = {key: read_value(key, value, OPTIONS[key].read) for key, value in given.items()}
-        return cls(**{key.removeprefix("self_stop_").replace("self_stop", "action"): read[key] for key in read})
+        """What `OPTIONS` say, as text or as values; others are passed over."""
+        return cls(**{field: options[option] for option, field in _FIELDS.items() if option in options})
 
     def flat_long_enough(self, flat_steps: int, step: int, warmup_steps: int) -> bool:
         """Whether training has been flat for long enough at a step.
@@ -91,33 +82,28 @@ class SelfStopWatch:
 
     def begin(self, optimizer: Any, args: TrainingArguments, state: TrainerState) -> None:
         """As soon as the optimizer has its emotion; again changes nothing. What was decided before is not news."""
-        emo = unwrap(optimizer)
+        emo, action = unwrap(optimizer), self.self_stop.action
         if self._decided is not None or emo is None:
             return
-        if self.self_stop.action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
+        if action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
             raise ValueError(
-                f"self_stop={self.self_stop.action} needs one emotion for all ranks: with emo_sync=local each would "
-                "decide for itself, and leave the others waiting. Use self_stop=log"
+                f"self_stop={action} needs one emotion for all ranks: with emo_sync=local each would decide for "
+                "itself, and leave the others waiting. Use self_stop=log"
             )
         self._decided = emo.emotion.has_decided_to_stop
         law = emo._engine.law
-        if self.self_stop.action == "stop" and law.decides_to_stop and getattr(law, "end", True):
-            end_with_the_best(args, state)
+        if action == "stop" and law.decides_to_stop and getattr(law, "end", True):
+            _end_with_the_best(args, state)
 
     def look(
-        self,
-        optimizer: Any,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        *,
+        self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
         has_evaluated: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Look at the emotion after a step, or after an evaluation that it has heard."""
-        emo = unwrap(optimizer)
-        if self.self_stop.action == "off" or emo is None:
+        emo, action, step = unwrap(optimizer), self.self_stop.action, state.global_step
+        if action == "off" or emo is None:
             return
-        emotion, step = emo.emotion, state.global_step
+        emotion = emo.emotion
         believed, begins, said = emotion.has_decided_to_stop, not self._decided, "The law has decided to stop"
         self._decided = believed
         if not believed and not has_evaluated and emotion.flat_steps >= self.self_stop.patience * WINDOW:
@@ -127,37 +113,32 @@ class SelfStopWatch:
             said = f"Training has been flat for {flat} steps, loss average {emotion.long:.4g}"
         if not believed:
             return
-        action = self.self_stop.action
-        if begins and state.is_world_process_zero and not (self._decided and action == "log"):  # it has been said
-            what = _WHAT_IS_DONE[action]
-            logger.warning("%s (step %d, epoch %.2f): %s.", said, step, state.epoch or 0.0, what)
+        # What the law has decided has been said, and `log` does no more.
+        if begins and state.is_world_process_zero and not (self._decided and action == "log"):
+            logger.warning("%s (step %d, epoch %.2f): %s.", said, step, state.epoch or 0.0, _WHAT_IS_DONE[action])
         if action == "stop":
             control.should_training_stop = True
             # What is due at the end of an epoch the Trainer does by itself now.
-            control.should_log = control.should_log or args.logging_strategy not in _NOT_NOW
+            control.should_log |= args.logging_strategy not in _NOT_NOW
             control.should_evaluate |= args.eval_strategy not in _NOT_NOW and not has_evaluated
-            control.should_save = control.should_save or args.save_strategy not in _NOT_NOW
-        if action == "save" and begins:
-            control.should_save = True
+            control.should_save |= args.save_strategy not in _NOT_NOW
+        control.should_save |= action == "save" and begins
 
 
-def end_with_the_best(args: TrainingArguments, state: TrainerState) -> None:
+def _end_with_the_best(args: TrainingArguments, state: TrainerState) -> None:
     """Have a run that evaluations may end give the best of its models, not the last; or say what is in the way."""
     if args.load_best_model_at_end or args.eval_strategy == "no":
         return
-    matches = args.save_strategy == args.eval_strategy and (
-        args.save_strategy == "epoch" or state.save_steps % state.eval_steps == 0
-    )
-    if args.save_strategy != "best" and not matches:
-        wanted = f"save_strategy={args.eval_strategy.value}"
-        if args.eval_strategy == "steps":
-            wanted += f" with save_steps a multiple of eval_steps={state.eval_steps}"
-        logger.warning(
-            "Evaluations may end this run, and the model at its end is then the last, not the best: the best is kept "
-            "with %s (given: save_strategy=%s).", wanted, args.save_strategy.value
-        )  # fmt: skip
+    in_steps = args.eval_strategy == "steps"
+    matches = args.save_strategy == args.eval_strategy and not (in_steps and state.save_steps % state.eval_steps)
+    if matches or args.save_strategy == "best":
+        args.load_best_model_at_end = True
+        if args.metric_for_best_model is None:
+            args.metric_for_best_model, args.greater_is_better = "loss", False
+        logger.warning("Evaluations may end this run: load_best_model_at_end is on, so that it gives the best model.")
         return
-    args.load_best_model_at_end = True
-    if args.metric_for_best_model is None:
-        args.metric_for_best_model, args.greater_is_better = "loss", False
-    logger.warning("Evaluations may end this run: load_best_model_at_end is on, so that it gives the best model.")
+    multiple = f" with save_steps a multiple of eval_steps={state.eval_steps}" if in_steps else ""
+    logger.warning(
+        "Evaluations may end this run, and the model at its end is then the last, not the best: the best is kept with "
+        "save_strategy=%s%s (given: save_strategy=%s).", args.eval_strategy.value, multiple, args.save_strategy.value
+    )  # fmt: skip

@@ -1,17 +1,21 @@
-"""`emo-hf doctor SCRIPT`: real scripts, felt and not felt; what is judged; what is left alone."""
+"""`emo-hf doctor`, alone and with a script: real trainings that are felt and not felt, and how they are judged."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import emo_hf
 from emo_hf.cli import main
+from emo_hf.doctor import versions
+from emo_hf.doctor.report import Finding, Report
 from emo_hf.doctor.script import judge, redirected
-
-pytestmark = pytest.mark.long
 
 TRAINER = """
 import sys
@@ -26,10 +30,12 @@ open("came_to_its_end", "w").close()
 LOOP = """
 import torch, emo_hf
 weight = torch.nn.Parameter(torch.ones(4))
-optimizer = emo_hf.EmoNavi([weight], lr=0.1)
+optimizer = emo_hf.{optimizer}([weight], lr=0.1)
+print("a word of the script")
 while True:
     optimizer.zero_grad()
     loss = weight.square().sum()
+    {show}
     loss.backward()
     try:
         optimizer.step()
@@ -38,64 +44,96 @@ while True:
 """
 
 
-def doctor(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
-    code = main(["doctor", "--json", *arguments])
-    return code, json.loads(capsys.readouterr().out)
+def doctor(*arguments: str, cwd: Path, **environment: str) -> tuple[int, dict[str, Any]]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-m", "emo_hf", "doctor", "--json", *arguments], cwd=cwd, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "PYTHONPATH": path, **environment},
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout)
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.long
+@pytest.mark.parametrize("tap", ["1", "0"])
+def test_alone_it_says_the_versions_and_whether_twenty_steps_of_a_trainer_are_felt(tap: str, tmp_path: Path) -> None:
+    code, said = doctor(cwd=tmp_path, EMO_HF_TAP=tap)
+    versions, felt = said["findings"]
+    assert said["facts"]["emo_hf"] == emo_hf.__version__
+    assert said["facts"]["optimizer 1"] == "EmoNavi, 20 steps, law v3.1"
+    assert versions["passed"] is True
+    assert (code, said["fine"], felt["passed"]) == ((0, True, True) if tap == "1" else (1, False, False))
+    assert felt["said"].startswith("20 steps, 1." if tap == "1" else "not felt: no loss has reached it in 20 steps")
+    assert ("as logged" in felt["said"]) == (tap == "1")
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_trainers_script_with_an_emo_optimizer_is_felt_and_leaves_nothing_behind(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    Path("train.py").write_text(TRAINER)
-    arguments = ["--optim", "emonavi", "--gradient_accumulation_steps", "2"]
-    code, said = doctor("train.py", "--", *arguments, capsys=capsys)
-    assert code == 0
+@pytest.mark.long
+def test_a_trainers_script_with_an_emo_optimizer_is_felt_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAINER)
+    arguments = ["--emotion", "settle", "train.py", "--steps", "7", "--", "--gradient_accumulation_steps", "2"]
+    code, said = doctor(*arguments, cwd=tmp_path)
     (finding,) = said["findings"]
-    assert finding["said"].startswith("20 steps, as logged (")
-    assert said["facts"]["script"]["optimizer 1"] == "EmoNavi, 20 steps, law v3.1"
-    assert [path.name for path in Path().iterdir()] == ["train.py"], "neither output nor the script's own end"
+    assert (code, finding["name"]) == (0, "felt (AdamW)")
+    assert finding["said"].startswith("7 steps, ")
+    assert finding["said"].endswith(", as logged")
+    assert said["facts"]["optimizer 1"] == "AdamW, 7 steps, law settle"
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"], "neither output nor the script's own end"
 
 
-def test_a_loop_that_does_not_show_its_loss_is_not_felt_even_if_it_catches_everything(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("script", "passed", "said", "remedy"),
+    [
+        (
+            LOOP.format(optimizer="EmoNavi", show="pass"),
+            False,
+            "not felt: no loss has reached it in 5 steps",
+            "observe",
+        ),
+        (LOOP.format(optimizer="EmoLynx", show="optimizer.observe(loss)"), True, "5 steps, 4.0000 → ", None),
+        (
+            LOOP.format(optimizer="torch.optim.AdamW", show="pass"),
+            False,
+            "no optimizer has an emotion",
+            "--optim emon",
+        ),
+        ("raise ValueError('no data')", False, "ValueError: no data", None),
+        ("raise SystemExit(3)", False, "it ended with exit code 3", None),
+        ("import time; time.sleep(100)", False, "not 5 steps in 9 seconds", None),
+        ("pass", False, "it took no optimizer step", "check its arguments"),
+    ],
+)
+def test_what_a_script_does_is_judged_even_if_it_catches_everything(
+    script: str, passed: bool, said: str, remedy: str | None, tmp_path: Path
 ) -> None:
-    Path("loop.py").write_text(LOOP)
-    code, said = doctor("loop.py", "--steps", "5", "--timeout", "60", capsys=capsys)
-    assert code == 1
-    (finding,) = said["findings"]
-    assert finding["said"] == "not felt: no loss has reached it in 5 steps"
-    assert "optimizer.observe(loss)" in finding["remedy"]
+    (tmp_path / "loop.py").write_text(script.replace("emo_hf.torch", "torch"))
+    timeout = "9" if "sleep" in script else "200"
+    code, found = doctor("loop.py", "--steps", "5", "--timeout", timeout, cwd=tmp_path)
+    (finding,) = found["findings"]
+    assert finding["passed"] is passed
+    assert said in finding["said"]
+    assert (remedy or "") in (finding["remedy"] or "")
+    assert code == int(not passed)
 
 
 @pytest.mark.parametrize(
-    ("body", "options", "said"),
+    ("felt", "logged", "passed", "said"),
     [
-        ("raise ValueError('no data')", [], "ValueError: no data"),
-        ("import time; time.sleep(100)", ["--timeout", "1"], "had not taken 20 steps after 1 seconds"),
+        ([1.0, 2.0], [], True, "2 steps, 1.0000 → 2.0000"),
+        ([1.0, 2.0], [1.0, 2.0004], True, "as logged"),
+        ([1.0, 2.0, 3.0], [1.0, 2.0], True, "as logged"),
+        ([1.0, 2.0], [1.0, 4.0], False, "another loss than was logged: step 2, felt 2, logged 4"),
+        ([1.0], [1.0, 2.0], False, "felt in part: 1 losses in 2 steps"),
+        ([], [1.0, 2.0], False, "not felt: no loss has reached it in 2 steps"),
     ],
 )
-def test_a_script_that_takes_no_step_is_told_why(
-    body: str, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_what_was_felt_is_judged_by_the_steps_and_by_what_was_logged(
+    felt: list[float], logged: list[float], passed: bool, said: str
 ) -> None:
-    Path("script.py").write_text(body)
-    code, found = doctor("script.py", *options, capsys=capsys)
-    assert code == 1
-    assert said in found["findings"][0]["said"]
-
-
-def test_an_optimizer_without_an_emotion_or_no_step_at_all_is_told_with_the_remedy() -> None:
-    plain = {"optimizer": "AdamW", "steps": 3, "law": None, "felt": []}
-    (finding,) = judge({"error": None, "optimizers": [plain], "sent": [], "logged": []})
-    assert finding.passed is False
-    assert finding.said == "not felt: AdamW (3 steps) has no emotion"
-    assert "--optim emonavi" in (finding.remedy or "")
-    (finding,) = judge({"error": None, "optimizers": [], "sent": [], "logged": []})
-    assert (finding.passed, finding.said) == (False, "it took no optimizer step")
+    finding = judge("felt", max(2, len(felt)), felt, logged)
+    assert finding.passed is passed
+    assert said in finding.said
+    assert (finding.remedy is None) is passed
 
 
 def test_folders_to_write_to_are_redirected_and_nothing_else() -> None:
@@ -104,50 +142,49 @@ def test_folders_to_write_to_are_redirected_and_nothing_else() -> None:
     assert made == ["train.py", "--output_dir", "S", "--lr", "1", "--logging_dir=S", "--output_directory", "c"]
 
 
-def seen(felt: list[float], sent: list[list[float]], logged: list[float] | None = None) -> dict[str, Any]:
-    optimizer = {"optimizer": "EmoNavi", "steps": len(sent), "law": "v3.1", "felt": felt}
-    lines = [(i + 1, loss) for i, loss in enumerate(logged or [])]
-    return {"ended": "", "error": None, "optimizers": [optimizer], "sent": sent, "logged": lines}
+def test_a_version_that_is_not_supported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    required = ['transformers<6,>=5.2; extra == "hf"', "torch>=2.6", 'optuna>99; extra == "test"', "absent>1"]
+    monkeypatch.setattr(versions.importlib.metadata, "requires", lambda name: required)
+    assert versions.supported().passed is True
+    found_here = {"transformers": "4.9", "torch": "2.7.1+cpu", "optuna": "5.0"}
+    monkeypatch.setattr(versions, "version_of", found_here.get)
+    found = versions.supported()
+    assert (found.passed, found.said) == (False, "transformers 4.9 is not <6,>=5.2")
 
 
-@pytest.mark.parametrize(
-    ("result", "passed", "said"),
-    [
-        (seen([1.0, 2.0], [[1.0], [2.0]]), True, "what was sent to backward"),
-        (seen([1.0, 2.0], [[0.4, 0.6], [1.5, 0.5]]), True, "the sum of what was sent"),
-        (seen([1.0, 2.0], [[0.5, 1.5], [3.0, 1.0]]), True, "the mean of what was sent"),
-        (seen([1.0, 2.0], [[0.5], [1.0]]), True, "at another scale"),
-        (seen([1.0, 5.0], [[1.0], [2.0]]), None, "step 2: felt 5, sent to backward 2"),
-        (seen([1.0], [[1.0], [2.0]]), False, "felt in part: 1 losses in 2 steps"),
-        (seen([], [[1.0], [2.0]]), False, "not felt: no loss has reached it in 2 steps"),
-        (seen([1.0, 2.0], [[1.0], [2.0]], [1.0, 2.0004]), True, "as logged"),
-        (seen([1.0, 2.0], [[1.0], [2.0]], [1.0, 4.0]), False, "step 2: felt 2, logged 4"),
-        (seen([1.0, 2.0, 3.0], [[1.0], [2.0], [3.0]], [1.0, 2.0]), True, "as logged"),
-    ],
-)
-def test_what_was_felt_is_judged_by_what_was_logged_or_else_sent(
-    result: dict[str, Any], passed: bool | None, said: str
-) -> None:
-    (finding,) = judge(result)
-    assert finding.passed is passed
-    assert said in finding.said
-    assert (finding.remedy is None) == (passed is True)
+def test_a_report_is_fine_unless_something_has_failed() -> None:
+    absent, good = Finding("a", None, "not here"), Finding("b", True, "here")
+    assert Report({}, [absent, good]).exit_code == 0
+    bad = Finding("c", False, "broken", "mend it")
+    report = Report({"list": [1, 2], "none": [], "size": 0.1234567891}, [absent, bad])
+    assert report.exit_code == 1
+    assert str(report).splitlines() == [
+        "list              1", "                  2", "none              none", "size              0.123457", "",
+        "  –     a: not here", "FAILED  c: broken", "        → mend it",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["nothing.py"], "there is no checkpoint and no script 'nothing.py'"),
+        (["."], "'.' holds neither optimizer.pt, nor trainer_state.json, nor a checkpoint"),
         (["--", "--optim", "emonavi"], "arguments after -- (--optim emonavi) are for a script, got no target"),
+        (["--emotion", "v3.1"], "--emotion are for a script, got no target"),
         (["--emotion", "v9", "x.py"], "--emotion takes one of"),
         (["-m", "module", "x.py"], "either a target or -m MODULE"),
+        (["-m", "no_such_module"], "there is no module 'no_such_module'"),
+        (["wrong.txt"], "is not Python"),
         (["--steps", "0", "x.py"], "a whole number of at least 1 is wanted, got '0'"),
         (["x.py", "--optim", "emonavi"], "unrecognized arguments: --optim"),
     ],
 )
 def test_a_wrong_use_is_told_on_stderr_with_exit_code_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.py").write_text("pass")
+    Path("wrong.txt").write_text("no Python at all")
     assert main(["doctor", *arguments]) == 2
     captured = capsys.readouterr()
     assert not captured.out

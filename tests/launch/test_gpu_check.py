@@ -1,4 +1,4 @@
-"""The script that runs what waits for a GPU: its own machinery, tried without one."""
+"""The script that runs what waits for a GPU: its own machinery, tried without one, tells failure from success."""
 
 from __future__ import annotations
 
@@ -12,49 +12,52 @@ import pytest
 import torch
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-QUICK = ("--device", "cpu", "--quick")
+PARTS = ["tests", "stall", "scaler", "ranks", "step", "trainer"]
 
 
-def python(*command: str) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str | Path, broken: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the script, or break something in it first."""
     environment = os.environ | {"PYTHONPATH": f"{SCRIPTS.parent}{os.pathsep}{SCRIPTS}", "OMP_NUM_THREADS": "1"}
-    environment |= {"MKL_NUM_THREADS": "1"}
+    code = f"import sys, gpu_check\n{broken}\nsys.exit(gpu_check.main(sys.argv[1:]))"
     return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=240, check=False, env=environment
-    )
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False,
+        env=environment,
+    )  # fmt: skip
 
 
-def test_every_part_that_needs_no_process_of_its_own_runs_and_is_written_down(tmp_path: Path) -> None:
-    parts = ["kernels", "tests", "stall", "scaler", "step", "bandwidth", "memory"]
-    done = python(str(SCRIPTS / "gpu_check.py"), *QUICK, "--only", *parts, "--output", str(tmp_path / "out"))
+@pytest.mark.long
+def test_every_part_runs_on_a_cpu_and_is_written_down(tmp_path: Path) -> None:
+    done = check("--device", "cpu", "--only", *PARTS, "--output", tmp_path / "out.json")
     assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert list(report["parts"]) == parts
-    assert all(part["found"] and not part["wrong"] for part in report["parts"].values())
-    assert "nothing here says anything about a GPU" in done.stdout.splitlines()[0]
-    assert "7 of 7 parts as they should be" in done.stdout
+    parts = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["results"]
+    assert list(parts) == PARTS
+    assert all(part["found"] and not part["wrong"] for part in parts.values())
+    assert parts["ranks"]["found"] == {"ddp, 2 ranks": "as it should be"}
+    assert "6 of 6 parts as they should be" in done.stdout
 
 
-def test_a_part_that_fails_ends_no_other_and_is_told(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_what_is_wrong_is_told_and_ends_no_other_part(tmp_path: Path) -> None:
     broken = (
-        "import sys, gpu_parts\n"
         "def broken(options, found, wrong): found['seen'] = 1; raise KeyError('on purpose')\n"
-        "gpu_parts.PARTS['scaler'] = broken\n"
-        "import gpu_check\n"
-        "sys.exit(gpu_check.main(sys.argv[1:]))\n"
+        "gpu_check.PARTS['scaler'] = broken\n"
     )
-    done = python("-c", broken, *QUICK, "--only", "scaler", "kernels", "--output", str(tmp_path / "out"))
+    local = ("--sync", "local")  # every rank follows its own loss
+    output = tmp_path / "out.json"
+    parts = ("scaler", "ranks", "tests")
+    done = check("--device", "cpu", "--only", *parts, *local, "--output", output, broken=broken)
     assert done.returncode == 1, done.stdout + done.stderr
-    parts = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["parts"]
+    parts = json.loads(output.read_text(encoding="utf-8"))["results"]
     assert "on purpose" in parts["scaler"]["wrong"][0]
     assert parts["scaler"]["found"] == {"seen": 1}
-    assert parts["kernels"]["found"]
-    assert "1 of 2 parts as they should be" in done.stdout
+    assert parts["ranks"]["wrong"][0] == "ddp: EmoNavi v3.1: the ranks ended with different weights or emotions"
+    assert not parts["tests"]["wrong"]
+    assert "1 of 3 parts as they should be" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_that_it_needs_one_and_measures_nothing() -> None:
-    for arguments, said in (((), "needs a GPU"), (("--device", "cpu"), "needs --quick")):
-        done = python(str(SCRIPTS / "gpu_check.py"), *arguments)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert done.stdout == ""
+    done = check()
+    assert done.returncode == 2
+    assert "needs a GPU" in done.stderr
+    assert done.stdout == ""

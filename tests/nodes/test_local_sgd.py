@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -39,6 +40,14 @@ def test_ranks_drift_and_meet_every_few_steps_and_at_the_end(results: Results) -
 def test_gradients_stay_on_the_rank_that_has_computed_them(results: Results) -> None:
     one, other = both(results, "every few steps")
     assert steps_together(one["gradients"], other["gradients"]) == []
+
+
+def test_a_rank_whose_weights_are_no_numbers_is_left_out_of_the_average_and_comes_back(results: Results) -> None:
+    one, other = both(results, "spoilt rank")
+    assert math.isnan(other["after steps"][2])
+    assert steps_together(one["after steps"], other["after steps"]) == [4, 8]
+    assert all(weight.isfinite().all() for weight in other["weights"])
+    assert "Rank 1 has weights that are not finite" in results[1]["output"]
 
 
 @pytest.mark.parametrize("step", [EPOCH, 2 * EPOCH])

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 import emo_hf
 from emo_hf import LocalSGDCallback, WeightExchange, WeightExchangeCallback
+from emo_hf.nodes import weight_exchange
 from tests import tiny
 from tests.ranks import begin
 
@@ -107,12 +113,104 @@ def test_a_node_that_has_diverged_keeps_it_to_itself(tmp_path: Path, caplog: pyt
     assert weight.item() == 8.0
 
 
-def test_another_model_in_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:
-    a, _ = node(tmp_path, "a", 0.0)
+def save(file: Path, weight: torch.Tensor, steps: object = 2) -> None:
+    save_file({"weight": weight}, file, metadata={"life": file.stem, "steps": str(steps)})
+
+
+GOOD = torch.full((1, 1), 4.0)
+
+
+def partial(file: Path) -> None:
+    save(file, GOOD)
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def without_note(file: Path) -> None:
+    save_file({"weight": GOOD}, file)
+
+
+def huge(file: Path) -> None:
+    with open(file, "wb") as made:
+        made.truncate(1 << 40)  # sparse
+
+
+HOSTILE: dict[str, Callable[[Path], None]] = {
+    "a pipe": os.mkfifo,
+    "a circle of links": lambda file: file.symlink_to(file),
+    "a link to a device": lambda file: file.symlink_to("/dev/zero"),
+    "a folder": Path.mkdir,
+    "an empty file": Path.touch,
+    "a foreign file": lambda file: file.write_text("no weights"),
+    "a partial file": partial,
+    "a huge file": huge,
+    "no note": without_note,
+    "weights that are not numbers": lambda file: save(file, torch.full((1, 1), torch.nan)),
+    "infinite weights": lambda file: save(file, torch.full((1, 1), torch.inf)),
+    "whole numbers": lambda file: save(file, torch.ones(1, 1, dtype=torch.int64)),
+    "another model": lambda file: save(file, torch.ones(3, 1)),
+    "too many steps": lambda file: save(file, GOOD, steps=10**18),
+    "steps below zero": lambda file: save(file, GOOD, steps=-5),
+    "steps in words": lambda file: save(file, GOOD, steps="many"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_cannot_be_used_is_named_once_and_passed_over(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    b, _ = node(tmp_path, "b", 8.0)
+    steps(b, 2)
+    HOSTILE[what](tmp_path / "bad.safetensors")
+    begun = time.monotonic()
+    a, weight = node(tmp_path, "a", 0.0)
+    steps(a, 6)
+    assert weight.item() == 4.0
+    late, weight = node(tmp_path, "late", 0.0)
+    assert late.join() == "a"
+    assert weight.item() == 4.0
+    assert time.monotonic() - begun < 20.0
+    named = [record.message for record in caplog.records if "is passed over" in record.message]
+    assert len(named) == 2, "once by each node"
+    assert all("bad.safetensors is passed over: " in line for line in named)
+
+
+def test_no_file_counts_more_than_ten_times_as_much_as_the_node_itself(tmp_path: Path) -> None:
+    save(tmp_path / "b.safetensors", torch.full((1, 1), 11.0), steps=10**9)
+    a, weight = node(tmp_path, "a", 0.0)
     steps(a, 2)
-    other = WeightExchange(nn.Linear(3, 1), tmp_path, node="b", every=2)
-    with pytest.raises(ValueError, match=r"a\.safetensors holds does not fit this model: bias is missing there"):
-        steps(other, 2)
+    assert weight.item() == pytest.approx(10.0)
+
+
+def test_a_file_system_that_does_not_answer_is_waited_for_until_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path / "b.safetensors", GOOD)
+    monkeypatch.setattr(weight_exchange, "SECONDS", 0.5)
+    monkeypatch.setattr("emo_hf.nodes.peer.os.read", lambda *_: time.sleep(30.0))  # as a network file system hangs
+    a, weight = node(tmp_path, "a", 0.0)
+    begun = time.monotonic()
+    steps(a, 2)
+    assert time.monotonic() - begun < 10.0
+    assert weight.item() == 0.0
+    assert "could not be read in time" in caplog.text
+
+
+def write_until_the_limit(folder: str) -> None:
+    """Exchange with files limited to less than the weights have, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 12, 1 << 12))
+    exchange = WeightExchange(nn.Linear(64, 64), folder, node="a", every=2)
+    steps(exchange, 6)
+    print("went on", exchange.steps, sorted(file.name for file in Path(folder).iterdir()), flush=True)
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "output.txt"
+    process = begin(write_until_the_limit, str(tmp_path / "exchange"), output=output)
+    process.join(120)
+    said = output.read_text()
+    assert "went on 6 []" in said
+    assert said.count("could not be written") == 1
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.0, "8", True])

@@ -12,18 +12,12 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import emo_hf
-from emo_hf.laws import LAWS
-from emo_hf.plot.braking import braked
-from emo_hf.plot.errors import PlotError
-from emo_hf.plot.figure import figure
+from emo_hf.cli_errors import UserError
+from emo_hf.plot.figure import picture_of
+from emo_hf.plot.main import main
 from emo_hf.plot.run import Run, named_apart, read_run
 from tests import tiny
-from tests.plot.histories import history
-
-
-def save_state(folder: Path, **state: Any) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trainer_state.json").write_text(json.dumps(state), encoding="utf-8")
+from tests.plot.histories import DECISIONS, history, save_state
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
     try:
         trainer = tiny.trainer(
             folder, max_steps=8, save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=4,
-            eval_dataset=tiny.examples(8), report_to="tensorboard", optim_args="emo_law=settle",
+            eval_dataset=tiny.examples(8), report_to="tensorboard",
         )  # fmt: skip
         trainer.train()
     finally:
@@ -46,10 +40,9 @@ def test_events_are_the_log_lines_of_the_trainer(trained: Any) -> None:
     folder, logged = trained
     read = read_run(folder / "runs").history
     for kind in ("loss", "eval_loss"):
-        ours, theirs = ([line for line in lines if kind in line] for lines in (read, logged))
-        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
-        for one, other in zip(ours, theirs, strict=True):
-            assert one[kind] == pytest.approx(other[kind], rel=1e-5)
+        ours, theirs = ([(line["step"], line[kind]) for line in lines if kind in line] for lines in (read, logged))
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
     last = [line for line in read if "loss" in line][-1]
     assert {name for name in last if name.startswith("emo/")} == {
         name for line in logged for name in line if name.startswith("emo/")
@@ -60,25 +53,19 @@ def test_while_a_run_is_going_its_events_go_on_where_its_last_checkpoint_ends(tr
     folder, logged = trained
     assert not (folder / "trainer_state.json").exists()
     read = read_run(folder)
-    assert read.law == "settle"
-    losses = [line for line in read.history if "loss" in line]
-    assert [line["step"] for line in losses] == list(range(1, 9))
-    assert losses[0]["loss"] == logged[0]["loss"], "from the state, to the last digit"
-    assert read.has_ended
-    assert not read_run(folder / "checkpoint-3").has_ended
+    assert read.law == "v3.1"
+    assert read.series("loss")[0] == list(range(1, 9))
+    assert read.series("loss")[1][0] == logged[0]["loss"], "from the state, to the last digit"
+    assert read_run(folder / "checkpoint-3").last_step == 3
 
 
 def test_a_run_that_was_begun_anew_takes_the_place_of_what_the_earlier_one_said(tmp_path: Path) -> None:
     for name, start, loss in (("first", 1, 5.0), ("second", 3, 1.0)):
-        writer = SummaryWriter(str(tmp_path / name))
-        for step in range(start, start + 4):
-            # Times are given, not taken: the two may be made within one tick of the clock.
-            writer.add_scalar("train/loss", loss, step, walltime=start * 100.0 + step)
-        writer.close()
-    read = read_run(tmp_path)
-    assert [(line["step"], line["loss"]) for line in read.history] == [
-        (1, 5.0), (2, 5.0), (3, 1.0), (4, 1.0), (5, 1.0), (6, 1.0),
-    ]  # fmt: skip
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step in range(start, start + 4):
+                # Times are given, not taken: the two may be made within one tick of the clock.
+                writer.add_scalar("train/loss", loss, step, walltime=start * 100.0 + step)
+    assert read_run(tmp_path).series("loss") == ([1, 2, 3, 4, 5, 6], [5.0, 5.0, 1.0, 1.0, 1.0, 1.0])
 
 
 def test_a_loop_of_ones_own_that_writes_the_emotion_alone_is_drawn(tmp_path: Path) -> None:
@@ -91,27 +78,29 @@ def test_a_loop_of_ones_own_that_writes_the_emotion_alone_is_drawn(tmp_path: Pat
             optimizer.observe(loss)
             loss.backward()
             optimizer.step()
-    made = figure(read_run(tmp_path))
-    assert made.axes[0].get_legend_handles_labels()[1] == ["short average", "long average"]
-    assert len(made.axes) == 5
+    panels = picture_of([read_run(tmp_path)]).panels
+    assert [panel.what for panel in panels] == ["loss", "learning rate", "scalar σ", "factor c"]
+    assert [curve.name for curve in panels[0].curves] == ["fast average", "slow average"]
 
 
 def test_the_newer_of_the_runs_own_state_and_its_last_checkpoints_counts(tmp_path: Path) -> None:
-    save_state(tmp_path, global_step=20, log_history=history(20))
-    save_state(tmp_path / "checkpoint-40", global_step=40, log_history=history(40))
+    save_state(tmp_path, history(20))
+    save_state(tmp_path / "checkpoint-9", history(10))
+    save_state(tmp_path / "checkpoint-40", history(40))
     assert read_run(tmp_path).last_step == 40
-    save_state(tmp_path, global_step=50, log_history=history(50))
-    assert read_run(tmp_path).last_step == 50
+    save_state(tmp_path, history(50), law="settle", decisions=DECISIONS)
+    read = read_run(tmp_path)
+    assert (read.name, read.last_step, read.law, read.decisions) == (tmp_path.name, 50, "settle", DECISIONS)
+    assert read_run(tmp_path / "trainer_state.json").name == tmp_path.name
 
 
 def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    save_state(tmp_path / "checkpoint-20", global_step=20, log_history=history(20))
-    save_state(tmp_path / "checkpoint-40")
-    assert read_run(tmp_path).last_step == 20
+    save_state(tmp_path / "checkpoint-20", history(20))
+    save_state(tmp_path / "checkpoint-40", [])
     (tmp_path / "checkpoint-40" / "trainer_state.json").write_text('{"log_hist', encoding="utf-8")
     assert read_run(tmp_path).last_step == 20
     shutil.rmtree(tmp_path / "checkpoint-20")
-    with pytest.raises(PlotError, match="is not a Trainer's state"):
+    with pytest.raises(UserError, match="is not a Trainer's state"):
         read_run(tmp_path)
 
 
@@ -121,13 +110,66 @@ def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Pat
     assert [run.name for run in named] == ["a/run", "b/run", "other"]
 
 
-def test_a_law_has_braked_where_its_scalar_or_its_smallest_factor_says_so() -> None:
-    lines = [
-        {"step": step, "emo/scalar": scalar, "emo/coefficient_min": low}
-        for step, scalar, low in [(10, 0.0, 1.0), (20, 0.7, 0.3), (30, 0.3, 1.3), (40, 0.0, 0.2), (50, -0.62, 0.38)]
-    ]
-    assert braked("v3.1", lines) == [(10, 10), (30, 10)]
-    assert braked("v3.9", lines) == [(10, 10), (40, 10)], "by σ alone: its factors do not follow from σ"
-    assert braked("settle", lines) is None
-    assert braked(None, lines) is None
-    assert {law for law in LAWS if braked(law, lines) is None} == {"settle"}
+BAD = {
+    "no list": ('{"log_history": 1}', "a list is wanted, not 1"),
+    "no object": ("[]", "is not a Trainer's state"),
+    "nothing": ("", "is not a Trainer's state"),
+    "nested": ("[" * 100_000, "is not a Trainer's state"),
+    "text": ('{"log_history": [{"step": 1, "loss": "low"}]}', "loss is 'low', not a number"),
+    "list": ('{"log_history": [{"step": 1, "eval_loss": [1]}]}', "eval_loss is [1], not a number"),
+    "digits": ('{"log_history": [{"step": 1, "emo/scalar": 1' + "0" * 400 + "}]}", "emo/scalar is 1000"),
+    "step": ('{"log_history": [{"step": 1.5, "loss": 1}]}', "step is 1.5, not a whole number"),
+    "endless": ('{"log_history": [{"step": Infinity, "loss": 1}]}', "step is inf, not a whole number"),
+    "line": ('{"log_history": ["x"]}', "is not a Trainer's state"),
+    "kind": (
+        '{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [{"kind": "eased"}]}}}',
+        "a decision's kind is 'eased', not one of skipped, lowered, done, complaint",
+    ),
+    "decision": ('{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [["x"]]}}}', "not a Trainer's"),
+    "silent": ('{"log_history": []}', "no loss was logged in the run 'run'"),
+    "no step": ('{"log_history": [{"loss": 1.0}]}', "no loss was logged"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), BAD.values(), ids=list(BAD))
+def test_a_state_that_cannot_be_drawn_is_refused_in_one_sentence(
+    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "trainer_state.json").write_text(content, encoding="utf-8")
+    assert main([str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("emo-hf plot: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "run.png").exists()
+
+
+def test_places_that_hold_no_run_are_refused_in_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("x", encoding="utf-8")
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"no events")
+    expected = {
+        "nowhere": "there is no file or folder", "/dev/null": "is no run: it holds neither trainer_state.json",
+        ".": "no loss was logged", "text.txt": "is no run", "events.out.tfevents.1": "no loss was logged",
+    }  # fmt: skip
+    for place, said in expected.items():
+        assert main([str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert said in error, place
+        assert "Traceback" not in error
+
+
+def test_series_that_lack_one_another_leave_gaps(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [{"step": 10 * i, "loss": 1.0, "emo/coefficient_mean": 1.0} for i in range(1, 5)]
+    lines[0] |= {"emo/coefficient_min": 0.5, "emo/quiet": 1, "learning_rate": None}
+    lines[1] |= {"emo/coefficient_min": 0.5, "emo/coefficient_max": 1.5}
+    lines[2] |= {"emo/coefficient_max": 1.5, "loss": float("nan")}
+    save_state(tmp_path, lines)
+    assert main([str(tmp_path)]) == 0
+    loss, factor = picture_of([read_run(tmp_path)]).panels
+    assert loss.curves[0].series[0] == [10, 20, 30, 40]
+    assert factor.band == ([20], [0.5], [1.5])
+    assert factor.quiet == [(0, 10)]
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]["learning_rate"] is None

@@ -110,6 +110,23 @@ def by_hand(trainer: Trainer) -> float:
     return digest(param.grad for param in model.parameters() if param.grad is not None)
 
 
+class Spoils(TrainerCallback):
+    """Makes one rank's weights no numbers after step 2."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step == 2 and torch.distributed.get_rank() == 1:
+            next(model.parameters()).data.fill_(torch.nan)
+
+
+def spoilt_rank(folder: Path) -> dict[str, Any]:
+    """One rank diverges before an average."""
+    drift = Drift()
+    result = train(
+        folder, count=64, num_train_epochs=1, **AUTONOMOUS, more_callbacks=[Spoils(), LocalSGDCallback(4), drift]
+    )
+    return {**result, "after steps": drift.after_steps}
+
+
 def refused(folder: Path) -> dict[str, str]:
     local_sgd = LocalSGDCallback(5)
     exchange = WeightExchangeCallback(folder / "exchange", node="a", every=5)
@@ -134,5 +151,6 @@ JOBS = {
     "every few steps": every_few_steps,
     "by the epoch": by_the_epoch,
     "broken off": broken_off,
+    "spoilt rank": spoilt_rank,
     "refused": refused,
 }

@@ -171,7 +171,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path: Path, capsy
     out = tmp_path / "out"
     assert main([str(write(tmp_path, tasks=tasks)), "--output_dir", str(out), "--processes", "1"]) == 1
     said = capsys.readouterr().out
-    assert "failed: bad/adamw: StudyError: tasks.bad.function: evaluate must return a mapping with 'loss'" in said
+    assert "failed: bad/adamw: UserError: tasks.bad.function: evaluate must return a mapping with 'loss'" in said
     kept = [*(out / "failed").glob("*.txt")]
     assert kept
     assert "Traceback" in kept[0].read_text()

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import emo_hf
+from emo_hf.cli_errors import UserError
 from emo_hf.train.config import Job, make_parser, read_job
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.options import REMOVED
 from emo_hf.train.rates import STARTING_RATES, rule_of
 from emo_hf.train.train import main
@@ -101,7 +101,7 @@ def test_every_member_of_the_family_has_a_starting_rate_and_an_unknown_optimizer
     kinds = {kind for kind, _ in STARTING_RATES}
     for name in emo_hf.optim.family.family_names():
         assert all((kind, rule_of(name, None)) in STARTING_RATES for kind in kinds)
-    with pytest.raises(RecipeError, match="learning_rate is missing: no rate to begin with is known for optim sgd"):
+    with pytest.raises(UserError, match="learning_rate is missing: no rate to begin with is known for optim sgd"):
         job_of(tmp_path, "optim: sgd")
 
 
@@ -148,16 +148,18 @@ WRONG = [
     ("per_device_train_batch_size: 0", "per_device_train_batch_size must be a whole number of at least 1, got 0"),
     ("max_steps: -5", "max_steps must be at least 1, or -1 for num_train_epochs, got -5"),
     ("num_train_epochs: 0", "num_train_epochs must be a finite number above 0, got 0.0"),
+    ("seed: 4294967296", "seed must be at least 0 and below 2**32, got 4294967296"),
     ("adam_beta1: 2", "adam_beta1 must be at least 0 and below 1, got 2.0"),
     ("logging_steps: -3", "logging_steps must be a finite number above 0, got -3.0"),
     ("text_columns: [a, b, c]", "text_columns must be one or two columns, got ['a', 'b', 'c']"),
     ("train_file: a.csv", "dataset and train_file/validation_file exclude each other"),
     ("is_decoder: true", "is_decoder must be false unless task is causal-lm"),
     ("load_best_model_at_end: true\neval_strategy: epoch", "load_best_model_at_end"),
-    ("emotion: settle", "emotion is for optimizers of others; emonavi takes optim_args, such as emo_law=settle"),
+    ("emotion: settle", "emotion, emotion_args and head_lr_ratio are for others: emonavi has them in optim_args"),
+    ("head_lr_ratio: 3", "are for others: emonavi has them in optim_args"),
     ("optim: adamw_torch\nemotion: setle", "emotion_args: emo_law must be one of v3.0, v3.1, "),
     ("optim: adamw_torch\nemotion: settle\nemotion_args: {speed: 1}", "the law settle has no option speed"),
-    ("optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: halt}", "self_stop='halt' is not acceptable"),
+    ("optim: adamw_torch\nemotion: settle\nemotion_args: {self_stop: halt}", "='halt' is not acceptable"),
     ("optim: adamw_torch\nemotion_args: {self_stop: stop}", "EmoCallback was given self_stop but no emotion"),
     ("optim: adamw_torch\nemotion: settle\nemotion_args: x", "emotion_args: 'x' cannot be read"),
     ("a: {b", "job.yaml: is not valid YAML"),

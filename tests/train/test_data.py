@@ -10,8 +10,8 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.data import Examples, load_examples
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.options import DataArguments
 from emo_hf.train.tasks import causal_lm, sequence_classification
 from emo_hf.train.tasks.causal_lm import pack
@@ -74,7 +74,7 @@ def test_a_dataset_with_declared_classes_keeps_their_names_and_its_own_validatio
     assert examples.label_names == ["good", "bad", "unused"]
     assert list(examples.train["labels"]) == [0, 1, 0, 1]
     assert list(examples.validation["labels"]) == [1]
-    with pytest.raises(RecipeError, match=r"validation_split: .* has no split 'dev', it has train, validation"):
+    with pytest.raises(UserError, match=r"validation_split: .* has no split 'dev', it has train, validation"):
         classified(dataset=str(tmp_path / "hub"), validation_split="dev")
 
 
@@ -132,6 +132,7 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
             r"all training examples have the label \['x'\]",
         ),
         ("text,label\n", {}, "cannot be read|no training examples"),
+        ('{"text": null, "label": "x"}\n{"text": "b", "label": "y"}', {}, "training example 1 has nothing in column"),
         ("text,topic\na,x\nb,y\n", {}, "no column 'label', the columns are text, topic"),
         ("text,label\na,x\nb,y\n", {"text_columns": ["body"]}, "text_columns: no column 'body'"),
         ("q,a,label\na,b,x\nc,d,y\n", {}, "text_columns is needed: the columns are q, a, label"),
@@ -141,9 +142,9 @@ def test_pairs_of_texts_are_read_together(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_is_refused_in_one_sentence(
     tmp_path: Path, content: str, options: dict[str, Any], said: str
 ) -> None:
-    file = tmp_path / "data.csv"
+    file = tmp_path / ("data.jsonl" if content.startswith("{") else "data.csv")
     file.write_text(content, encoding="utf-8")
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(UserError, match=said):
         classified(train_file=str(file), **options)
 
 
@@ -151,7 +152,7 @@ def test_a_validation_label_that_training_has_not_is_named_with_its_row(tmp_path
     train = write_csv(tmp_path / "train.csv", rows(["a", "b"]))
     validation = write_csv(tmp_path / "validation.csv", rows(["a", "c"]))
     with pytest.raises(
-        RecipeError, match=r"validation example 2 has the label 'c', which no training example has \(labels: a, b\)"
+        UserError, match=r"validation example 2 has the label 'c', which no training example has \(labels: a, b\)"
     ):
         classified(train_file=train, validation_file=validation)
 
@@ -171,12 +172,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, said: str)
         (tmp_path / name).touch()
     elif name != "missing.csv":
         (tmp_path / name).write_text('{"text": "a", "label": 1}\n{"text": "b" oh', encoding="utf-8")
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(UserError, match=said):
         classified(train_file=str(tmp_path / name))
 
 
 def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"dataset '.*nowhere' cannot be loaded"):
+    with pytest.raises(UserError, match=r"dataset '.*nowhere' cannot be loaded"):
         classified(dataset=str(tmp_path / "nowhere"))
 
 

@@ -61,10 +61,6 @@ def test_twenty_packages_give_thousands_of_examples(sides: Sides) -> None:
     assert max(labels.values()) / len(train) < 0.3
 
 
-def test_loading_twice_gives_the_same_examples_in_the_same_order(sides: Sides) -> None:
-    assert load_docstrings() == sides
-
-
 def test_no_text_no_class_no_function_and_nothing_nearly_the_same_is_on_both_sides(sides: Sides) -> None:
     train, validation = sides
     assert {example.place for example in train}.isdisjoint(example.place for example in validation)

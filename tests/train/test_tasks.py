@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -184,13 +182,13 @@ def test_preference_raises_the_reward_of_the_chosen_answers(tmp_path: Path, use_
     assert (out / ("adapter_model.safetensors" if use_lora else "model.safetensors")).is_file()
 
 
-def write_idx(folder: Path, images: np.ndarray, labels: np.ndarray, stem: str = "train") -> Path:
-    """Images as MNIST's files are, the labels beside them; the images' file."""
-    path = folder / f"{stem}-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(struct.pack(">4B3i", 0, 0, 8, 3, *images.shape) + images.tobytes()))
-    beside = folder / f"{stem}-labels-idx1-ubyte.gz"
-    beside.write_bytes(gzip.compress(struct.pack(">4Bi", 0, 0, 8, 1, len(labels)) + labels.tobytes()))
-    return path
+def write_images(path: Path, count: int) -> str:
+    """Images and their labels as one Parquet file; its path."""
+    images, labels = shades(count)
+    rows = {"image": [Image.fromarray(image) for image in images], "label": labels.tolist()}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+    return str(path)
 
 
 def shades(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -200,11 +198,11 @@ def shades(count: int) -> tuple[np.ndarray, np.ndarray]:
     return images, (np.arange(count) % 2).astype(np.uint8)
 
 
-def test_an_untrained_vision_model_learns_from_idx_files_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+def test_an_untrained_vision_model_learns_from_a_file_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     job = {
         "task": "image-classification", "model_type": "vit", "model_config": json.dumps(VIT), "use_lora": False,
-        "train_file": write_idx(tmp_path, *shades(96)), "validation_fraction": 0.25, "save_strategy": "epoch",
+        "train_file": write_images(tmp_path / "a.parquet", 96), "validation_fraction": 0.25, "save_strategy": "epoch",
         "lr_scheduler_type": "constant", "learning_rate": 3e-3,
     }  # fmt: skip
     assert train(**job, output_dir=whole, num_train_epochs=8) == 0
@@ -282,7 +280,7 @@ def test_built_in_data_fit_their_task_and_no_example_is_on_both_sides(name: str,
         ),
         ({"task": "instruction-tuning", "text_columns": ["a"]}, "must be 2 (prompt, completion), got ['a']"),
         ({"task": "preference", "is_decoder": True}, "is_decoder must be false unless task is causal-lm, instruction"),
-        ({"task": "image-classification"}, "image-classification reads files that end in ubyte, .parquet"),
+        ({"task": "image-classification"}, "image-classification reads files that end in .parquet"),
         ({"task": "preference", "dpo_beta": 0}, "dpo_beta must be a finite number above 0, got 0.0"),
         ({"task": "preference", "dpo_loss_type": "dpo"}, "dpo_loss_type: invalid choice: 'dpo'"),
         (
@@ -327,25 +325,6 @@ def test_an_untrained_model_that_cannot_be_made_is_said_in_one_line(
     job = {"task": "image-classification", "use_lora": False, "dataset": "drawn-digits", "output_dir": tmp_path / "o"}
     assert train(**job | options) == 2
     assert said in capsys.readouterr().err
-
-
-def test_idx_files_that_are_not_whole_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images, labels = shades(8)
-    path = write_idx(tmp_path, images, labels)
-    job = {"task": "image-classification", "model_type": "vit", "use_lora": False, "train_file": path}
-
-    def said() -> str:
-        assert train(**job, output_dir=tmp_path / "out") == 2
-        return capsys.readouterr().err
-
-    beside = tmp_path / "train-labels-idx1-ubyte.gz"
-    whole = gzip.decompress(path.read_bytes())
-    path.write_bytes(gzip.compress(whole[:-1]))
-    assert "is cut short: it should hold [8, 8, 8], and 511 bytes are there" in said()
-    path.write_bytes(gzip.compress(b"\x00\x00\x0d\x03" + whole[4:]))
-    assert "is not an idx file of unsigned bytes with 3 dimensions" in said()
-    beside.unlink()
-    assert "'train-labels-idx1-ubyte.gz' beside it, which is not there" in said()
 
 
 def test_preference_without_trl_says_what_to_install(

@@ -15,8 +15,10 @@ from transformers import Trainer, TrainerCallback
 
 import emo_hf
 from emo_hf import EmoCallback, attach
+from emo_hf.integrations import patches
+from emo_hf.integrations.patches import PATCHES
 from emo_hf.laws.metrics import NOTES
-from emo_hf.trainer import patches
+from emo_hf.trainer import patches as trainer_patches
 from tests import tiny
 from tests.emo_cases import assert_identical
 
@@ -246,9 +248,11 @@ def test_weights_that_nodes_exchange_have_no_average_beside_them(tmp_path: Path)
 
 @each
 def test_the_best_model_that_was_loaded_stays(tmp_path: Path, settings: dict[str, Any]) -> None:
-    made = trainer(tmp_path, settings, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=0.1)
+    wanted = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    made = trainer(tmp_path, settings, **wanted)  # the largest loss, so that it is not the last model
     made.train()
     best = Path(made.state.best_model_checkpoint)
+    assert best.name != "checkpoint-9"
     assert_identical(weights(made), saved(best, made))
     assert made.evaluate()["eval_loss"] == pytest.approx(made.state.best_metric, rel=1e-6)
     assert_identical(weights(made), saved(best, made))
@@ -283,10 +287,26 @@ def test_a_model_with_statistics_of_its_batches_is_warned_of_once(
 
 
 def test_the_methods_of_transformers_are_given_back() -> None:
-    with_ours = {(owner, name): getattr(owner, name) for owner, name, _ in patches.patches()}
-    patches.install()
-    assert {(owner, name): getattr(owner, name) for owner, name, _ in patches.patches()} == with_ours
+    trainer_patches.install()
+    places = [place for place in PATCHES if place.startswith("transformers") and place in patches._before]
+    with_ours = {place: getattr(*patches._find(place)) for place in places}
+    assert len(with_ours) >= 8
+    trainer_patches.install()
+    assert {place: getattr(*patches._find(place)) for place in places} == with_ours
     emo_hf.unregister()
-    for (owner, name), ours in with_ours.items():
-        assert getattr(owner, name) is ours.__wrapped__
-        assert getattr(owner, name).__module__.startswith("transformers.")
+    for place, ours in with_ours.items():
+        assert getattr(*patches._find(place)) is ours.__wrapped__
+        assert getattr(*patches._find(place)).__module__.startswith("transformers.")
+
+
+def test_a_method_that_a_version_of_transformers_does_not_have_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emo_hf.unregister()
+    monkeypatch.delattr(Trainer, "_evaluate")
+    emo_hf.register()
+    emo_hf.register()
+    assert [line.partition(" ")[0] for line in caplog.messages if "is not there in this version" in line] == [
+        "transformers:Trainer._evaluate"
+    ]
+    emo_hf.unregister()

@@ -332,7 +332,7 @@ def test_arguments_of_the_callback_may_be_texts() -> None:
     made = EmoCallback("v3.1", self_stop="stop", self_stop_patience="2", console="all")
     assert made._if_attached == SelfStop(action="stop", patience=2)
     assert EmoCallback("v3.1", self_stop=False)._if_attached.action == "off"  # YAML's `off`
-    with pytest.raises(ValueError, match="self_stop='halt' is not acceptable: it takes one of off, log, save, stop"):
+    with pytest.raises(ValueError, match="action='halt' is not acceptable: it takes one of off, log, save, stop"):
         EmoCallback("v3.1", self_stop="halt")
     assert emo_hf.EmoCallback is EmoCallback
 

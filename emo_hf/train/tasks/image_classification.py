@@ -9,9 +9,9 @@ from datasets import Dataset, Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from emo_hf.cli_errors import UserError
+from emo_hf.train.builtin import drawn_digits
 from emo_hf.train.data import LABELS, TABLES
-from emo_hf.train.errors import RecipeError
-from emo_hf.train.images import drawn_digits, read_idx
 from emo_hf.train.mapping import read_mapping
 from emo_hf.train.measures import ACCURACY, CLASSIFICATION, MACRO_F1
 from emo_hf.train.model import load
@@ -27,7 +27,7 @@ class ImageClassification(Task):
 
     name = "image-classification"
     auto = AutoModelForImageClassification
-    formats = {"ubyte": read_idx, ".parquet": TABLES[".parquet"]}
+    formats = {".parquet": TABLES[".parquet"]}
     builtin = {"drawn-digits": drawn_digits}
     columns = ("image",)
     label_columns = ("label", "labels")
@@ -40,7 +40,7 @@ class ImageClassification(Task):
 
     def check_rows(self, dataset: Dataset, columns: list[str], side: str) -> None:
         if not isinstance(dataset.features[columns[0]], Image):
-            raise RecipeError(f"the column {columns[0]!r} of the {side} examples holds no images")
+            raise UserError(f"the column {columns[0]!r} of the {side} examples holds no images")
 
     def make_processor(self, job: Job) -> Any:
         name = job.model.model_name_or_path

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.builtin import docstrings_begun
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.measures import IGNORED, PERPLEXITY
-from emo_hf.train.model import with_end, without_end
+from emo_hf.train.model import end_of, with_end
 from emo_hf.train.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -51,15 +51,16 @@ def _token_ids(prompt: Any, completion: Any, tokenizer: Any, separator: str) -> 
     messages = isinstance(prompt, list)
     if not tokenizer.chat_template:
         if messages:
-            raise RecipeError("the prompts are lists of messages, but the tokenizer has no chat template")
-        before = without_end(tokenizer(f"{prompt}{separator}", verbose=False)["input_ids"], tokenizer)
+            raise UserError("the prompts are lists of messages, but the tokenizer has no chat template")
+        before = tokenizer(f"{prompt}{separator}", verbose=False)["input_ids"]
+        before = before[:-1] if before[-1:] == [end_of(tokenizer)] else before  # a text that goes on must not end
         return before, with_end(_plain(str(completion), tokenizer), tokenizer)
     asked = prompt if messages else [{"role": "user", "content": str(prompt)}]
     answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": str(completion)}]
     start = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
     whole = tokenizer.apply_chat_template([*asked, *answer], tokenize=False)
     if not whole.startswith(start):
-        raise RecipeError("the tokenizer's chat template writes a prompt otherwise when an answer follows")
+        raise UserError("the tokenizer's chat template writes a prompt otherwise when an answer follows")
     return _plain(start, tokenizer), _plain(whole[len(start) :], tokenizer)
 
 

@@ -11,9 +11,10 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForCausalLM, Trainer
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.builtin import docstrings_preferred
 from emo_hf.train.data import Examples
-from emo_hf.train.errors import RecipeError, saying
+from emo_hf.train.errors import saying
 from emo_hf.train.measures import Measure
 from emo_hf.train.tasks.task import Task
 from emo_hf.train.trainer import JobTrainer
@@ -39,10 +40,10 @@ class Preference(Task):
 
     def check(self, job: Job) -> None:
         if importlib.util.find_spec("trl") is None:
-            raise RecipeError('task preference needs TRL: pip install "trl>=0.25"')
+            raise UserError('task preference needs TRL: pip install "trl>=0.25"')
         super().check(job)
         if job.training.train_sampling_strategy == "group_by_length":
-            raise RecipeError("train_sampling_strategy group_by_length does not work with preference: pairs have two")
+            raise UserError("train_sampling_strategy group_by_length does not work with preference: pairs have two")
 
     def make_processor(self, job: Job) -> Any:
         tokenizer = super().make_processor(job)
@@ -54,7 +55,7 @@ class Preference(Task):
         model = super().make_model(job, processor, examples)
         if model.get_output_embeddings() not in list(model.children()):
             kind = type(model).__name__
-            raise RecipeError(f"preference needs a real decoder: TRL leaves out a part of the output head of {kind}")
+            raise UserError(f"preference needs a real decoder: TRL leaves out a part of the output head of {kind}")
         return model
 
     def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from peft import TaskType
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.builtin import docstrings_by_package
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.measures import ACCURACY, CLASSIFICATION, MACRO_F1
 from emo_hf.train.tasks.task import Task
 
@@ -29,7 +29,7 @@ class SequenceClassification(Task):
 
     def check_columns(self, given: list[str] | None) -> None:
         if given is not None and len(given) > 2:
-            raise RecipeError(f"text_columns must be one or two columns, got {given!r}")
+            raise UserError(f"text_columns must be one or two columns, got {given!r}")
 
     def encode(
         self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments

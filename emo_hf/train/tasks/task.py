@@ -9,10 +9,10 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.data import TABLES, Examples, Reader
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.measures import Measure
-from emo_hf.train.model import check_max_length, load_base_model, load_tokenizer
+from emo_hf.train.model import load_model, load_tokenizer
 from emo_hf.train.trainer import PlainTrainer
 
 if TYPE_CHECKING:
@@ -56,22 +56,22 @@ class Task:
     metrics: ClassVar[Mapping[str, Any]] = {}
 
     def check(self, job: Job) -> None:
-        """Refuse options that do not fit, before anything is loaded.
-
-        Raises:
-            RecipeError: with the option and what it would accept.
-        """
+        """Refuse options that do not fit, before anything is loaded."""
         self.check_columns(job.data.text_columns)
         if job.model.model_type is not None and job.model.tokenizer_name is None:
-            raise RecipeError("tokenizer_name is missing: an untrained model has no tokenizer; bytes needs no file")
+            raise UserError("tokenizer_name is missing: an untrained model has no tokenizer; bytes needs no file")
 
     def check_columns(self, given: list[str] | None) -> None:
         """Refuse `text_columns` that are too few or too many."""
         if given is not None and len(given) != len(self.columns):
-            raise RecipeError(f"text_columns must be {len(self.columns)} ({', '.join(self.columns)}), got {given!r}")
+            raise UserError(f"text_columns must be {len(self.columns)} ({', '.join(self.columns)}), got {given!r}")
 
     def check_rows(self, dataset: Dataset, columns: list[str], side: str) -> None:
         """Refuse an example that cannot be used, by its number."""
+        for column in columns:
+            for row, value in enumerate(dataset[column]):
+                if value is None:
+                    raise UserError(f"{side} example {row + 1} has nothing in column {column!r}")
 
     def make_processor(self, job: Job) -> Any:
         """What prepares the data, is saved with the model and is needed to use it: a tokenizer."""
@@ -79,11 +79,8 @@ class Task:
 
     def make_model(self, job: Job, processor: Any, examples: Examples) -> Any:
         """The model with the head that the task needs, without adapter."""
-        text = isinstance(processor, PreTrainedTokenizerBase)
-        model = load_base_model(self.auto, job.model, processor if text else None, examples.label_names)
-        if text:
-            check_max_length(job.data.max_length, processor, model.config)
-        return model
+        tokenizer = processor if isinstance(processor, PreTrainedTokenizerBase) else None
+        return load_model(self.auto, job.model, tokenizer, examples.label_names, job.data.max_length)
 
     def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:
         """Examples as the collator takes them."""

@@ -9,9 +9,9 @@ from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
+from emo_hf.cli_errors import UserError
 from emo_hf.train.builtin import docstrings_with_code
 from emo_hf.train.data import LABELS, Examples
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.measures import ACCURACY, IGNORED, Measure, most_likely
 from emo_hf.train.model import load_tokenizer
 from emo_hf.train.spans import span_metrics
@@ -43,12 +43,12 @@ class TokenClassification(Task):
     def check_rows(self, dataset: Dataset, columns: list[str], side: str) -> None:
         for row, words in enumerate(dataset[columns[0]]):
             if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-                raise RecipeError(f"{side} example {row + 1}: column {columns[0]!r} must hold a list of words")
+                raise UserError(f"{side} example {row + 1}: column {columns[0]!r} must hold a list of words")
 
     def make_processor(self, job: Job) -> Any:
         tokenizer = super().make_processor(job)
         if not tokenizer.is_fast:
-            raise RecipeError("token-classification needs a fast tokenizer: this one cannot say whose token is whose")
+            raise UserError("token-classification needs a fast tokenizer: this one cannot say whose token is whose")
         try:
             tokenizer(["word"], is_split_into_words=True)
         except AssertionError:  # those of GPT-2 and RoBERTa want to be made for words
@@ -58,7 +58,7 @@ class TokenClassification(Task):
     def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:
         for row, (words, tags) in enumerate(zip(dataset[columns[0]], dataset[LABELS], strict=True)):
             if len(words) != len(tags):
-                raise RecipeError(f"example {row + 1} has {len(words)} words and {len(tags)} tags")
+                raise UserError(f"example {row + 1} has {len(words)} words and {len(tags)} tags")
         return super().make_features(dataset, columns, processor, options)
 
     def encode(

@@ -1,4 +1,4 @@
-"""The training of scripts/try_two_nodes.sh: FOLDER [slowly | CHECKPOINT]. 40 steps of a tiny BERT, then a digest."""
+"""The training of two_nodes.sh: FOLDER [slowly | CHECKPOINT]. 40 steps of a tiny BERT, then a digest."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 # scripts/launch_multi_node.sh starts. Three runs of the same training: undisturbed; with node 1 killed in the middle;
 # resumed from the last checkpoint. The last has to end where the first did. Needs root and iproute2; takes two minutes.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 if ((EUID != 0)) || ! command -v ip >/dev/null; then
-    echo "try_two_nodes.sh: needs root and the ip command of iproute2" >&2
+    echo "two_nodes.sh: needs root and the ip command of iproute2" >&2
     exit 77
 fi
 
@@ -32,7 +32,7 @@ set_up() {
         ip netns exec "$space-0" true
 }
 if ! set_up; then
-    echo "try_two_nodes.sh: may not make network namespaces here" >&2
+    echo "two_nodes.sh: may not make network namespaces here" >&2
     exit 77
 fi
 
@@ -42,7 +42,7 @@ start() {
     shift 2
     GLOO_SOCKET_IFNAME="${link[$node]}" OMP_NUM_THREADS=1 ip netns exec "$space-$node" \
         scripts/launch_multi_node.sh --cpu --as-is --nodes 2 --node-rank "$node" --address 10.77.0.1 --port 29500 \
-        scripts/two_nodes_job.py "$@" >"$log" 2>&1 &
+        tests/launch/two_nodes_job.py "$@" >"$log" 2>&1 &
     started=$!
 }
 
@@ -55,7 +55,7 @@ job() {
     start 1 "$folder/$name.1" "$@"
     if ! wait "$first" || ! wait "$started"; then
         tail -n 30 "$folder/$name".? >&2
-        echo "try_two_nodes.sh: the job '$name' failed" >&2
+        echo "two_nodes.sh: the job '$name' failed" >&2
         exit 1
     fi
 }
@@ -69,7 +69,7 @@ start 0 "$folder/killed.0" "$folder/b" slowly
 first=$started
 start 1 "$folder/killed.1" "$folder/b" slowly
 second=$started
-for _ in $(seq 600); do
+for _ in $(seq 3000); do
     [[ -f "$folder/b/checkpoint-10/trainer_state.json" ]] && break
     sleep 0.1
 done
@@ -78,7 +78,7 @@ for pid in $(ip netns pids "$space-1"); do kill -9 "$pid" 2>/dev/null || true; d
 wait "$second" || true
 begun=$SECONDS
 if wait "$first"; then
-    echo "try_two_nodes.sh: node 0 did not notice that node 1 is gone" >&2
+    echo "two_nodes.sh: node 0 did not notice that node 1 is gone" >&2
     exit 1
 fi
 echo "node 0 ended $((SECONDS - begun)) seconds later and said:"
@@ -93,7 +93,7 @@ grep ended "$folder/resumed.0"
 
 one="$(grep -h ended "$folder/undisturbed.0" "$folder/undisturbed.1" "$folder/resumed.0" "$folder/resumed.1" | sort -u | wc -l)"
 if ((one != 1)); then
-    echo "try_two_nodes.sh: the resumed run did not end where the undisturbed one did" >&2
+    echo "two_nodes.sh: the resumed run did not end where the undisturbed one did" >&2
     exit 1
 fi
 echo "the same weights and the same emotion, to the last bit, on both nodes"
