@@ -67,7 +67,6 @@ class Watch(TrainerCallback):
         try:
             with torch.random.fork_rng(), torch.no_grad():
                 if emo is not None and emo.keeps_average:
-                    emo.train()
                     heard = self._judge(WEIGHTS)
                     if trainer.state.global_step:
                         heard = self._shown(emo, AVERAGE)

@@ -131,7 +131,10 @@ def test_a_run_is_found_again_by_what_decides_its_result_and_not_by_its_name() -
     again = Plan(study(arms=renamed, reference="other"), {}).open[0]
     assert again.id != first.id
     assert again.key == first.key
+    averages = [study(arms={"adamw": {**ARMS["adamw"], "average": kind}}) for kind in (True, "only")]
+    assert len({Plan(small, {}).open[0].key for small in averages}) == 1
     for changes in (
+        {"arms": {"adamw": {**ARMS["adamw"], "average": True}}},
         {"tasks": {"toy": {"function": FUNCTION, "steps": 9}}},
         {"tasks": {"toy": {"function": FUNCTION, "steps": 8, "noise": 0.2}}},
         {"tasks": {"toy": {"function": FUNCTION, "steps": 8, "training": {"warmup_steps": 2}}}},
