@@ -148,6 +148,7 @@ def numbers(emotion: EmotionView) -> dict[str, float]:
     """An emotion without the name of its law."""
     values = asdict(emotion)
     del values["law"]
+    values["scalar"] = values["scalar"] or 0.0  # settle has none
     details = values.pop("details")
     return {**values, **details}
 

@@ -100,6 +100,10 @@ _before: dict[str, tuple[Any, Any]] = {}
 """Place → our method, and the one that it stands before."""
 
 
+_missing: set[str] = set()
+"""Places that there are not, which has been said."""
+
+
 def put(place: str, over: Callable[[Any], Any]) -> None:
     """Put a method of ours before another package's; doing it twice changes nothing.
 
@@ -110,12 +114,15 @@ def put(place: str, over: Callable[[Any], Any]) -> None:
     owner, name = _find(place)
     present = getattr(owner, name, None)
     if present is None:
+        if place in _missing:
+            return
+        _missing.add(place)
         logger.warning("%s is not there in this version: emo_hf cannot see to it that %s. Remedy: %s.",
                        place, PATCHES[place].why, PATCHES[place].if_moved)  # fmt: skip
         return
     if place not in _before:
-        while hasattr(present, OURS):  # left by a former copy of this module, before a reload
-            present = getattr(present, OURS)
+        while _is_ours(present):  # left by a former copy of this module, before a reload
+            present = present.__wrapped__
         ours = functools.wraps(present)(over(present))
         setattr(ours, OURS, present)
         setattr(owner, name, present)
@@ -132,6 +139,11 @@ def take_back(place: str) -> None:
     if ours is not None and vars(owner).get(name) is ours:
         setattr(owner, name, original)
         del _before[place]
+
+
+def _is_ours(method: Any) -> bool:
+    # A wrapper of somebody else's has copied the mark, and stands before another method.
+    return hasattr(method, OURS) and getattr(method, OURS) is getattr(method, "__wrapped__", None)
 
 
 def _find(place: str) -> tuple[Any, str]:

@@ -163,27 +163,27 @@ class LossSum:
 
     def on_device(self) -> torch.Tensor | float | None:
         """The loss of the step, without waiting for a device; None if there is none."""
-        combined: torch.Tensor | float | None = self._combined([part.value for part in self.parts])
-        return combined
+        total = self._total([part.value for part in self.parts])
+        return None if total is None else total / self._divisor
 
     def on_host(self) -> float | None:
         """The loss of the step as a float."""
-        combined = self._combined([part.arrived() for part in self.parts])
-        return None if combined is None else float(combined)
+        total = self._total([part.arrived() for part in self.parts])
+        return None if total is None else float(total) / self._divisor
 
-    def _combined(self, values: list[Any]) -> Any:
-        if not values:
-            return None
+    def _total(self, values: list[torch.Tensor | float]) -> torch.Tensor | float | None:
         total: Any = None
         for part, value in zip(self.parts, values, strict=True):
             scaled = value if part.weight is None else value * part.weight
             if isinstance(total, torch.Tensor) and isinstance(scaled, torch.Tensor):
                 scaled = scaled.to(total.device)
             total = scaled if total is None else total + scaled
-        weights = [part.weight for part in self.parts if part.weight is not None]
-        if weights:
-            return total / sum(weights)
-        return total / len(values) if self.averaged else total
+        return total  # type: ignore[no-any-return]
+
+    @property
+    def _divisor(self) -> float:
+        weights = sum(part.weight for part in self.parts if part.weight is not None)
+        return weights or (float(len(self.parts)) if self.averaged else 1.0)
 
 
 def _sent_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event] | None:

@@ -36,6 +36,15 @@ RESET = (
 )
 
 
+SECOND_GRADIENT = (
+    f"{HOW}: a second gradient came for a parameter before step(), and it has moved by the first. Either several "
+    "backward passes come before step(): gradients are accumulated, or the loss is computed in cached parts "
+    "(GradCache, the Cached… losses of sentence-transformers). Or one pass comes to a parameter more than once: "
+    "reentrant gradient checkpointing of a layer that is used twice, where use_reentrant=False helps. Else leave "
+    f"{HOW} out"
+)
+
+
 def accumulating(what: str) -> str:
     """What to say of gradient accumulation, of which `what` is a sign."""
     return (

@@ -103,7 +103,7 @@ class BackwardSteps:
                 limits.refuse_ranks(optimizer)
                 self._begin(optimizer)
             if id(param) in self._moved:
-                raise RuntimeError(limits.accumulating("a second gradient came for a parameter before step()"))
+                raise RuntimeError(limits.SECOND_GRADIENT)
             if id(param) in self._group_of:  # and was not taken out of the optimizer
                 self._move(optimizer, param)
                 param.grad = None

@@ -1,4 +1,4 @@
-"""The family as a table, for README and the doctor: `python -m emo_hf.optim.family_table` prints it."""
+"""The family as a table, for the pages: `python -m emo_hf.optim.family_table` prints it."""
 
 from __future__ import annotations
 

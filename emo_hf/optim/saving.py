@@ -184,7 +184,8 @@ def _check_owner(emotion: Mapping[str, Any], name: str, version: str) -> None:
 
 def _read_rule(emotion: Mapping[str, Any], rule: Rule) -> dict[str, float | None]:
     """What the rule keeps once per optimizer: numbers of at least 0, or None for what is not known yet."""
-    saved, wanted = emotion.get("rule"), rule.memory()
+    # torch drops what is empty where it flattens a state.
+    saved, wanted = emotion.get("rule", {}) if emotion.get("rule") is not None else {}, rule.memory()
     if not isinstance(saved, Mapping) or saved.keys() != wanted.keys():
         found = sorted(map(str, saved)) if isinstance(saved, Mapping) else saved
         raise ValueError(f"this optimizer state has {found} for the rule, which needs {sorted(wanted)}: {WHAT_TO_DO}")

@@ -98,7 +98,7 @@ def check(run: Run, folder: Path) -> None:
             trial.optimizer_cls_and_kwargs = _own_class(arm, run.rate)
         trial.create_optimizer_and_scheduler(run.steps or 1)
         if (callback := emotion_callback(arm)) is not None:
-            callback.on_train_begin(args, trial.state, trial.control, optimizer=trial.optimizer)
+            callback.on_train_begin(args, trial.state, trial.control, model=tiny, optimizer=trial.optimizer)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
 

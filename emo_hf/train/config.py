@@ -288,10 +288,12 @@ def _choose_rate(job: Job) -> None:
 def emotion_callback(job: Job) -> EmoCallback | None:
     """The callback that attaches a law or an average of the weights; None where neither is wanted."""
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
+    optim, ratio = job.training.optim.value, job.emotion.head_lr_ratio
+    if optim in family_names() and (law or given or ratio != 1):
+        raise UserError(f"emotion, emotion_args and head_lr_ratio are for others: {optim} has them in optim_args")
+    if ratio != 1 and job.training.deepspeed:
+        raise UserError(f"head_lr_ratio must be 1 with deepspeed, which makes its own optimizer, got {ratio:g}")
     if law is None and not given:
         return None
-    optim = job.training.optim.value
-    if optim in family_names():
-        raise UserError(f"emotion is for optimizers of others; {optim} takes optim_args, such as emo_law={law}")
     with saying("emotion_args: ", ValueError, TypeError):
         return EmoCallback(law, **given)

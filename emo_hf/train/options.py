@@ -109,14 +109,15 @@ class DataArguments:
 
 @dataclass
 class EmotionArguments:
-    """A law for an optimizer that is not of the family; those of the family take `optim_args: emo_law`."""
+    """What an optimizer that is not of the family is given; those of the family take the same in `optim_args`."""
 
-    _argument_group_name = "law or average for another optimizer"
+    _argument_group_name = "law, average and head for an optimizer that is not of the family"
 
     emotion: str | None = _option(None, "law that is attached to another optimizer, such as settle")
     emotion_args: str | None = _option(
         None, "options of the law, average_weights, self_stop, as a mapping or key=value,key=value"
     )
+    head_lr_ratio: float = _option(1.0, "learning rate of a new head, as a multiple of the others'")
 
     def __post_init__(self) -> None:
         self.emotion = self.emotion or None  # `--emotion=` takes back what the file says
@@ -165,7 +166,8 @@ ACCEPTED: dict[str, Check] = {
         _NOT_NEGATIVE,
     ),
     **dict.fromkeys(
-        ("lora_alpha", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "dpo_beta"), _POSITIVE
+        ("lora_alpha", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "dpo_beta", "head_lr_ratio"),
+        _POSITIVE,
     ),
     **dict.fromkeys(
         ("lora_dropout", "validation_fraction", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE

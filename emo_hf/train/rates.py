@@ -13,8 +13,6 @@ from emo_hf.trainer.options import parse_optim_args, read_options
 SCRATCH, LORA, FULL = "from scratch", "LoRA", "full fine-tuning of a pretrained model"
 ADAM, NAVI, SIGN, SCALE = "AdamW and its kin", "EmoNavi's rule and its kin", "sign rules", "laws that make the rate"
 
-_SCALE = (1.0, "the published default of v3.9, whose law makes the rate: this is a scale")
-
 STARTING_RATES: dict[tuple[str, str], tuple[float, str]] = {
     (SCRATCH, ADAM): (3e-3, "best constant rates in docs/evidence: 3e-3, 1e-2, 3e-3 on three small networks"),
     (SCRATCH, NAVI): (1e-3, "docs/evidence: 1e-3, 1e-3, 3e-4 (EmoNavi), 1e-3, 1e-2, 1e-3 (EmoFact)"),
@@ -25,7 +23,9 @@ STARTING_RATES: dict[tuple[str, str], tuple[float, str]] = {
     (FULL, ADAM): (5e-5, "2e-5 to 5e-5, arXiv:1810.04805 (BERT); small encoders want more: 3e-4 in docs/evidence"),
     (FULL, NAVI): (1e-5, "a third to a tenth of AdamW's, as 3e-5 against 3e-4 for MiniLM in docs/evidence"),
     (FULL, SIGN): (1e-5, "a third to a tenth of AdamW's, arXiv:2302.06675 (Lion)"),
-    **dict.fromkeys(((SCRATCH, SCALE), (LORA, SCALE), (FULL, SCALE)), _SCALE),
+    (SCRATCH, SCALE): (1.0, "v3.9's published default; its law makes the rate, and this is a scale"),
+    (LORA, SCALE): (1.0, "v3.9's published default; its law makes the rate, and this is a scale"),
+    (FULL, SCALE): (0.03, "0.01 to 0.1, as v3.9's author recommends; its law makes the rate, and this is a scale"),
 }
 """(kind of job, rule) → the rate to begin with, and where it comes from."""
 

@@ -58,7 +58,7 @@ def facts_of(trainer: Any, job: Job, examples: Examples, measures: Sequence[Meas
         "best_eval_loss": best and best[0],
         "best_step": best and best[1],
         "saved_step": saved_step(trainer),
-        "saved_average": trainer.evaluated_average,
+        "saved_average": emo is not None and emo.keeps_average,
         "majority_baseline": examples.majority_baseline,
         **more,
     }

@@ -140,7 +140,7 @@ def prepare(job: Job) -> tuple[Trainer, Examples]:
         model = add_adapter(model, job.lora, task.adapter, task.heads)
     with saying("", ValueError, ImportError):
         trainer: Any = task.make_trainer(job, model, processor, examples, train, validation)
-    trainer.evaluates_weights_too = job.output.evaluate_weights_too
+    trainer.evaluates_weights_too, trainer.head_lr_ratio = job.output.evaluate_weights_too, job.emotion.head_lr_ratio
     emotion = emotion_callback(job)
     if emotion is not None:
         trainer.add_callback(emotion)

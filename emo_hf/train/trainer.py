@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.trainer.param_groups import build_param_groups
 
 WEIGHTS = "eval_weights"
 """What the names of the weights' figures begin with, where the average is evaluated as `eval_…`."""
@@ -29,16 +30,27 @@ class JobTrainer:
     value, so a run would go on from untrained weights, with a warning that names them.
     """
 
+    head_lr_ratio = 1.0
     evaluates_weights_too = False
-    evaluated_average = False
-    """Whether what was evaluated was an average of the weights."""
+
+    def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the head gets groups of its own where it has a learning rate of its own."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self.head_lr_ratio == 1:
+            return optimizer
+        roles = build_param_groups(self.model, lr=1.0, weight_decay=0.0)
+        heads = {id(p) for role in roles if role["name"].startswith("head") for p in role["params"]}
+        for group in list(optimizer.param_groups):
+            mine = [p for p in group["params"] if id(p) in heads]
+            if mine:
+                group["params"] = [p for p in group["params"] if id(p) not in heads]
+                optimizer.add_param_group({**group, "params": mine, "lr": self.head_lr_ratio * group["lr"]})
+        return optimizer
 
     def evaluate(self: Any, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the Trainer's; before it the weights, where they have an average that is evaluated then."""
         emo = unwrap(self.optimizer)
-        has_average = self.is_in_train and emo is not None and emo.keeps_average
-        self.evaluated_average = self.evaluated_average or has_average
-        if self.evaluates_weights_too and has_average:
+        if self.evaluates_weights_too and self.is_in_train and emo is not None and emo.keeps_average:
             optimizer, self.optimizer = self.optimizer, None  # whose average would be shown
             try:
                 loader = self.get_eval_dataloader()

@@ -154,8 +154,8 @@ class EmoCallback(TrainerCallback):
         if not state.global_step:
             emo.begin_run()
         emo.train()
-        modules = () if model is None else model.modules()
-        if emo.keeps_average and any(isinstance(part, _NormBase) and part.track_running_stats for part in modules):
+        parts = () if model is None or not emo.keeps_average else model.modules()
+        if any(isinstance(part, _NormBase) and part.track_running_stats for part in parts):
             logger.warning(
                 "The model keeps statistics of its batches (BatchNorm), and the average of the weights has none of "
                 "its own: what is evaluated and saved has those of the weights. torch.optim.swa_utils.update_bn makes "

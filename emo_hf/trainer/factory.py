@@ -109,9 +109,9 @@ def grouping_class(cls: type[EmoOptimizer], model: nn.Module, roles: Mapping[str
         roles: the user's settings by role, as `build_param_groups` takes them.
     """
 
-    def new(_: type, params: Any, *args: Any, lr: float, weight_decay: float, **kwargs: Any) -> EmoOptimizer:
-        groups = groups_of_trainer(params, model, roles, lr=lr, weight_decay=weight_decay)
-        return cls(groups, *args, **{**kwargs, "lr": lr, "weight_decay": weight_decay})
+    def new(_: type, params: Any, *args: Any, **kwargs: Any) -> EmoOptimizer:
+        own = {name: kwargs[name] for name in ("lr", "weight_decay")}
+        return cls(groups_of_trainer(params, model, roles, **own), *args, **kwargs)
 
     return type(cls.__name__, (cls,), {"__new__": new, "__doc__": cls.__doc__, "__module__": cls.__module__})
 

@@ -212,6 +212,11 @@ def _name_by_role(groups: Sequence[dict[str, Any]], model: nn.Module, weight_dec
             taken.add(group["name"])
 
 
+def roles_of(model: nn.Module) -> dict[nn.Parameter, str]:
+    """The role of every parameter of a model, trainable or not."""
+    return {parameter: role for _, parameter, role, _ in _walk(model)}
+
+
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:
     """Yields (name, parameter, role, whether it is inside a LayerNorm) once per parameter, in the model's order."""
     places: dict[str, tuple[nn.Module, str, bool]] = {}

@@ -134,6 +134,7 @@ def _pretrained() -> Transformer:
             optimizer.zero_grad()
             task.loss(model, next(batches)).backward()
             optimizer.step()
+    model.zero_grad()  # else they would count in the norm that is clipped
     part = kept.with_suffix(f".{os.getpid()}")
     torch.save(model.state_dict(), part)
     part.replace(kept)

@@ -25,16 +25,18 @@ Examples = list[tuple[str, int]]
 
 def questions() -> tuple[Examples, Examples]:
     """What a question asks for (TREC, six answers)."""
-    learned, unseen = ([(line["sentence"], int(line["label"])) for line in rows("trec", f"{name}_int.csv")]
-                       for name in ("train", "test"))  # fmt: skip
-    return learned[:-100], learned[-100:] + unseen
+    learned, unseen = (_labelled("trec", f"{name}_int.csv") for name in ("train", "test"))
+    at = len(learned) - min(100, len(learned) // 10)
+    return learned[:at], learned[at:] + unseen
 
 
 def reviews() -> tuple[Examples, Examples]:
     """Whether a film review is good or bad (rt_polarity)."""
-    learned, unseen = ([(line["sentence"], int(line["label"])) for line in rows("rt_polarity", f"{name}.csv")]
-                       for name in ("train", "validation"))  # fmt: skip
-    return learned, unseen
+    return _labelled("rt_polarity", "train.csv"), _labelled("rt_polarity", "validation.csv")
+
+
+def _labelled(*parts: str) -> Examples:
+    return [(line["sentence"], int(line["label"])) for line in rows(*parts)]
 
 
 def docstrings() -> tuple[Examples, Examples]:

@@ -13,7 +13,7 @@ import torch
 
 import emo_hf
 from emo_hf import EmoLynx, EmoNavi, EmotionView
-from emo_hf.trainer import notebook
+from emo_hf.trainer import patches
 from tests import tiny
 from tests.emo_cases import each_optimizer
 
@@ -121,9 +121,7 @@ def in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setattr(trainer, "DEFAULT_PROGRESS_CALLBACK", NotebookProgressCallback)
     emo_hf.register()
-    notebook.show_rates()
     yield NotebookProgressCallback
-    notebook.show_rates_no_more()
     emo_hf.unregister()
 
 
@@ -183,17 +181,7 @@ def test_a_run_without_an_emotion_has_the_table_that_it_always_had(in_a_notebook
 
 
 def test_transformers_gets_its_own_table_back(in_a_notebook: Any) -> None:
-    from transformers import trainer
-
-    assert trainer.DEFAULT_PROGRESS_CALLBACK is not in_a_notebook
-    notebook.show_rates()
-    notebook.show_rates_no_more()
-    assert trainer.DEFAULT_PROGRESS_CALLBACK is in_a_notebook
-
-
-def test_outside_of_a_notebook_the_progress_bar_is_left_alone() -> None:
-    from transformers import trainer
-
-    before = trainer.DEFAULT_PROGRESS_CALLBACK
-    notebook.show_rates()
-    assert trainer.DEFAULT_PROGRESS_CALLBACK is before
+    assert in_a_notebook.on_log.__module__ == "transformers.utils.notebook", "functools.wraps keeps the name"
+    ours = in_a_notebook.on_log
+    patches.uninstall()
+    assert in_a_notebook.on_log is ours.__wrapped__

@@ -153,6 +153,18 @@ def test_a_summed_loss_that_jumps_with_its_micro_batches_is_warned_of_once(caplo
     ]
 
 
+def test_where_a_framework_sends_the_losses_the_remedy_is_one_for_its_users(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = EmoNavi([nn.Parameter(torch.ones(2))])
+    with caplog.at_level(logging.WARNING, logger="emo_hf"):
+        for count in (N, 1):
+            for number in range(count):
+                optimizer.tap_loss(torch.tensor(2.0 / N), last=number == count - 1)
+            optimizer.step()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "divide its sum by num_items_in_batch" in said
+    assert "observe" not in said
+
+
 @pytest.mark.parametrize(
     ("steps", "weight"),
     [

@@ -30,8 +30,9 @@ def _registered() -> Iterator[None]:
     emo_hf.unregister()
 
 
-@pytest.mark.parametrize("optim_args", [None, "use_shadow=true"])
-@pytest.mark.parametrize("loss_class", [MultipleNegativesRankingLoss, SoftmaxLoss])
+@pytest.mark.parametrize(
+    ("loss_class", "optim_args"), [(MultipleNegativesRankingLoss, "use_shadow=true"), (SoftmaxLoss, None)]
+)
 def test_its_trainer_trains_and_feels_the_loss_that_it_logs(
     loss_class: type[torch.nn.Module], optim_args: str | None, tmp_path: Path
 ) -> None:

@@ -118,8 +118,9 @@ def weights(model: nn.Module) -> list[torch.Tensor]:
     return [param.detach().clone() for param in model.parameters()]
 
 
-@pytest.mark.parametrize("options", [{}, {"use_shadow": True, "emo_law": "robust"}], ids=str)
-@pytest.mark.parametrize("cls", [EmoNavi, EmoFact, EmoLynx])
+@pytest.mark.parametrize(
+    ("cls", "options"), [(EmoNavi, {}), (EmoFact, {"use_shadow": True}), (EmoLynx, {"emo_law": "robust"})]
+)
 def test_many_optimizers_with_one_emotion_take_the_steps_of_one(
     cls: type[EmoOptimizer], options: dict[str, Any]
 ) -> None:

@@ -61,8 +61,7 @@ def test_a_parameter_frozen_in_mid_run_rests_and_goes_on_from_its_state(cls: typ
 
 
 @each_implementation
-@pytest.mark.parametrize("steps_before", [0, 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("steps_before", "dtype"), [(0, torch.bfloat16), (3, torch.float64)])
 def test_parameters_that_change_their_dtype_after_construction_train_on(
     cls: type[EmoOptimizer], implementation: str, steps_before: int, dtype: torch.dtype
 ) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from emo_hf import FAMILY
 from tests.emo_cases import assert_identical
+from tests.rank_jobs.uneven import OF_EACH_LAW
 from tests.ranks import run_job
 
 pytestmark = pytest.mark.long
@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("loss_of", ["nan", "zero", "none"])
-@pytest.mark.parametrize("optim", FAMILY)
+@pytest.mark.parametrize("optim", OF_EACH_LAW.values())
 def test_with_an_empty_batch_on_one_rank_all_ranks_feel_the_same_and_go_on(
     optim: str, loss_of: str, results: list[dict[str, Any]]
 ) -> None:
@@ -45,7 +45,7 @@ def test_with_an_empty_batch_on_one_rank_all_ranks_feel_the_same_and_go_on(
 
 def test_a_rank_that_has_nothing_leaves_the_loss_of_the_other_as_it_is(results: list[dict[str, Any]]) -> None:
     """An empty batch whose loss is left out does not count; one whose loss is 0 counts as a loss of 0."""
-    for optim in FAMILY:
+    for optim in OF_EACH_LAW.values():
         left_out, zero = (results[0][f"{optim} {kind}"]["after"][0]["emotion"]["short"] for kind in ("none", "zero"))
         assert left_out == pytest.approx(2.0 * zero)
 

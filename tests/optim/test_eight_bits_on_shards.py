@@ -134,7 +134,7 @@ def test_one_line_of_log_says_what_keeps_floats(ranks: Results) -> None:
     assert other == []
     (said,) = one
     assert said.startswith(
-        "EmoNavi: state='8bit': 1 of 3 large parameters (25.3% of their elements) keep float32 state"
+        "EmoNavi: state='8bit': 1 of 2 large parameters (32.8% of their elements) keep float32 state"
     )
     assert "one of shape (500, 9) dealt out as (Shard(dim=0),) over (2,) ranks" in said
 

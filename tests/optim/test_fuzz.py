@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import emo_hf
+from emo_hf.cli_errors import UserError
 from emo_hf.train.config import read_job
-from emo_hf.train.errors import RecipeError
 from emo_hf.trainer.options import SELF_STOP_OPTIONS, known_options, parse_optim_args, read_options
 from emo_hf.trainer.self_stop import SelfStop
 
@@ -78,6 +78,6 @@ def test_any_yaml_file_makes_a_job_or_a_sentence(tmp_path_factory: Any, content:
     file.write_text(content, encoding="utf-8", errors="surrogatepass", newline="")
     try:
         read_job([str(file)])
-    except RecipeError as error:
+    except UserError as error:
         assert helps(error), error
         assert "\n" not in str(error)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import emo_hf
 from emo_hf import EmoLynx, EmoNavi, EmoOptimizer
@@ -227,8 +228,25 @@ def armed() -> tuple[Tied, EmoOptimizer]:
 def test_a_second_backward_before_the_step_is_refused(armed: tuple[Tied, EmoOptimizer]) -> None:
     model, _ = armed
     model(torch.ones(1, 4)).sum().backward()
-    with pytest.raises(RuntimeError, match=r"a second gradient came for a parameter .* call optimizer.step\(\)"):
+    with pytest.raises(RuntimeError, match=r"a second gradient came for a parameter .* gradients are accumulated"):
         model(torch.ones(1, 4)).sum().backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_that_is_used_twice_in_reentrant_checkpoints_is_named_as_a_cause(reentrant: bool) -> None:
+    layer = nn.Linear(4, 4)
+    optimizer = EmoNavi(layer.parameters(), step_in_backward=True)
+    inputs = torch.ones(1, 4, requires_grad=True)
+    once = checkpoint(layer, inputs, use_reentrant=reentrant)
+    loss = checkpoint(layer, once, use_reentrant=reentrant).sum()
+    optimizer.observe(loss)
+    if not reentrant:
+        loss.backward()
+        optimizer.step()
+        assert optimizer.emotion.observations == 1
+        return
+    with pytest.raises(RuntimeError, match=r"reentrant gradient checkpointing.*use_reentrant=False helps"):
+        loss.backward()
 
 
 def test_a_loss_that_comes_after_the_decision_is_refused(armed: tuple[Tied, EmoOptimizer]) -> None:

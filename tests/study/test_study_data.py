@@ -12,7 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -28,6 +28,8 @@ import adapted
 import digits
 import get_study_data
 import language
+import multimodal
+import pretrained
 import study_data as data
 import words
 
@@ -105,6 +107,8 @@ def raw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(data.PLACE, str(tmp_path / "data"))
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr(adapted, "PRETRAINING", 2)
+    monkeypatch.setattr(multimodal, "PAIRS", 128)
+    pretrained.encoded.cache_clear()
     return folder
 
 
@@ -133,13 +137,18 @@ def _files(place: Path) -> dict[str, bytes]:
         language.wikipedia,
         adapted.instructions,
         adapted.preferences,
+        multimodal.captions,
+        partial(pretrained.classify, data="questions", batch=2),
+        partial(pretrained.classify, data="reviews", batch=2, lora=False),
     ],
-    ids=lambda task: task.__name__,
+    ids=lambda task: getattr(task, "__name__", None) or task.keywords["data"],
 )
 def test_the_tasks_can_be_made_of_what_was_got(raw: Path, task: Callable[[int], Task]) -> None:
     _get(raw)
     made = task(0)
     made.loss(made.model, next(iter(made.train_batches(0)))).backward()
+    trained = sum(parameter.numel() for parameter in made.model.parameters() if parameter.grad is not None)
+    assert trained == sum(parameter.numel() for parameter in made.model.parameters() if parameter.requires_grad)
     made.model.eval()
     ends = [made.evaluate(made.model, half)["loss"] for half in HALVES]
     assert all(map(math.isfinite, ends))

@@ -214,17 +214,39 @@ def test_an_encoder_becomes_a_decoder_with_a_head_that_is_trained_in_full_and_me
     torch.testing.assert_close(merged(tokens).logits[:, :3], merged(changed).logits[:, :3])  # sees only what was
 
 
-@pytest.mark.parametrize(("optim", "law"), [("adamw_torch", ""), ("emonavi", " (law v3.1)")])
-def test_a_run_that_is_shorter_than_a_log_line_says_rightly_whether_a_law_was_heard(
-    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], optim: str, law: str
+@pytest.mark.parametrize(
+    ("optim", "law", "what"),
+    [
+        ("adamw_torch", "", "weights"),
+        ("emonavi", " (law v3.1)", "weights"),
+        ("emonavi --optim_args=average_weights=true", " (law v3.1)", "average of the weights"),
+    ],
+)
+def test_a_run_that_is_shorter_than_a_log_line_says_rightly_what_was_heard_and_saved(
+    tmp_path: Path, bert: str, topics: str, capsys: pytest.CaptureFixture[str], optim: str, law: str, what: str
 ) -> None:
-    out = tmp_path / "out"
-    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": out, "optim": optim}
-    assert train(**job, max_steps=3, logging_steps=10) == 0
+    name, *further = optim.split()
+    job = {"model_name_or_path": bert, "train_file": topics, "output_dir": tmp_path / "out", "optim": name}
+    assert train(*further, **job, max_steps=3, logging_steps=10) == 0
     said = rows(capsys.readouterr().out)
-    assert said["optimizer"] == f"{optim}{law}"
+    assert said["optimizer"] == f"{name}{law}"
     assert ("self-stop" in said) is bool(law)
     assert said["train loss"] == "not logged"
+    assert said["what is saved"] == f"the {what} of the last step, step 3"
+
+
+def test_a_new_head_may_learn_at_a_rate_of_its_own_with_any_optimizer(tmp_path: Path, bert: str, topics: str) -> None:
+    def head_of(name: str, **options: Any) -> dict[str, torch.Tensor]:
+        job = {"model_name_or_path": bert, "train_file": topics, "output_dir": tmp_path / name, "max_steps": 1}
+        assert train(**job, optim="adamw_torch", lr_scheduler_type="constant", learning_rate=1e-3, **options) == 0
+        saved = load_file(tmp_path / name / "adapter_model.safetensors")
+        return {key: value for key, value in saved.items() if "classifier" in key or "lora_B" in key}
+
+    one, seven = head_of("one"), head_of("seven", head_lr_ratio=7)
+    bias = next(key for key in one if key.endswith("classifier.bias"))  # begins at zero: Adam's first step is the rate
+    assert one[bias].abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+    assert seven[bias].abs().max().item() == pytest.approx(7e-3, rel=1e-3)
+    assert all(torch.equal(one[key], seven[key]) for key in one if "lora_B" in key)
 
 
 def test_a_flat_run_is_stopped_by_self_stop_and_the_summary_says_where(

@@ -283,14 +283,6 @@ def test_steps_of_warm_up_are_never_counted_as_flat(tmp_path: Path) -> None:
     assert 60 + 50 + 2 * 32 <= trainer.state.global_step < 200
 
 
-def test_early_stopping_without_an_emo_optimizer_says_that_it_has_nothing_to_watch(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    trainer = tiny.trainer(tmp_path, optim="adamw_torch", callbacks=[emo_hf.EmoEarlyStoppingCallback()])
-    trainer.train()
-    assert any("nothing to watch" in record.message for record in caplog.records)
-
-
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -19,8 +19,8 @@ import torch
 from safetensors import SafetensorError
 
 import emo_hf
+from emo_hf.cli_errors import UserError
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.train.errors import RecipeError
 from emo_hf.train.output import checkpoint_to_resume
 from emo_hf.trainer.checkpoints import what_is_missing
 from tests import tiny
@@ -224,7 +224,7 @@ def test_a_script_that_names_a_torn_checkpoint_is_told_what_is_wrong_with_it(
 def test_the_recipe_says_what_is_wrong_with_a_torn_checkpoint_that_it_was_given(copy: Path) -> None:
     torn = copy / "checkpoint-6" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
-    with pytest.raises(RecipeError, match=r"checkpoint-6' was not saved to its end: model.safetensors .* bytes"):
+    with pytest.raises(UserError, match=r"checkpoint-6' was not saved to its end: model.safetensors .* bytes"):
         checkpoint_to_resume(str(copy), str(copy / "checkpoint-6"), overwrite=False)
     assert checkpoint_to_resume(str(copy), str(copy), overwrite=False) == str(copy / "checkpoint-4")
 
