@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from emo_hf.cli_errors import UserError
 from emo_hf.optim.family import family_names
-from emo_hf.study.averages import with_average
 from emo_hf.study.loading import named_in
 from emo_hf.study.plan import Run
 from emo_hf.study.schema import ArmSpec
@@ -101,6 +100,17 @@ def check(run: Run, folder: Path) -> None:
             callback.on_train_begin(args, trial.state, trial.control, model=tiny, optimizer=trial.optimizer)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
+
+
+def with_average(arm: ArmSpec) -> ArmSpec:
+    """The arm as it has to be given to the Trainer so that an average of its weights is kept."""
+    if not arm.average:
+        return arm
+    if arm.optim in family_names() or arm.optim.startswith("emo_hf:"):
+        return dataclasses.replace(arm, optim_args={**arm.optim_args, "average_weights": True})
+    return dataclasses.replace(
+        arm, emotion=arm.emotion or "none", emotion_args={"average_weights": True, **arm.emotion_args}
+    )
 
 
 def emotion_callback(arm: ArmSpec) -> EmoCallback | None:

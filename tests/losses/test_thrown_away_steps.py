@@ -185,6 +185,9 @@ def test_micro_batches_as_numbers_are_summed_in_that_order_too() -> None:
     loop = FrontLoop("observed as a number")
     loop.backward(1.0, 2.0)
     loop.ends_with(3.0, skipped=0)
+    loop.backward(1.0, 2.0)  # the gradients that are reset now have been used
+    loop.optimizer.step()
+    assert loop.felt[1:] == (3, 0)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])
