@@ -1,4 +1,4 @@
-"""What is imported and read once, in the process from which those of the pages are forked: it costs more than they do."""
+"""What is imported and read once, in the process from which those of the pages are forked."""
 
 import lightning.pytorch  # noqa: F401
 import matplotlib.figure  # noqa: F401
