@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
-from emo_hf.optim.tensors.eight_bits import join
+from emo_hf.optim.precision.eight_bits import join
 from emo_hf.train.model import resolve
 
 OPTIMIZERS: dict[str, tuple[type[EmoOptimizer], float]] = {

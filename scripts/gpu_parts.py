@@ -22,7 +22,7 @@ from measuring import extra_memory, free_memory, in_turns, state_bytes
 from torch import nn
 
 from emo_hf import FAMILY, EmoOptimizer
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS
 
 Part = Callable[[argparse.Namespace, dict[str, Any], list[str]], None]

@@ -12,8 +12,8 @@ import torch
 
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saved_codes import NOTE, count, is_noted
+from emo_hf.optim.sharding import is_sharded
 from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
-from emo_hf.optim.tensors.dtensor import is_sharded
 from emo_hf.optim.update import State
 
 EMOTION_KEY = "emotion"

@@ -19,9 +19,9 @@ from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import Mark, StepLoss
 from emo_hf.optim import weight_average
 from emo_hf.optim.finite import SeenNorm, count_not_finite, gradients_are_finite
+from emo_hf.optim.left_out import LEAVE_OUT, PROPAGATE, SKIP_STEP, LeftOut, not_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
-from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.optim.tensors.left_out import LEAVE_OUT, PROPAGATE, SKIP_STEP, LeftOut, not_finite
+from emo_hf.optim.sharding import own_elements
 
 on_construction: list[Callable[[], None]] = []
 """Called whenever an engine begins its work: how the loss tap wires itself without being known here."""

@@ -16,8 +16,8 @@ from emo_hf.optim.backward_steps import arm
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.left_out import LEAVE_OUT
 from emo_hf.optim.stepping import SteppingOptimizer
-from emo_hf.optim.tensors.left_out import LEAVE_OUT
 from emo_hf.optim.validation import without_empty_groups
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value

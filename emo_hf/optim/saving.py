@@ -19,11 +19,11 @@ from emo_hf.optim.checkpoint import (
     with_present_names,
 )
 from emo_hf.optim.emotion_engine import EmotionEngine
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
+from emo_hf.optim.precision.low import restore_dtypes
+from emo_hf.optim.precision.saved import kept_as_here
 from emo_hf.optim.rule_optimizer import RuleOptimizer
 from emo_hf.optim.saved_codes import check_codes
-from emo_hf.optim.tensors.crossing import kept_as_here
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.low_precision import restore_dtypes
 from emo_hf.optim.validation import IMPLEMENTATION_OPTIONS, check_options
 from emo_hf.optim.version import Version
 from emo_hf.reading import read_value

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.optim.optimizer import ParamsT
 
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import NONFINITE
+from emo_hf.optim.left_out import NONFINITE
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 
 IMPLEMENTATION_OPTIONS = ("foreach", "fused", "native")
 """True chooses an implementation, False rules it out, None leaves the choice to the optimizer."""

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
+from emo_hf.optim.precision.low import LOW_PRECISION
+from emo_hf.optim.sharding import own_elements
 from emo_hf.optim.state_keys import AVERAGE
-from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.optim.tensors.low_precision import LOW_PRECISION
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.checkpoint import EMOTION_KEY
 from emo_hf.optim.family import family_names
+from emo_hf.optim.sharding import own_elements
 from emo_hf.optim.step_in_backward import StepInBackward
-from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.trainer import in_backward
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
 from emo_hf.trainer.decision_notes import begin_notes, say_decisions

@@ -14,8 +14,8 @@ from typing import Any
 from emo_hf.laws.laws import law_options, read_law
 from emo_hf.losses.rank_mean import SYNC_MODES
 from emo_hf.optim.family import FAMILY
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import NONFINITE
+from emo_hf.optim.left_out import NONFINITE
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.reading import Reader, boolean, boolean_or, boolean_or_auto, number, one_of, read_value, whole_number
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
 
