@@ -131,7 +131,7 @@ def run(folder: Path, blocks: Sequence[Block], output: Path) -> int:
         The exit code; what was printed is in `output`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.page_server"])
     process = context.Process(target=_in_child, args=(folder, tuple(blocks), output))
     process.start()
     process.join()

@@ -84,6 +84,15 @@ def test_what_can_be_copied_runs(tmp_path: Path) -> None:
     assert not failed, "\n\n".join(failed)
 
 
+def test_the_example_with_batchnorm_ends_with_the_statistics_of_the_average() -> None:
+    (block,) = [block for block in blocks("python") if "update_bn" in block.text]
+    names: dict[str, Any] = {"emo_hf": emo_hf}
+    exec(compile(block.text, block.page, "exec"), names)
+    with torch.no_grad():
+        expected = names["net"][0](names["inputs"]).mean(dim=0)
+    torch.testing.assert_close(names["net"][1].running_mean, expected)
+
+
 def test_no_command_hides_outside_of_a_block_that_is_run() -> None:
     for name, text in TEXTS.items():
         outside = MEASURED.sub("", FENCE.sub("", text))

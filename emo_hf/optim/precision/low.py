@@ -17,11 +17,9 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, EXP_AVG_SQ, SHADOW
-from emo_hf.optim.tensors.blocks import place_of_shard, sizes_for
-from emo_hf.optim.tensors.chunking import is_flat, runs_of
-from emo_hf.optim.tensors.dtensor import own_elements, part_like
-from emo_hf.optim.tensors.eight_bits import (
+from emo_hf.optim.pieces import runs_of
+from emo_hf.optim.precision.blocks import sizes_for
+from emo_hf.optim.precision.eight_bits import (
     BLOCK,
     EIGHT_BITS,
     SIZES,
@@ -32,7 +30,9 @@ from emo_hf.optim.tensors.eight_bits import (
     join,
     split,
 )
-from emo_hf.optim.update import Hyperparameters, Implementation, State, place_of
+from emo_hf.optim.sharding import own_elements, part_like, place_of_shard
+from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, EXP_AVG_SQ, SHADOW
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, is_flat, place_of
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -120,19 +120,16 @@ def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
 def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
         limit = ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE
-        pieces = [
-            _Piece(p, g, state, place_of(state) or place_of_shard(p))
-            for p, g, state in zip(params, grads, states, strict=True)
-        ]
+        pieces = [_Piece(p, g, state, place_of(state) or place_of_shard(p)) for p, g, state in bucket]
         if elementwise:
             pieces = [part for whole in pieces for part in _pieces(whole, limit)]
         for begin, end in runs_of([piece.param.numel() for piece in pieces], limit):
             some = pieces[begin:end]
-            wide, wide_grads, wide_states = map(list, zip(*(piece.in_float32() for piece in some), strict=True))
-            update(wide, wide_grads, wide_states, h)
-            for piece, moved, state in zip(some, wide, wide_states, strict=True):
+            wide = Bucket.of(piece.in_float32() for piece in some)
+            update(wide, h)
+            for piece, (moved, _, state) in zip(some, wide, strict=True):
                 piece.take_back(moved, state, h.seed)
 
     return run
@@ -141,17 +138,13 @@ def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Im
 def in_float32_if_kept_in_less(update: Implementation, *, elementwise: bool = False) -> Implementation:
     """`update` on float32 copies of what is kept in fewer bits, and on the rest as it is."""
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        less = params[0].dtype in LOW_PRECISION or any(map(is_eight_bit, states[0].values()))
-        chosen = in_float32(update, elementwise=elementwise, on_cpu=params[0].is_cpu) if less else update
-        chosen(params, grads, states, h)
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        first = bucket.params[0]
+        less = first.dtype in LOW_PRECISION or any(map(is_eight_bit, bucket.states[0].values()))
+        chosen = in_float32(update, elementwise=elementwise, on_cpu=first.is_cpu) if less else update
+        chosen(bucket, h)
 
     return run
-
-
-def at_least_float32(update: Implementation) -> Implementation:
-    """An elementwise `update`, on float32 copies of what is kept in fewer bits and on the rest as it is."""
-    return in_float32_if_kept_in_less(update, elementwise=True)
 
 
 def first_compensation(param: torch.Tensor, how: bool | str) -> torch.Tensor:

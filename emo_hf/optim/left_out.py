@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from emo_hf.optim.finite import PIECE, norms_not_finite
-from emo_hf.optim.tensors.chunking import bounded
-from emo_hf.optim.tensors.dtensor import own_elements, placed_like
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.pieces import bounded
+from emo_hf.optim.sharding import own_elements, placed_like
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation
 
 LEAVE_OUT, SKIP_STEP, PROPAGATE = "leave_out", "skip_step", "propagate"
 NONFINITE = (LEAVE_OUT, SKIP_STEP, PROPAGATE)
@@ -72,15 +72,13 @@ def leaving_out(update: Implementation, careful: Implementation) -> Implementati
     On a device it waits for the norms of the gradients.
     """
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        bad = set(norms_not_finite(grads)) if h.left_out is not None else ()
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        bad = set(norms_not_finite(bucket.grads)) if h.left_out is not None else ()
         if not bad:
-            return update(params, grads, states, h)
-        for of, chosen in ((update, False), (careful, True)):
-            some = [i for i in range(len(params)) if (i in bad) is chosen]
-            if some:
-                of([params[i] for i in some], [grads[i] for i in some], [states[i] for i in some], h)
-        return None
+            return update(bucket, h)
+        careful(bucket.some(sorted(bad)), h)
+        others = bucket.some([i for i in range(len(bucket)) if i not in bad])
+        return update(others, h) if len(others) else None
 
     return run
 
@@ -92,22 +90,21 @@ def masked(update: Implementation, *, elementwise: bool = False) -> Implementati
     elementwise, it is called for pieces of bounded size.
     """
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
         if h.left_out is None:
-            return update(params, grads, states, h)
-        grads = [placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
-        own_grads = [own_elements(grad) for grad in grads]
+            return update(bucket, h)
+        grads = [placed_like(grad, param) for param, grad, _ in bucket]
         put_back = []
-        for i in norms_not_finite(own_grads):
-            finite = own_grads[i].isfinite()
-            own_param = own_elements(params[i])
-            values = [own_param, *(own_elements(value) for value in states[i].values())]
+        for i in norms_not_finite(list(map(own_elements, grads))):
+            finite = own_elements(grads[i]).isfinite()
+            own_param = own_elements(bucket.params[i])
+            values = [own_param, *map(own_elements, bucket.states[i].values())]
             each = [value for value in values if value.shape == own_param.shape]
             put_back.append((finite, [(value, value.clone()) for value in each]))
             grads[i] = grads[i].clone()
             own_elements(grads[i]).masked_fill_(~finite, 0.0)
             h.left_out.add(finite.numel() - finite.sum())
-        update(params, grads, states, h)
+        update(Bucket(bucket.params, grads, bucket.states), h)
         for finite, changed in put_back:
             for value, before in changed:
                 value.copy_(torch.where(finite, value, before))

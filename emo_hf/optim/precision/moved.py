@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
-from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
-from emo_hf.optim.tensors.low_precision import (
+from emo_hf.optim.precision.eight_bits import SIZES, is_eight_bit
+from emo_hf.optim.precision.low import (
     LOW_PRECISION,
     first_compensation,
     put_back,
     refuse_float16_in_eight_bits,
 )
+from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
 from emo_hf.optim.update import State
 
 

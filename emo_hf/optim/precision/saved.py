@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS, HALF_A_BYTE, SIZES, decode, encode, is_eight_bit, join, split
+from emo_hf.optim.sharding import dealt_like, whole
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors.dtensor import dealt_like, whole
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, HALF_A_BYTE, SIZES, decode, encode, is_eight_bit, join, split
 from emo_hf.optim.update import State
 
 HOW_IT_IS_KEPT = ("state", "compensate")

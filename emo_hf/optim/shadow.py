@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from emo_hf.laws.decision import ShadowMix
+from emo_hf.optim.sharding import own_elements
 from emo_hf.optim.state_keys import SHADOW
-from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.optim.update import State
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+
+from emo_hf.optim.precision.eight_bits import is_eight_bit
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, StateOfPart
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -130,3 +134,57 @@ def whole_norms(params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor],
         sum_over_shards([(param, power, splits) for param, power in zip(params, powers, strict=True)])
         norms = [power ** (1 / order) for power in powers]
     return norms
+
+
+def on_own_elements(update: Implementation) -> Implementation:
+    """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
+
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        own = Bucket.of(
+            (own_elements(param), own_elements(grad, like=param), own_state(param, state))
+            for param, grad, state in bucket
+            if own_elements(param).numel()  # a rank may hold none of a small one
+        )
+        if len(own):
+            update(own, h)
+
+    return run
+
+
+def own_state(param: torch.Tensor, state: State) -> State:
+    """What of the state of a parameter lies on this rank."""
+    own = {key: own_elements(value) for key, value in state.items()}
+    # Only what is rounded at random asks for its place.
+    return StateOfPart(own, place_of_shard(param)) if any(map(is_eight_bit, own.values())) else own
+
+
+def place_of_shard(tensor: torch.Tensor) -> int:
+    """The place, in the whole tensor, of the first element that lies on this rank.
+
+    It is 0 for a plain tensor, and for shards that are no runs of rows: their elements count by themselves.
+    """
+    dealt = deals_of_rows(tensor) if is_sharded(tensor) else None
+    if not dealt:
+        return 0
+    first, rows = 0, tensor.shape[0]
+    for ranks, rank in dealt:  # each deals out what the one before has left to this rank
+        share = -(-rows // ranks)
+        before = min(rank * share, rows)
+        first, rows = first + before, min(share, rows - before)
+    return first * math.prod(tensor.shape[1:])
+
+
+def deals_of_rows(tensor: torch.Tensor) -> list[tuple[int, int]] | None:
+    """(ranks, which of them this one is) for each dim of the mesh that deals out rows.
+
+    None if something else is dealt out, or rows not as runs, as with `_StridedShard`.
+    """
+    from torch.distributed.tensor import Replicate, Shard
+
+    sharded, dealt = cast(Any, tensor), []
+    for dim, placement in enumerate(sharded.placements):
+        if type(placement) is Shard and placement.dim == 0:
+            dealt.append((sharded.device_mesh.size(dim), sharded.device_mesh.get_local_rank(dim)))
+        elif type(placement) is not Replicate:
+            return None
+    return dealt

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 import torch
 
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements, part_like
-from emo_hf.optim.tensors.eight_bits import BLOCK, SMALLEST, blocks_of
+from emo_hf.optim.precision.eight_bits import BLOCK, SMALLEST, blocks_of
+from emo_hf.optim.sharding import deals_of_rows, is_sharded, own_elements, part_like
 
 
 def shape_of_sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -47,7 +47,7 @@ def are_whole(tensor: torch.Tensor) -> bool:
     """Whether what each rank holds of a tensor has blocks of its own. It is the same on all ranks."""
     if not is_sharded(tensor):
         return True
-    dealt = _deals_of_rows(tensor)
+    dealt = deals_of_rows(tensor)
     if dealt is None:
         return False
     rows = _rows_to_a_block_end(tensor.shape)
@@ -59,38 +59,6 @@ def fit(param: torch.Tensor) -> bool:
     return param.numel() >= SMALLEST and are_whole(param)
 
 
-def place_of_shard(tensor: torch.Tensor) -> int:
-    """The place, in the whole tensor, of the first element that lies on this rank.
-
-    It is 0 for a plain tensor, and for shards that are no runs of rows: their elements count by themselves.
-    """
-    dealt = _deals_of_rows(tensor) if is_sharded(tensor) else None
-    if not dealt:
-        return 0
-    first, rows = 0, tensor.shape[0]
-    for ranks, rank in dealt:  # each deals out what the one before has left to this rank
-        share = -(-rows // ranks)
-        before = min(rank * share, rows)
-        first, rows = first + before, min(share, rows - before)
-    return first * math.prod(tensor.shape[1:])
-
-
-def _deals_of_rows(tensor: torch.Tensor) -> list[tuple[int, int]] | None:
-    """(ranks, which of them this one is) for each dim of the mesh that deals out rows.
-
-    None if something else is dealt out, or rows not as runs, as with `_StridedShard`.
-    """
-    from torch.distributed.tensor import Replicate, Shard
-
-    sharded, dealt = cast(Any, tensor), []
-    for dim, placement in enumerate(sharded.placements):
-        if type(placement) is Shard and placement.dim == 0:
-            dealt.append((sharded.device_mesh.size(dim), sharded.device_mesh.get_local_rank(dim)))
-        elif type(placement) is not Replicate:
-            return None
-    return dealt
-
-
 def left_in_floats(params: Sequence[torch.Tensor]) -> str | None:
     """What to say of parameters whose state would be in 8 bits if they were not sharded as they are; None of none."""
     large = [param for param in params if param.numel() >= SMALLEST]
@@ -100,8 +68,8 @@ def left_in_floats(params: Sequence[torch.Tensor]) -> str | None:
     share = sum(param.numel() for param in left) / sum(param.numel() for param in large)
     first = cast(Any, left[0])
     return (
-        f"state='8bit': {len(left)} of {len(large)} large parameters ({share:.1%} of their elements) keep float32 "
-        f"state, for instance one of shape {tuple(first.shape)} dealt out as {first.placements} over "
+        f"state='8bit': {len(left)} of {len(large)} large parameters of a group ({share:.1%} of their elements) keep "
+        f"float32 state, for instance one of shape {tuple(first.shape)} dealt out as {first.placements} over "
         f"{tuple(first.device_mesh.shape)} ranks: {BLOCK} elements share a size, and a rank's shard of these is no "
         f"run of whole blocks, as any shard of rows of a multiple of {BLOCK} elements is"
     )
