@@ -164,6 +164,9 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 }
 
 
+REASONS = {"a pipe": "it is not a file", "a huge file": "1099511627776 bytes, and this model needs"}
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_what_cannot_be_used_is_named_once_and_passed_over(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -182,6 +185,7 @@ def test_what_cannot_be_used_is_named_once_and_passed_over(
     named = [record.message for record in caplog.records if "is passed over" in record.message]
     assert len(named) == 2, "once by each node"
     assert all("bad.safetensors is passed over: " in line for line in named)
+    assert all(REASONS.get(what, "") in line for line in named)
 
 
 def test_no_file_counts_more_than_ten_times_as_much_as_the_node_itself(tmp_path: Path) -> None:
