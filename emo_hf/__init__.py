@@ -1,6 +1,7 @@
 """emo optimizers for the Hugging Face ecosystem.
 
-Importing this package imports torch and nothing of Hugging Face; what needs more is imported when first used.
+Importing this package imports nothing else: what a name stands for is loaded when it is first asked for. The
+optimizers need torch alone.
 """
 
 from __future__ import annotations
@@ -8,21 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.laws.decision import EmotionView
-from emo_hf.optim import family as _family
-from emo_hf.optim.attach import attach
-from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.family import *
-from emo_hf.optim.family import FAMILY
-from emo_hf.optim.optimizer import EmoOptimizer
-from emo_hf.optim.step_in_backward import step_in_backward
-
 if TYPE_CHECKING:
     from emo_hf.integrations.backward import feel_backward
     from emo_hf.integrations.torchao_offload import sharing_one_emotion
+    from emo_hf.laws.decision import EmotionView
     from emo_hf.nodes.averaging import average_saved
     from emo_hf.nodes.local_sgd import LocalSGDCallback
     from emo_hf.nodes.weight_exchange import WeightExchange, WeightExchangeCallback
+    from emo_hf.optim.attach import attach
+    from emo_hf.optim.attachment import Attachment
+    from emo_hf.optim.family import *
+    from emo_hf.optim.family import FAMILY
+    from emo_hf.optim.optimizer import EmoOptimizer
+    from emo_hf.optim.step_in_backward import step_in_backward
     from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
     from emo_hf.trainer.checkpoints import last_whole_checkpoint
     from emo_hf.trainer.factory import create_optimizer
@@ -31,13 +30,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 
+_FAMILY = "emo_hf.optim.family"
+"""The module of the optimizers, whose names are those of its `__all__`."""
+
 _LAZY = {
+    "Attachment": "emo_hf.optim.attachment",
     "EmoCallback": "emo_hf.trainer.callbacks",
     "EmoEarlyStoppingCallback": "emo_hf.trainer.callbacks",
+    "EmoOptimizer": "emo_hf.optim.optimizer",
+    "EmotionView": "emo_hf.laws.decision",
+    "FAMILY": _FAMILY,
     "GroupOptions": "emo_hf.trainer.param_groups",
     "LocalSGDCallback": "emo_hf.nodes.local_sgd",
     "WeightExchange": "emo_hf.nodes.weight_exchange",
     "WeightExchangeCallback": "emo_hf.nodes.weight_exchange",
+    "attach": "emo_hf.optim.attach",
     "average_saved": "emo_hf.nodes.averaging",
     "build_param_groups": "emo_hf.trainer.param_groups",
     "create_optimizer": "emo_hf.trainer.factory",
@@ -45,22 +52,25 @@ _LAZY = {
     "last_whole_checkpoint": "emo_hf.trainer.checkpoints",
     "register": "emo_hf.trainer.registry",
     "sharing_one_emotion": "emo_hf.integrations.torchao_offload",
+    "step_in_backward": "emo_hf.optim.step_in_backward",
     "unregister": "emo_hf.trainer.registry",
 }
-
-if not TYPE_CHECKING:  # type checkers read the imports
-    __all__ = [
-        *("FAMILY", "Attachment", "EmoOptimizer", "EmotionView", "attach", "step_in_backward"),
-        *_family.__all__,
-        *_LAZY,
-    ]
+"""Where each name lies that is no optimizer."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    if name == "__all__":
+        return [*_LAZY, *importlib.import_module(_FAMILY).__all__]
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    if not name.startswith("_"):
+        family = importlib.import_module(_FAMILY)
+        if name in family.__all__:
+            return getattr(family, name)
+        if name in globals():  # a room, such as `emo_hf.optim`, that has come with it
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LAZY])
+    return sorted({*globals(), *__getattr__("__all__")})

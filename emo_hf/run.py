@@ -21,7 +21,7 @@ from emo_hf.laws import law_names, make_law, read_law
 from emo_hf.optim.family import family_names
 from emo_hf.startup import sitecustomize as startup
 
-BESIDE_THE_LAW = ("self_stop", "self_stop_patience", "self_stop_min_steps", "sync", "average_weights")
+BESIDE_THE_LAW = ("self_stop", "self_stop_patience", "self_stop_min_steps", "sync", "average_weights", "console")
 """What `--emotion_args` takes beside the options of the law."""
 
 DESCRIPTION = """\

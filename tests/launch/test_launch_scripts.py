@@ -19,11 +19,11 @@ TWO_NODES = ("--nodes", "2", "--node-rank", "1", "--address", "node0")
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "accelerate").glob("*.yaml"))
 
 
-def launch(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(script: str, *arguments: str, limit: float = 200) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(ROOT / "scripts" / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=environment)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_the_plan_of_several_nodes_counts_the_processes_of_all(train: str) -> No
 
 @pytest.mark.long
 def test_two_machines_train_as_one_job_and_go_on_after_one_of_them_was_lost() -> None:
-    result = launch("../tests/launch/two_nodes.sh")
+    result = launch("../tests/launch/two_nodes.sh", limit=600)
     if result.returncode == 77:
         pytest.skip(result.stderr.strip().splitlines()[-1])
     assert result.returncode == 0, result.stdout + result.stderr

@@ -69,7 +69,7 @@ start 0 "$folder/killed.0" "$folder/b" slowly
 first=$started
 start 1 "$folder/killed.1" "$folder/b" slowly
 second=$started
-for _ in $(seq 600); do
+for _ in $(seq 3000); do
     [[ -f "$folder/b/checkpoint-10/trainer_state.json" ]] && break
     sleep 0.1
 done

@@ -20,7 +20,7 @@ from emo_hf.laws.law import Law
 from emo_hf.optim.family import family_names
 from emo_hf.optim.family_table import family_table
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters
 from emo_hf.optim.version import Version
 from emo_hf.reading import Option, number
 from emo_hf.trainer.options import known_options, read_options
@@ -38,8 +38,8 @@ class ToyLaw(Law):
         return Decision(self.long - self.short, self.falling if self.short < self.long else 1.0)
 
 
-def move(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    for p, g in zip(params, grads, strict=True):
+def move(bucket: Bucket, h: Hyperparameters) -> None:
+    for p, g, _ in bucket:
         p.add_(g, alpha=-h.lr)
 
 
@@ -125,7 +125,7 @@ def test_everything_that_lists_optimizers_laws_and_options_lists_the_toys(
     assert {"falling", "toy_size"} <= known_options().keys()
     assert read_options({"emo_law": "toy", "version": "v0.1"}).optimizer == {"emo_law": "toy", "version": "v0.1"}
     described = FAMILY["emotoy"].__doc__ or ""
-    assert all(word in described for word in ("Gradient descent with an emotion", "p ← p − lr·g", "toy_size", "`toy`"))
+    assert all(word in described for word in ("Gradient descent with an emotion", "p ← p − lr·g", "toy_size", "settle, toy"))
 
 
 def test_what_was_added_goes_again_without_a_trace() -> None:
