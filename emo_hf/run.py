@@ -21,12 +21,12 @@ from emo_hf.laws import law_names, make_law, read_law
 from emo_hf.optim.family import family_names
 from emo_hf.startup import sitecustomize as startup
 
-BESIDE_THE_LAW = ("self_stop", "self_stop_patience", "self_stop_min_steps", "sync", "average_weights")
+BESIDE_THE_LAW = ("self_stop", "self_stop_patience", "self_stop_min_steps", "sync", "average_weights", "console")
 """What `--emotion_args` takes beside the options of the law."""
 
-DESCRIPTION = f"""\
+DESCRIPTION = """\
 Run a training script or module unchanged, with the emo optimizers known to the Trainer: --optim \
-{", ".join(family_names())}. The same goes for the Python processes that it starts, as `trl sft` does: emo-hf run \
+{names}. The same goes for the Python processes that it starts, as `trl sft` does: emo-hf run \
 $(which trl) sft [ARGS ...]. Below a launcher: accelerate launch -m emo_hf.run SCRIPT.py [ARGS ...]
 """
 
@@ -46,7 +46,7 @@ class Job(NamedTuple):
 def parser() -> argparse.ArgumentParser:
     """What the command takes before the script."""
     made = argparse.ArgumentParser(
-        prog="emo-hf run", description=DESCRIPTION, allow_abbrev=False,
+        prog="emo-hf run", description=DESCRIPTION.format(names=", ".join(family_names())), allow_abbrev=False,
         usage="emo-hf run [OPTIONS] SCRIPT.py [ARGS ...]\n       emo-hf run [OPTIONS] -m MODULE [ARGS ...]",
     )  # fmt: skip
     law = f"give any other optimizer of its Trainers an emotion of this law: {', '.join(law_names())}"

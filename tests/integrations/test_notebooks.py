@@ -100,7 +100,7 @@ def test_an_emotion_says_when_it_is_quiet_and_that_it_is_done() -> None:
         "left out 1 loss; signal stop, quiet, flat for 40 steps"
     )
     done = EmotionView("settle", 1.0, 1.0, 0.0, 1.0, True, 40, True, 900, 0, has_decided_to_stop=True)
-    assert "done: the law has decided to stop" in Parsed(done._repr_html_()).words
+    assert "done: training may end" in Parsed(done._repr_html_()).words
 
 
 def test_showing_an_optimizer_waits_for_no_device() -> None:

@@ -167,6 +167,15 @@ def test_what_a_trainer_may_call_takes_parameters_and_pairs_as_the_class_does(tm
     assert cls not in emo_hf.FAMILY.values()
 
 
+def test_plain_groups_with_a_parameter_that_the_model_has_not_keep_it(tmp_path: Path) -> None:
+    model, extra = adapted(), nn.Parameter(torch.ones(2))
+    trainer = tiny.trainer(tmp_path, model=model)
+    cls, kwargs = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    params = [param for param in model.parameters() if param.requires_grad]
+    (group,) = cls([{"params": [*params, extra]}], **kwargs).param_groups
+    assert group["params"][-1] is extra
+
+
 def test_groups_with_names_keep_them_and_others_get_names_of_their_own(tmp_path: Path) -> None:
     model = adapted()
     trainer = tiny.trainer(tmp_path, model=model)
