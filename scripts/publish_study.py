@@ -1,9 +1,8 @@
-"""Puts a study's report and its runs into docs/evidence, small enough for a repository.
+"""Puts studies into docs/evidence: a page and a figure of each, and all of their runs in one file.
 
-    python scripts/publish_study.py configs/studies/report.yaml outputs/studies/report docs/evidence/report
+    python scripts/publish_study.py outputs/studies configs/studies/pretrained.yaml configs/studies/report.yaml
 
-The report is that of `emo-hf compare --report`. Of each run everything is kept but what takes most of the room: the
-factors of all steps become at most 50 means, and the training curve 50 points.
+The pages are those of `emo-hf compare --report`. Of each run everything is kept, but the training losses as 25 means.
 """
 
 from __future__ import annotations
@@ -11,67 +10,59 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import shutil
+import sys
 from pathlib import Path
 from typing import Any
-
-from emo_hf.study.outcome import thinned
-from emo_hf.study.study import read_study
 
 from emo_hf.study.analysis import Analysis
 from emo_hf.study.plan import Line
 from emo_hf.study.report import write_report
 from emo_hf.study.results import Results
+from emo_hf.study.schema import read_study
 
-POINTS = 50
+POINTS = 25
+MOST_BYTES = 3_000_000
 RUNS = "runs.jsonl.gz"
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
     parser.add_argument("results", type=Path, help="what --output_dir was")
-    parser.add_argument("to", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("studies", type=Path, nargs="+", help="YAML files")
+    parser.add_argument("--to", type=Path, default=Path("docs/evidence"))
+    options = parser.parse_args(argv)
     options.to.mkdir(parents=True, exist_ok=True)
-    study = read_study(options.study)
     lines = Results(options.results).lines
-    write_report(study, lines, options.to)
-    kept = Analysis(study, lines).lines
-    (options.to / "report.html").unlink()  # the same once more, with the pictures inside
-    shutil.copyfile(options.study, options.to / "study.yaml")
-    with gzip.GzipFile(options.to / RUNS, "wb", mtime=0) as file:
-        for line in kept:
-            file.write((json.dumps(small(line)) + "\n").encode())
-    print(
-        f"{len(kept)} runs, {sum(path.stat().st_size for path in options.to.iterdir()) / 1e6:.1f} MB in {options.to}"
-    )
+    kept: dict[str, Line] = {}
+    for path in options.studies:
+        study = read_study(path)
+        for file in write_report(study, lines, options.to):
+            print(file)
+        kept |= {line["key"]: line for line in Analysis(study, lines).lines}
+    text = "".join(json.dumps(smaller(line)) + "\n" for line in kept.values())
+    (options.to / RUNS).write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    size = sum(file.stat().st_size for file in options.to.rglob("*") if file.is_file())
+    print(f"{options.to / RUNS}: {len(kept):,} runs; {size / 1e6:.1f} MB in the folder")
+    if size > MOST_BYTES:
+        print(f"{options.to} is larger than {MOST_BYTES / 1e6:g} MB", file=sys.stderr)
+        return 1
+    return 0
 
 
-def small(line: Line) -> dict[str, Any]:
-    """A run's line without its weight."""
-    kept: dict[str, Any] = {
-        key: value for key, value in line.items() if key not in ("config", "fingerprint", "versions", "machine")
-    }
-    if "curve" in kept:
-        train = kept["curve"]["train"]
-        kept["curve"] = {**kept["curve"], "train": train[:: max(1, len(train) // POINTS)]}
-    if kept.get("emotion"):
-        factors = kept["emotion"]["factors"]
-        kept["emotion"] = {
-            **{key: value for key, value in kept["emotion"].items() if key not in ("decay_factors", "sigma_curve")},
-            "factors": [[step, round(mean, 4)] for step, mean in thinned(factors, POINTS) if mean is not None],
-            "law": without_folder(kept["emotion"]["law"]),
-        }
-    return kept
+def smaller(line: Line) -> dict[str, Any]:
+    """A run with fewer points of its training losses."""
+    losses = line["losses"]
+    every = -(-len(losses) // POINTS)
+    parts = [losses[i : i + every] for i in range(0, len(losses), every)]
+    means = [[part[-1][0], mean([loss for _, loss in part])] for part in parts]
+    fingerprint = {**line["fingerprint"], "batches": line["fingerprint"]["batches"][:1]}
+    return {**line, "losses": means, "fingerprint": fingerprint}
 
 
-def without_folder(law: str) -> str:
-    """`replay:FILE#RUN` without the folder that the file lay in."""
-    kind, _, where = law.partition(":")
-    file, hash_sign, run = where.partition("#")
-    return f"{kind}:{Path(file).name}#{run}" if hash_sign else law
+def mean(losses: list[float | None]) -> float | None:
+    known = [loss for loss in losses if loss is not None]
+    return float(f"{sum(known) / len(known):.5g}") if len(known) == len(losses) else None
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import traceback
@@ -96,7 +97,15 @@ def prepare(folder: Path) -> None:
     for name in ("configs", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "train.py").write_text(TRAIN_SCRIPT, encoding="utf-8")
-    (folder / "my.txt").write_text("All work and no play makes Jack a dull boy.\n" * 60, encoding="utf-8")
+    text = "\n\n".join(f"Paragraph {number} says that all is well." for number in range(60))
+    (folder / "my.txt").write_text(text, encoding="utf-8")
+
+
+def clear(folder: Path) -> None:
+    """Before another page: take away what its predecessors have made, but for the runs that pages speak of."""
+    for made in (folder / "outputs").iterdir():
+        if made.name not in ("a", "b", "quickstart") and made.is_dir():
+            shutil.rmtree(made)
 
 
 def _prepare_runs() -> None:
@@ -122,7 +131,7 @@ def run(folder: Path, blocks: Sequence[Block], output: Path) -> int:
         The exit code; what was printed is in `output`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload(["tests.page_server"])
     process = context.Process(target=_in_child, args=(folder, tuple(blocks), output))
     process.start()
     process.join()

@@ -22,7 +22,7 @@ from emo_hf.laws.words import KINDS
 from emo_hf.reading import read_value
 from emo_hf.trainer.options import known_options, parse_optim_args, read_options
 from tests.emo_cases import OPTIMIZERS
-from tests.page_kit import Block, commands, installs, prepare, run
+from tests.page_kit import Block, clear, commands, installs, prepare, run
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -73,6 +73,7 @@ def test_what_can_be_copied_runs(tmp_path: Path) -> None:
     assert run(tmp_path, [], output) == 0, output.read_text(encoding="utf-8")
     failed = []
     for name in NAMES:
+        clear(tmp_path)
         there = [block for block in blocks() if block.page.startswith(f"{name}:") and not block.not_run]
         together = [block for block in there if block.language == "python"]
         for group in [*([block] for block in there if block.language == "bash"), *([together] if together else [])]:
@@ -81,6 +82,15 @@ def test_what_can_be_copied_runs(tmp_path: Path) -> None:
             if code or "was called without a loss" in printed:
                 failed.append(f"{', '.join(block.page for block in group)}: exit code {code}\n{printed[-3000:]}")
     assert not failed, "\n\n".join(failed)
+
+
+def test_the_example_with_batchnorm_ends_with_the_statistics_of_the_average() -> None:
+    (block,) = [block for block in blocks("python") if "update_bn" in block.text]
+    names: dict[str, Any] = {"emo_hf": emo_hf}
+    exec(compile(block.text, block.page, "exec"), names)
+    with torch.no_grad():
+        expected = names["net"][0](names["inputs"]).mean(dim=0)
+    torch.testing.assert_close(names["net"][1].running_mean, expected)
 
 
 def test_no_command_hides_outside_of_a_block_that_is_run() -> None:

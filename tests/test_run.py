@@ -141,7 +141,7 @@ ATTACHED = [*TRAINING, "--num_train_epochs", "1", "--optim", "adamw_torch"]
 
 def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimizer(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
-    emotion = ["--emotion", "settle", "--emotion_args", "average_weights=true"]
+    emotion = ["--emotion", "settle", "--emotion_args", "average_weights=true,self_stop=off"]
     done = run("-m", "emo_hf", "run", *emotion, *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
                cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -150,6 +150,17 @@ def test_an_unmodified_trainer_script_trains_with_an_emotion_for_its_own_optimiz
     assert [group["emotion"]["law"] for group in state["param_groups"]] == ["settle", "settle"]
     assert all("emo_average" in of_param for of_param in state["state"].values())
     assert state["param_groups"][0]["emotion"]["observations"] == 5
+
+
+def test_an_unmodified_trainer_script_keeps_an_average_of_the_weights_of_its_own_optimizer(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TRAIN.replace("{line['emo/observations']}", "{'emo/observations' in line}"))
+    done = run("-m", "emo_hf", "run", "--average_weights", *ATTACHED, "--save_strategy", "steps", "--save_steps", "5",
+               cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "without a loss" not in done.stderr
+    state = torch.load(tmp_path / "out" / "checkpoint-5" / "optimizer.pt", weights_only=True)["state"]
+    assert state
+    assert all(of_param["emo_average"].shape == of_param["exp_avg"].shape for of_param in state.values())
 
 
 SEEN = """

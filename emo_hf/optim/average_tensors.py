@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.precision.low import LOW_PRECISION
+from emo_hf.optim.sharding import is_sharded, own_elements
 from emo_hf.optim.state_keys import AVERAGE
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
-from emo_hf.optim.tensors.low_precision import LOW_PRECISION
 
 PIECE = 1 << 22  # elements that change places at a time
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}  # of a float32's

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from emo_hf.optim.left_out import SKIP_STEP
 from emo_hf.optim.loss_warnings import warn_at_the_caller
-from emo_hf.optim.tensors.dtensor import is_sharded
-from emo_hf.optim.tensors.left_out import SKIP_STEP
+from emo_hf.optim.sharding import is_sharded
 
 if TYPE_CHECKING:
     from emo_hf.optim.optimizer import EmoOptimizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,18 @@ import torch.distributed as dist
 from emo_hf.laws.decision import ShadowMix
 from emo_hf.optim.kernels.gpu.available import works_for as triton_works_for
 from emo_hf.optim.kernels.launch import works_for as kernels_work_for
+from emo_hf.optim.left_out import LEAVE_OUT, leaving_out, masked
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS
+from emo_hf.optim.pieces import ascending
+from emo_hf.optim.precision import blocks
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS, SIZES
+from emo_hf.optim.precision.low import LOW_PRECISION, first_compensation, in_eight_bits, in_float32
+from emo_hf.optim.precision.moved import follow_parameters
 from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.shadow import make_shadow, mix_shadows
+from emo_hf.optim.sharding import is_sharded, on_own_elements
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors import blocks
-from emo_hf.optim.tensors.chunking import ascending
-from emo_hf.optim.tensors.dispatch import on_own_elements
-from emo_hf.optim.tensors.dtensor import is_sharded
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, SIZES
-from emo_hf.optim.tensors.left_out import LEAVE_OUT, leaving_out, masked
-from emo_hf.optim.tensors.low_precision import LOW_PRECISION, first_compensation, in_eight_bits, in_float32
-from emo_hf.optim.tensors.relocation import follow_parameters
-from emo_hf.optim.tensors.shadow import make_shadow, mix_shadows
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, any_lazy, as_memory_says
+from emo_hf.optim.update import PLAIN, Bucket, Hyperparameters, Implementation, State, any_lazy, as_memory_says
 
 OPTIONS_THAT_CHOOSE = (*IMPLEMENTATION_OPTIONS, "maximize", "nonfinite", "compensate", "state")
 """Options of a group on which the choice of what moves its parameters depends."""
@@ -34,15 +32,6 @@ logger = logging.getLogger(__name__)
 
 States = MutableMapping[torch.Tensor, Any]
 """The `state` of an optimizer."""
-
-
-@dataclass(slots=True)
-class Bucket:
-    """What one call of an implementation moves."""
-
-    params: list[torch.Tensor]
-    grads: list[torch.Tensor]
-    states: list[State]
 
 
 class Buckets:
@@ -94,7 +83,7 @@ class Buckets:
                 if kind not in self._chosen:
                     self._chosen[kind] = self._choose(group, first, has_codes)
                 try:
-                    self._chosen[kind](part.params, part.grads, part.states, numbers)
+                    self._chosen[kind](part, numbers)
                 except KeyError as error:
                     raise RuntimeError(
                         f"{self._name}: the state of a parameter lacks {error} and has {list(part.states[0])}: "
@@ -106,7 +95,7 @@ class Buckets:
         """Leave in `state` what a first step does, without the step: some rules would move something at any rate."""
         for group in groups:
             bucket = self._with_gradients(state, group, [param for param in group["params"] if not state.get(param)])
-            for param, of_one in zip(bucket.params, bucket.states, strict=True):
+            for param, _, of_one in bucket:
                 if group["use_shadow"]:
                     make_shadow(param, of_one)
 
@@ -158,7 +147,7 @@ class Buckets:
 
     def _with_gradients(self, state: States, group: dict[str, Any], params: Sequence[torch.Tensor]) -> Bucket:
         """The parameters that have a gradient, with it and with their states, which begin here."""
-        moved, grads, states = [], [], []
+        bucket = Bucket()
         for param in params:  # one pass: it costs as much as the arithmetic where tensors are small
             gradient = param.grad
             if gradient is None or param.numel() == 0:
@@ -171,12 +160,10 @@ class Buckets:
             if not of_one:
                 of_one.update(self.first_state(group, param))
                 self._tell_of_floats(group, param)
-            moved.append(param)
-            grads.append(gradient)
-            states.append(of_one)
-        if any_lazy(grads):
-            grads = list(map(as_memory_says, grads))
-        return Bucket(moved, grads, states)
+            bucket.add(param, gradient, of_one)
+        if any_lazy(bucket.grads):
+            bucket.grads = list(map(as_memory_says, bucket.grads))
+        return bucket
 
     def _tell_of_floats(self, group: Mapping[str, Any], param: torch.Tensor) -> None:
         if group["state"] == EIGHT_BITS and is_sharded(param) and not self._has_told_of_floats:
@@ -226,19 +213,16 @@ def _by_placement(bucket: Bucket) -> list[Bucket]:
     device, dtype = params[0].device, params[0].dtype
     if all([type(p) in PLAIN and p.dtype is dtype and p.device == device for p in params]):
         return [bucket]  # as it is nearly always
-    return [of_one for _, of_one in _sorted(bucket, [(p.device, p.dtype, _is_sharded(p)) for p in params])]
+    return list(_sorted(bucket, [(p.device, p.dtype, _is_sharded(p)) for p in params]).values())
 
 
 def _by_state(bucket: Bucket) -> list[tuple[bool, Bucket]]:
     """Whether state is kept in 8 bits, and the parameters of which it is so."""
-    return _sorted(bucket, [any([key.endswith(SIZES) for key in state]) for state in bucket.states])
+    return list(_sorted(bucket, [any([key.endswith(SIZES) for key in state]) for state in bucket.states]).items())
 
 
-def _sorted(bucket: Bucket, kinds: list[Any]) -> list[tuple[Any, Bucket]]:
+def _sorted(bucket: Bucket, kinds: list[Any]) -> dict[Any, Bucket]:
     buckets: dict[Any, Bucket] = {}
-    for kind, param, grad, state in zip(kinds, bucket.params, bucket.grads, bucket.states, strict=True):
-        of_kind = buckets.setdefault(kind, Bucket([], [], []))
-        of_kind.params.append(param)
-        of_kind.grads.append(grad)
-        of_kind.states.append(state)
-    return list(buckets.items())
+    for kind, of_one in zip(kinds, bucket, strict=True):
+        buckets.setdefault(kind, Bucket()).add(*of_one)
+    return buckets

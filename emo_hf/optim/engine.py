@@ -20,8 +20,8 @@ from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import StepLoss
 from emo_hf.optim.facts import Facts, group_names
 from emo_hf.optim.finite import SeenNorm
+from emo_hf.optim.left_out import LEAVE_OUT, LeftOut, not_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
-from emo_hf.optim.tensors.left_out import LEAVE_OUT, LeftOut, not_finite
 
 WIRED_BY = {"accelerate": "emo_hf.integrations.accelerate"}
 """Where a process has imported the one, `wire()` of the other has losses reach an optimizer that is made."""

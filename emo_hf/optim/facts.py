@@ -10,8 +10,8 @@ import torch
 
 from emo_hf.laws.law import Law
 from emo_hf.optim.finite import count_not_finite, gradients_are_finite
-from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.optim.tensors.left_out import PROPAGATE, SKIP_STEP
+from emo_hf.optim.left_out import PROPAGATE, SKIP_STEP
+from emo_hf.optim.sharding import own_elements
 
 MAY_DIFFER = ("params", "lr", "foreach", "fused", "native", "capturable", "differentiable")
 """Options that change nothing but the speed, and the learning rate, which belongs to each rank's scheduler."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from emo_hf.optim.optimizer import FAMILY as FAMILY
 from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.optim.rules.clan import Clan
 from emo_hf.optim.rules.fact import Fact, FactAdamVectors
 from emo_hf.optim.rules.lynx import Lynx, LynxRelativeDecay
@@ -18,7 +19,6 @@ from emo_hf.optim.rules.sign import Sign
 from emo_hf.optim.rules.tion import Tion
 from emo_hf.optim.rules.void import Void
 from emo_hf.optim.rules.zeal import Zeal
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.version import Version
 
 LION_BETAS = (0.9, 0.99)

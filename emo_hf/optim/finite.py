@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.weak import WeakIdRef
 
-from emo_hf.optim.tensors.dtensor import is_sharded, own_elements
+from emo_hf.optim.sharding import is_sharded, own_elements
 
 PIECE = 1 << 22
 """Elements that are looked at at once: what is temporary then are a few bytes for each."""

@@ -24,8 +24,8 @@ from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
 from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group, without_empty_groups
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
 from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.version import Version, describe
 from emo_hf.reading import read_value

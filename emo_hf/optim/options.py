@@ -17,8 +17,8 @@ from torch.optim.optimizer import ParamsT
 from emo_hf.laws import read_law
 from emo_hf.losses.rank_mean import GLOBAL, SYNC_MODES
 from emo_hf.optim.average import KEPT
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS
-from emo_hf.optim.tensors.left_out import LEAVE_OUT, NONFINITE
+from emo_hf.optim.left_out import LEAVE_OUT, NONFINITE
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.reading import Option, boolean, boolean_or, boolean_or_auto, number, one_of, optional, read_value
 
 IMPLEMENTATION_OPTIONS = ("foreach", "fused", "native")

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS, SMALLEST, is_eight_bit
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors.eight_bits import EIGHT_BITS, SMALLEST, is_eight_bit
 
 NOTE = "eight_bits"
 """Where the emotion carries it: [parameters in 8 bits, large ones in floats]."""

@@ -17,12 +17,12 @@ from emo_hf.laws import saved as codec
 from emo_hf.optim import average_tensors
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.precision.eight_bits import SIZES, is_eight_bit
+from emo_hf.optim.precision.saved import kept_as_here
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.saved_codes import NOTE, check_codes, count, is_noted
+from emo_hf.optim.sharding import is_sharded
 from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, SHADOW
-from emo_hf.optim.tensors.crossing import kept_as_here
-from emo_hf.optim.tensors.dtensor import is_sharded
-from emo_hf.optim.tensors.eight_bits import SIZES, is_eight_bit
 from emo_hf.optim.update import State
 
 EMOTION_KEY = "emotion"

@@ -140,4 +140,4 @@ def _name(axes: Axes, names: Sequence[tuple[Any, str]]) -> None:
         loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, fontsize=8.5, handlelength=2.6,
     )  # fmt: skip
     for text, (_, name) in zip(legend.get_texts(), names, strict=True):
-        text.set_text(shown(name))  # not at once: a legend leaves out names that begin with an underscore
+        text.set_text(shown(name))  # not at once: older legends leave out names that begin with an underscore

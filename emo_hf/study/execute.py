@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,61 +124,46 @@ def _end_with(parent: int) -> None:
 
 def work(study: Study, folder: Path, only: Sequence[str], processes: int) -> None:
     """Do runs until none is left to do."""
-    from emo_hf.study.run_one import perform  # imports transformers
+    from emo_hf.study.run_one import named, perform  # imports transformers
 
     _be_quiet()
     results = Results(folder)
     plan = Plan(study, results.lines)
-    tried: dict[str, int] = {}
-    while True:
-        plan.update(results.read())
-        left = [run for run in matching(plan.open, only) if tried.get(run.key, 0) < TRIES]
-        if not left:
-            return
-        if (folder / PAUSE_FILE).exists() or not _do_first(left, folder, results, tried, perform, plan, processes):
-            time.sleep(LOOKS)
+    tried: Counter[str] = Counter()
 
+    def attempt(run: Run) -> Line:
+        try:
+            return perform(run)
+        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this run and not to the study
+            failed = folder / "failed"
+            failed.mkdir(exist_ok=True)
+            (failed / f"{run.key}.txt").write_text(f"{run.id}\n{traceback.format_exc()}", encoding="utf-8")
+            return {**named(run), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        finally:
+            gc.collect()  # Trainers hold themselves in circles
 
-def _do_first(
-    left: Sequence[Run],
-    folder: Path,
-    results: Results,
-    tried: dict[str, int],
-    perform: Callable[[Run], Line],
-    plan: Plan,
-    processes: int,
-) -> bool:
-    """Do the first run that can be claimed; whether there was one."""
-    for run in left:
+    def do(run: Run) -> bool:
+        """Do a run, if no other process has it or has done it; whether this process had it."""
         held = claim(folder, run.key)
         if held is None:
-            continue
-        try:
+            return False
+        with held:
             known = results.read().get(run.key)
-            if known is None or "error" in known:  # else another has done it in the meantime
-                tried[run.key] = tried.get(run.key, 0) + 1
-                line = _attempt(run, folder, perform)
+            if known is None or "error" in known:
+                tried[run.key] += 1
+                line = attempt(run)
                 results.append(line)
                 plan.update(results.lines)
                 print(f"{run.id}: {_in_words(line, plan)}; {how_long(plan, results.lines, processes)}", flush=True)
-        finally:
-            held.close()
         return True
-    return False
 
-
-def _attempt(run: Run, folder: Path, perform: Callable[[Run], Line]) -> Line:
-    from emo_hf.study.run_one import named
-
-    try:
-        return perform(run)
-    except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this run and not to the study
-        failed = folder / "failed"
-        failed.mkdir(exist_ok=True)
-        (failed / f"{run.key}.txt").write_text(f"{run.id}\n{traceback.format_exc()}", encoding="utf-8")
-        return {**named(run), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    finally:
-        gc.collect()  # Trainers hold themselves in circles
+    while True:
+        plan.update(results.read())
+        left = [run for run in matching(plan.open, only) if tried[run.key] < TRIES]
+        if not left:
+            return
+        if (folder / PAUSE_FILE).exists() or not any(map(do, left)):
+            time.sleep(LOOKS)
 
 
 def _in_words(line: Line, plan: Plan) -> str:

@@ -42,9 +42,8 @@ def draw(analysis: Analysis, file: Path) -> None:
     figure = Figure(figsize=(4 * columns, top + 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(2, 1, height_ratios=[top, 2.6 * rows])
-    upper, lower = parts
-    _differences(upper.subplots(), analysis, judged)
-    panels = lower.subplots(rows, columns, squeeze=False)
+    _differences(parts[0].subplots(), analysis, judged)
+    panels = parts[1].subplots(rows, columns, squeeze=False)
     for number, task in enumerate(tasks):
         row, column = 2 * (number // columns), number % columns
         _against_rates(panels[row][column], analysis, judged, task)

@@ -186,4 +186,4 @@ def checksum(tensors: Iterable[torch.Tensor]) -> int:
 
 def finite(value: float) -> float | None:
     """A number as JSON has it: none where it is not finite."""
-    return float(f"{value:.7g}") if math.isfinite(value) else None
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +56,16 @@ class Results:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with locked(handle):
-                size = os.lseek(handle, 0, os.SEEK_END)
-                if size and os.pread(handle, 1, size - 1) != b"\n":
-                    data = b"\n" + data  # what a kill has left stays a line of its own
-                try:
-                    _write_all(handle, data)
-                    os.fsync(handle)
-                except OSError as error:
-                    os.ftruncate(handle, size)
-                    raise UserError(f"{self.path} could not be written, so the run is not done: {error}") from error
+            lock(handle, wait=True)  # it goes when the file is closed
+            size = os.lseek(handle, 0, os.SEEK_END)
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                data = b"\n" + data  # what a kill has left stays a line of its own
+            try:
+                _write_all(handle, data)
+                os.fsync(handle)
+            except OSError as error:
+                os.ftruncate(handle, size)
+                raise UserError(f"{self.path} could not be written, so the run is not done: {error}") from error
         finally:
             os.close(handle)
         self.lines[str(line["key"])] = line
@@ -90,23 +88,14 @@ def claim(folder: Path, key: str) -> Any:
     place = folder / "claims"
     place.mkdir(parents=True, exist_ok=True)
     file = (place / key).open("w")
-    if _lock(file.fileno(), wait=False):
+    if lock(file.fileno(), wait=False):
         return file
     file.close()
     return None
 
 
-@contextmanager
-def locked(handle: int) -> Iterator[None]:
-    """One process at a time writes to a file."""
-    _lock(handle, wait=True)
-    try:
-        yield
-    finally:
-        _unlock(handle)
-
-
-def _lock(handle: int, *, wait: bool) -> bool:
+def lock(handle: int, *, wait: bool) -> bool:
+    """Have a file for this process alone; whether it has it."""
     try:
         import fcntl
     except ImportError:  # not on this system: then one process is all there may be
@@ -116,11 +105,3 @@ def _lock(handle: int, *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _unlock(handle: int) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(handle, fcntl.LOCK_UN)

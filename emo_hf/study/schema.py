@@ -208,10 +208,7 @@ def _task(name: str, value: Any) -> TaskSpec:
         if "steps" in given:
             raise UserError(f"{where}: steps and max_steps are the same, give one of them")
         given["steps"] = given.pop("max_steps")
-    numbers = {key: given.pop(key, None) for key in ("steps", "seeds")}
-    counts: dict[str, Any] = {
-        key: count(f"{where}.{key}", value, 1) for key, value in numbers.items() if value is not None
-    }
+    steps, seeds = given.pop("steps", None), given.pop("seeds", None)
     training = mapping(f"{where}.training", given.pop("training", {}))
     for key in ("optim", "optim_args", "emo_law", "learning_rate", "lr_scheduler_type", "seed", "data_seed"):
         if key in training or (source == "config" and key in given):
@@ -224,9 +221,10 @@ def _task(name: str, value: Any) -> TaskSpec:
         training=training,
         learning_rates=None if rates is None else _rates(f"{where}.learning_rates", rates),
         rates_of=rates_of,
+        steps=None if steps is None else count(f"{where}.steps", steps, 1),
+        seeds=None if seeds is None else count(f"{where}.seeds", seeds, 1),
         config=text if source == "config" else None,
         function=text if source == "function" else None,
-        **counts,
     )
 
 

@@ -18,7 +18,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from emo_hf.cli_errors import UserError
 from emo_hf.optim.family import family_names
-from emo_hf.study.averages import with_average
 from emo_hf.study.loading import named_in
 from emo_hf.study.plan import Run
 from emo_hf.study.schema import ArmSpec
@@ -101,6 +100,17 @@ def check(run: Run, folder: Path) -> None:
             callback.on_train_begin(args, trial.state, trial.control, model=tiny, optimizer=trial.optimizer)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
+
+
+def with_average(arm: ArmSpec) -> ArmSpec:
+    """The arm as it has to be given to the Trainer so that an average of its weights is kept."""
+    if not arm.average:
+        return arm
+    if arm.optim in family_names() or arm.optim.startswith("emo_hf:"):
+        return dataclasses.replace(arm, optim_args={**arm.optim_args, "average_weights": True})
+    return dataclasses.replace(
+        arm, emotion=arm.emotion or "none", emotion_args={"average_weights": True, **arm.emotion_args}
+    )
 
 
 def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
@@ -244,7 +254,7 @@ def _training_arguments(run: Run, folder: Path) -> TrainingArguments:
     if unknown := sorted(settings.keys() - known):
         raise UserError(f"arms.{run.arm.name}.{unknown[0]} is no argument of the Trainer")
     try:
-        return _with_rate(TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False), run)
+        return TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False)
     except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"arms.{run.arm.name}: {' '.join(str(error).split())}") from error
 
@@ -261,20 +271,10 @@ def _job(run: Run, folder: Path) -> Job:
     merged = folder / "job.yaml"
     merged.write_text(yaml.safe_dump({**content, **run.task.options, **_settings(run, folder)}), encoding="utf-8")
     try:
-        job = read_job([str(merged)])
+        return read_job([str(merged)])
     except UserError as error:
         text = str(error).removeprefix(f"{merged}: ")
         raise UserError(f"tasks.{run.task.name} with arms.{run.arm.name}: {text}") from error
-    _with_rate(job.training, run)
-    return job
-
-
-def _with_rate(args: TrainingArguments, run: Run) -> TrainingArguments:
-    """The study's rate, where a generation would take its own in place of the Trainer's default."""
-    left = next(field.default for field in dataclasses.fields(args) if field.name == "learning_rate")
-    taken_for_left = run.arm.optim in family_names() and run.rate == left
-    args.learning_rate = math.nextafter(run.rate, math.inf) if taken_for_left else run.rate
-    return args
 
 
 def _own_class(arm: ArmSpec, rate: float) -> tuple[Any, dict[str, Any]]:

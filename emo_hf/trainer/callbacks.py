@@ -22,8 +22,8 @@ from emo_hf.optim.family import family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.options import TABLE
 from emo_hf.optim.saving import EMOTION_KEY
+from emo_hf.optim.sharding import own_elements
 from emo_hf.optim.step_in_backward import StepInBackward
-from emo_hf.optim.tensors.dtensor import own_elements
 from emo_hf.reading import read_value
 from emo_hf.trainer import in_backward, patches
 from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytest.importorskip("lightning", reason="needs lightning")
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 
@@ -302,14 +302,13 @@ def test_resuming_from_lightnings_checkpoint_is_exact_to_the_last_bit(
 ) -> None:
     def fit(epochs: int, **resume: Any) -> tuple[Any, Regression]:
         module = kind(optimizer)
-        made = trainer(EmoLightningCallback(**given), max_epochs=epochs)
+        saving = ModelCheckpoint(tmp_path / str(len(resume)), "{epoch}", save_top_k=-1)  # after each epoch
+        made = trainer(EmoLightningCallback(**given), saving, max_epochs=epochs, enable_checkpointing=True)
         made.fit(module, batches(), **resume)
         return made, module
 
     whole, expected = fit(4)
-    half, _ = fit(2)
-    half.save_checkpoint(tmp_path / "half.ckpt")
-    resumed, found = fit(4, ckpt_path=str(tmp_path / "half.ckpt"), weights_only=True)
+    resumed, found = fit(4, ckpt_path=str(tmp_path / "0" / "epoch=1.ckpt"), weights_only=True)
     assert len(found.losses) == 2 * BATCHES, "it went on and did not begin anew"
     assert unwrap(resumed.optimizers[0]).emotion == unwrap(whole.optimizers[0]).emotion
     for name, value in expected.state_dict().items():

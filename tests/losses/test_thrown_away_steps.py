@@ -91,6 +91,17 @@ def test_the_loss_of_a_batch_that_is_left_before_backward_is_dropped(show: str, 
     loop.ends_with(3.0, skipped=0)
 
 
+def test_a_batch_that_is_left_is_dropped_where_parameters_move_within_backward_too() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = EmoNavi(model.parameters(), step_in_backward=True)
+    for value in (9.0, 3.0):
+        loss = model(torch.ones(1, 2)).sum() * 0.0 + value
+        optimizer.observe(loss)
+    loss.backward()
+    optimizer.step()
+    assert (optimizer.emotion.short, optimizer.emotion.observations) == (3.0, 1)
+
+
 @each_way
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_gradients_that_the_model_resets_take_their_losses_along(
@@ -185,6 +196,9 @@ def test_micro_batches_as_numbers_are_summed_in_that_order_too() -> None:
     loop = FrontLoop("observed as a number")
     loop.backward(1.0, 2.0)
     loop.ends_with(3.0, skipped=0)
+    loop.backward(1.0, 2.0)  # the gradients that are reset now have been used
+    loop.optimizer.step()
+    assert loop.felt[1:] == (3, 0)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 3])

@@ -57,6 +57,16 @@ def test_what_a_node_has_published_counts_once(tmp_path: Path) -> None:
     assert weight.item() == 4.0
 
 
+def test_a_node_itself_counts_by_its_steps_since_it_last_mixed_anything_in(tmp_path: Path) -> None:
+    (a, weight), (b, other) = node(tmp_path, "a", 0.0), node(tmp_path, "b", 8.0)
+    for mine, theirs in ((0.0, 8.0), (2.0, 6.0)):
+        weight.data.fill_(mine)
+        other.data.fill_(theirs)
+        steps(b, 2)
+        steps(a, 2)
+        assert weight.item() == pytest.approx((mine + theirs) / 2)
+
+
 def test_a_slow_node_counts_by_its_steps(tmp_path: Path) -> None:
     (a, weight), (b, _) = node(tmp_path, "a", 0.0, every=6), node(tmp_path, "b", 8.0, every=2)
     steps(b, 2)

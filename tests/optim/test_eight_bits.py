@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from emo_hf import EmoCats, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoTion
 from emo_hf.optim.kernels import build
-from emo_hf.optim.rules.navi import Navi, adam_state
+from emo_hf.optim.precision import low
+from emo_hf.optim.precision.eight_bits import BLOCK, SIZES, SMALLEST, decode, draw, encode, join, split
+from emo_hf.optim.precision.low import first_compensation, in_eight_bits, in_float32_if_kept_in_less
+from emo_hf.optim.rules.navi import Navi
 from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG, EXP_AVG_SQ
-from emo_hf.optim.tensors import low_precision
-from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES, SMALLEST, decode, draw, encode, join, split
-from emo_hf.optim.tensors.low_precision import at_least_float32, first_compensation, in_eight_bits
-from emo_hf.optim.update import Hyperparameters, StateOfPart
+from emo_hf.optim.update import Bucket, Hyperparameters, StateOfPart
 from tests.emo_cases import assert_identical, lr_for
 from tests.optim.test_low_precision import final_error
 
@@ -123,11 +123,15 @@ def test_kernels_and_torch_keep_the_same_codes(cls: type[EmoOptimizer], dtype: t
 
 @pytest.mark.parametrize("by", [pytest.param("native", marks=needs_compiler), "torch"])
 def test_parts_of_a_tensor_come_to_the_codes_of_the_whole(by: str) -> None:
-    moves = Navi.implementations["native"] if by == "native" else at_least_float32(Navi.implementations["single"])
+    moves = (
+        Navi.implementations["native"]
+        if by == "native"
+        else in_float32_if_kept_in_less(Navi.implementations["single"], elementwise=True)
+    )
     numbers = Hyperparameters(lr=1e-3, decay=1e-4, beta1=0.9, beta2=0.99, eps=1e-8, seed=3)
     (param,) = params_of(torch.bfloat16, [(4 * SMALLEST,)])
     gradient = torch.full((4 * SMALLEST,), 0.1, dtype=torch.bfloat16)  # what is equal is rounded by its place alone
-    wide = {key: value.float() for key, value in adam_state(param).items()}
+    wide = {key: torch.zeros_like(param, dtype=torch.float32) for key in Navi.eight_bit_state}
     first = in_eight_bits({**wide, "compensation": first_compensation(param, "8bit")}, Navi.eight_bit_state)
     kept = []
     for parts in (1, 4):
@@ -138,7 +142,7 @@ def test_parts_of_a_tensor_come_to_the_codes_of_the_whole(by: str) -> None:
             StateOfPart(dict(zip(state, own, strict=True)), place)
             for place, *own in zip(places, *pieces[2:], strict=True)
         ]
-        moves(pieces[0], pieces[1], list(states), numbers)
+        moves(Bucket(pieces[0], pieces[1], list(states)), numbers)
         kept.append([p, *state.values()])
     assert_identical(*kept)
     assert bool((kept[0][0] != param).any())
@@ -148,7 +152,7 @@ def test_parts_of_a_tensor_come_to_the_codes_of_the_whole(by: str) -> None:
 def test_working_on_less_at_a_time_changes_no_bit(native: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     for elements in (1 << 18, 1024):
-        monkeypatch.setattr(low_precision, "ELEMENTS_IN_CACHES", elements)
+        monkeypatch.setattr(low, "ELEMENTS_IN_CACHES", elements)
         params = params_of(torch.bfloat16)
         optimizer = EmoNavi(params, lr=1e-3, state="8bit", compensate="8bit", native=native)
         train(optimizer, range(3))

@@ -15,10 +15,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from emo_hf.optim.precision import blocks
+from emo_hf.optim.precision.eight_bits import BLOCK, SIZES, decode, is_eight_bit, join
+from emo_hf.optim.sharding import own_elements, place_of_shard
 from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG, EXP_AVG_SQ
-from emo_hf.optim.tensors import blocks
-from emo_hf.optim.tensors.dtensor import own_elements
-from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES, decode, is_eight_bit, join
 from tests.emo_cases import assert_identical
 from tests.rank_jobs import eight_bits as rank_jobs
 from tests.ranks import run_job, shared_folder
@@ -134,7 +134,7 @@ def test_one_line_of_log_says_what_keeps_floats(ranks: Results) -> None:
     assert other == []
     (said,) = one
     assert said.startswith(
-        "EmoNavi: state='8bit': 1 of 2 large parameters (32.8% of their elements) keep float32 state"
+        "EmoNavi: state='8bit': 1 of 2 large parameters of a group (32.8% of their elements) keep float32 state"
     )
     assert "one of shape (500, 9) dealt out as (Shard(dim=0),) over (2,) ranks" in said
 
@@ -220,7 +220,7 @@ def test_a_shard_knows_its_place_in_the_whole_tensor(mesh: Any, deal: list[Any],
     dealt = distribute_tensor(whole, mesh, deal, src_data_rank=None)
     own = own_elements(dealt).flatten()
     if own.numel():
-        assert torch.equal(own, torch.arange(own.numel()) + blocks.place_of_shard(dealt))
+        assert torch.equal(own, torch.arange(own.numel()) + place_of_shard(dealt))
     assert blocks.are_whole(dealt)
     assert own_elements(blocks.sizes_for(dealt)).numel() == own.numel() // BLOCK
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf.optim.precision import low
+from emo_hf.optim.precision.eight_bits import join
 from emo_hf.optim.rules.void import Void
-from emo_hf.optim.tensors import low_precision
-from emo_hf.optim.tensors.eight_bits import join
 from tests.emo_cases import (
     OPTIMIZERS,
     assert_identical,
@@ -103,7 +103,7 @@ def test_working_on_less_at_a_time_changes_no_bit(
 ) -> None:
     results = []
     for elements in (1 << 18, 4):
-        monkeypatch.setattr(low_precision, "ELEMENTS_IN_CACHES", elements)
+        monkeypatch.setattr(low, "ELEMENTS_IN_CACHES", elements)
         params = low_params(dtype)
         train(cls(params, lr=1e-3, compensate=True), range(4))
         results.append(params)

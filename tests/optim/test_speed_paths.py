@@ -15,11 +15,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emo_hf import EmoAiry, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoVoid
+from emo_hf.optim import pieces
 from emo_hf.optim.kernels import build, cache, fact, team
 from emo_hf.optim.rules.tion import Tion
 from emo_hf.optim.rules.void import Void
-from emo_hf.optim.tensors import chunking
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters, State
 from tests.emo_cases import (
     OPTIMIZERS,
     each_implementation,
@@ -213,7 +213,7 @@ def test_large_tensors_are_worked_on_in_parts_as_small_ones_are_whole(
         pytest.skip("this rule has no such implementation")
     shapes = [(30, 20), (7, 5, 4), (400,), (300, 3), (2, 900), (6,), ()]
     whole = trained(cls, shapes, implementation, 5)
-    monkeypatch.setattr(chunking, "PIECE", 50)
+    monkeypatch.setattr(pieces, "PIECE", 50)
     in_parts = trained(cls, shapes, implementation, 5)
     for ours, expected in zip(in_parts, whole, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
@@ -237,12 +237,12 @@ def test_a_bounded_rule_sees_each_element_once(elements: int) -> None:
     states: list[State] = [{"twice": 2 * param} for param in params]
     seen = []
 
-    def add(some: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], _: Hyperparameters) -> None:
-        seen.append(sum(p.numel() for p in some))
-        for p, g, state in zip(some, grads, states, strict=True):
+    def add(bucket: Bucket, _: Hyperparameters) -> None:
+        seen.append(sum(p.numel() for p in bucket.params))
+        for p, g, state in bucket:
             p.add_(g).add_(state["twice"])
 
-    chunking.bounded(add, elements)(params, grads, states, Hyperparameters(0, 0, 0, 0, 0))
+    pieces.bounded(add, elements)(Bucket(params, grads, states), Hyperparameters(0, 0, 0, 0, 0))
     assert sum(seen) == 346
     assert max(seen) <= elements
     for param, grad in zip(params, grads, strict=True):
@@ -250,9 +250,9 @@ def test_a_bounded_rule_sees_each_element_once(elements: int) -> None:
 
 
 def test_what_has_temporaries_gets_its_list_in_parts() -> None:
-    assert list(chunking.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
-    assert list(chunking.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
-    assert list(chunking.runs_of([], 4)) == []
+    assert list(pieces.runs_of([3, 3, 9, 1, 1, 2], 4)) == [(0, 1), (1, 2), (2, 3), (3, 6)]
+    assert list(pieces.runs_of([2, 2, 2], 4)) == [(0, 2), (2, 3)]
+    assert list(pieces.runs_of([], 4)) == []
 
 
 class ScalarReads(TorchDispatchMode):

@@ -93,7 +93,7 @@ def test_a_study_runs_to_its_end_and_reports_and_does_nothing_twice(
 
 
 def test_after_a_kill_no_process_is_left_and_the_same_command_goes_on(tmp_path: Path, mark: str) -> None:
-    tasks = {"toy": {"function": FUNCTION, "steps": 60, "learning_rates": [1e-3, 1e-1]}}
+    tasks = {"toy": {"function": FUNCTION, "steps": 60, "learning_rates": [3e-2, 1e-1]}}
     file, out = write(tmp_path, tasks=tasks), tmp_path / "out"
     killed = begin(mark, str(file), "--output_dir", str(out), "--processes", "2")
     wait_for(lambda: len(ids(out)) >= 2)
@@ -171,7 +171,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_done(tmp_path: Path, capsy
     out = tmp_path / "out"
     assert main([str(write(tmp_path, tasks=tasks)), "--output_dir", str(out), "--processes", "1"]) == 1
     said = capsys.readouterr().out
-    assert "failed: bad/adamw: StudyError: tasks.bad.function: evaluate must return a mapping with 'loss'" in said
+    assert "failed: bad/adamw: UserError: tasks.bad.function: evaluate must return a mapping with 'loss'" in said
     kept = [*(out / "failed").glob("*.txt")]
     assert kept
     assert "Traceback" in kept[0].read_text()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import publish_study
 
 from emo_hf.study.analysis import Analysis
 from emo_hf.study.figures import words
-from emo_hf.study.plan import Run
+from emo_hf.study.plan import Plan, Run
 from emo_hf.study.report import data, write_report
-from emo_hf.study.schema import Study
-from tests.study.studies import ARMS, FUNCTION, line, played, study
+from emo_hf.study.results import Results
+from emo_hf.study.schema import Study, parse_study
+from tests.study.studies import ARMS, FUNCTION, content, line, played, study
 
 CONSTANT = {"optim": "adamw_torch", "lr_scheduler_type": "constant"}
 TASK = {"function": FUNCTION, "steps": 8}
@@ -227,6 +236,32 @@ def test_names_are_data_in_page_and_figure(tmp_path: Path) -> None:
         assert not set(data(name)) & set("<>|$*`_[\\")
     assert picture.stat().st_size > 10_000
     assert tables_are_whole(text)
+
+
+def test_studies_are_published_with_all_of_their_runs_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump(content(tasks=TASKS)))
+    small = parse_study(content(tasks=TASKS), "small")
+    losses = [[step, 1.0] for step in range(1, 101)]
+    _, lines = played(small, effects, losses=losses)
+    results = Results(tmp_path)
+    for found in lines.values():
+        results.append(found)
+    results.append({**line(Plan(study(), {}).open[0], 1.0), "key": "of another study"})
+    arguments = [str(tmp_path), str(file), "--to", str(tmp_path / "docs")]
+    assert publish_study.main(arguments) == 0
+    published = gzip.decompress((tmp_path / "docs" / "runs.jsonl.gz").read_bytes())
+    kept = [json.loads(text) for text in published.splitlines()]
+    assert {found["key"] for found in kept} == lines.keys()
+    assert all(len(found["losses"]) == 25 and found["losses"][-1] == [100, 1.0] for found in kept)
+    assert {path.name for path in (tmp_path / "docs").iterdir()} == {"runs.jsonl.gz", "small.md", "small.png"}
+    again = Analysis(small, {found["key"]: found for found in kept})
+    assert again.overall(again.judged["navi"]) == Analysis(small, lines).overall(again.judged["navi"])
+    monkeypatch.setattr(publish_study, "MOST_BYTES", 1000)
+    assert publish_study.main(arguments) == 1
+    assert "is larger than" in capsys.readouterr().err
 
 
 def test_matplotlib_reads_no_formula_in_a_name() -> None:

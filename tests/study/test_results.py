@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emo_hf.study.errors import StudyError
 
+from emo_hf.cli_errors import UserError
 from emo_hf.study.results import Results, claim
 
 
@@ -47,7 +47,7 @@ def test_a_line_that_does_not_fit_on_the_disk_does_not_count_as_done(
         return write(handle, data[:taken]) if taken else 0
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(StudyError, match="could not be written, so the run is not done"):
+    with pytest.raises(UserError, match="could not be written, so the run is not done"):
         results.append({"key": "b"})
     monkeypatch.undo()
     assert results.path.read_bytes() == before
@@ -74,7 +74,7 @@ def test_a_line_counts_only_with_its_end(tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text('{"loss": 1}\n')
-    with pytest.raises(StudyError, match="no run of emo-hf compare: it has no key"):
+    with pytest.raises(UserError, match="no run of emo-hf compare: it has no key"):
         Results(tmp_path)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from emo_hf.study.errors import StudyError
 
+from emo_hf.cli_errors import UserError
 from emo_hf.study.main import check_arms
 from emo_hf.study.measure import thinned
 from emo_hf.study.plan import Plan, Run
@@ -162,7 +162,7 @@ def test_keys_of_a_task_are_keywords_of_its_function_and_training_goes_to_the_tr
 )
 def test_a_function_that_gives_no_task_is_refused(function: str, said: str) -> None:
     small = study(tasks={"toy": {"function": f"tests.study.tiny_task:{function}", "steps": 2}})
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(UserError, match=said):
         perform(run_of(small, "adamw"))
 
 
@@ -217,7 +217,7 @@ def test_a_job_of_emo_hf_train_is_a_task_whose_held_out_data_are_cut_in_two(tmp_
 )
 def test_what_is_wrong_with_an_arm_is_said_before_the_first_run(arm: dict[str, Any], said: str) -> None:
     small = study(arms={**ARMS, "bad": arm})
-    with pytest.raises(StudyError, match=said):
+    with pytest.raises(UserError, match=said):
         check_arms(small, Plan(small, {}))
 
 
@@ -227,5 +227,5 @@ def test_what_is_wrong_with_a_task_is_said_before_the_first_run(tmp_path: Path) 
         ({"config": str(tmp_path / "none.yaml")}, r"tasks\.toy\.config: .*No such file"),
     ):
         small = study(tasks={"toy": task})
-        with pytest.raises(StudyError, match=said):
+        with pytest.raises(UserError, match=said):
             check_arms(small, Plan(small, {}))

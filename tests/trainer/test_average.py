@@ -248,9 +248,11 @@ def test_weights_that_nodes_exchange_have_no_average_beside_them(tmp_path: Path)
 
 @each
 def test_the_best_model_that_was_loaded_stays(tmp_path: Path, settings: dict[str, Any]) -> None:
-    made = trainer(tmp_path, settings, load_best_model_at_end=True, metric_for_best_model="loss", learning_rate=0.1)
+    wanted = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    made = trainer(tmp_path, settings, **wanted)  # the largest loss, so that it is not the last model
     made.train()
     best = Path(made.state.best_model_checkpoint)
+    assert best.name != "checkpoint-9"
     assert_identical(weights(made), saved(best, made))
     assert made.evaluate()["eval_loss"] == pytest.approx(made.state.best_metric, rel=1e-6)
     assert_identical(weights(made), saved(best, made))

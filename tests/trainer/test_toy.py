@@ -20,7 +20,7 @@ from emo_hf.laws.law import Law
 from emo_hf.optim.family import family_names
 from emo_hf.optim.family_table import family_table
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters
 from emo_hf.optim.version import Version
 from emo_hf.reading import Option, number
 from emo_hf.trainer.options import known_options, read_options
@@ -38,8 +38,8 @@ class ToyLaw(Law):
         return Decision(self.long - self.short, self.falling if self.short < self.long else 1.0)
 
 
-def move(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    for p, g in zip(params, grads, strict=True):
+def move(bucket: Bucket, h: Hyperparameters) -> None:
+    for p, g, _ in bucket:
         p.add_(g, alpha=-h.lr)
 
 

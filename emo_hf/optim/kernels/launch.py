@@ -25,12 +25,11 @@ from emo_hf.optim.kernels.checks import (
 )
 from emo_hf.optim.kernels.library import BY_DTYPE, KernelHyperparameters, Layout, Library
 from emo_hf.optim.kernels.team import team_for
+from emo_hf.optim.left_out import masked
+from emo_hf.optim.precision.eight_bits import SIZES, blocks_of, is_eight_bit
+from emo_hf.optim.precision.low import in_float32_if_kept_in_less
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors.dispatch import state_tensors, where
-from emo_hf.optim.tensors.eight_bits import SIZES, blocks_of, is_eight_bit
-from emo_hf.optim.tensors.left_out import masked
-from emo_hf.optim.tensors.low_precision import at_least_float32
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, place_of
+from emo_hf.optim.update import PLAIN, Bucket, Hyperparameters, Implementation, State, place_of, where
 
 WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -66,14 +65,14 @@ def where_it_fits(run: Implementation, otherwise: Implementation) -> Implementat
             before they move one, and in nearly every step all fit: no other look is taken.
         otherwise: moves what does not fit.
     """
-    one_by_one = where(fits, run, otherwise)
+    each_by_what_fits = where(fits, run, otherwise)
 
-    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    def update(bucket: Bucket, h: Hyperparameters) -> None:
         try:
-            return run(params, grads, states, h)
+            return run(bucket, h)
         except UnfitError:
             pass  # and out of this block: errors of what follows are not consequences of this one
-        return one_by_one(params, grads, states, h)
+        return each_by_what_fits(bucket, h)
 
     return update
 
@@ -87,12 +86,11 @@ def elementwise(function: str, keys: Sequence[str], otherwise: Implementation) -
         otherwise: what moves the parameters that the kernels cannot work on.
     """
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        run_elementwise(
-            function, params, grads, [state_tensors(states, key) for key in keys], h, Kept.of(states, keys)
-        )
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        states = [bucket.state(key) for key in keys]
+        run_elementwise(function, bucket.params, bucket.grads, states, h, Kept.of(bucket.states, keys))
 
-    return where_it_fits(run, at_least_float32(masked(otherwise)))
+    return where_it_fits(run, in_float32_if_kept_in_less(masked(otherwise), elementwise=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +111,8 @@ class Kept:
     def of(states: list[State], keys: Sequence[str] = ()) -> Kept:
         """What lies in the states of parameters that are all kept in the same way."""
         first = states[0] if states else {}
-        compensation = state_tensors(states, COMPENSATION) if COMPENSATION in first else None
-        sizes = [state_tensors(states, key + SIZES) if key + SIZES in first else None for key in keys]
+        compensation = [state[COMPENSATION] for state in states] if COMPENSATION in first else None
+        sizes = [[state[key + SIZES] for state in states] if key + SIZES in first else None for key in keys]
         places = list(map(place_of, states)) if compensation or any(sizes) else []  # only chance depends on them
         return Kept(compensation, sizes, places if any(places) else None)
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from emo_hf.laws.decision import Decision
+from emo_hf.optim.left_out import masked
 from emo_hf.optim.rules.fact import FactAdamVectors
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
 from emo_hf.optim.rules.navi import Navi
 from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.sharding import on_own_elements
 from emo_hf.optim.state_keys import COLUMN_RMS, COMPENSATION, EXP_AVG_SQ, ROW_RMS
-from emo_hf.optim.tensors.dispatch import on_own_elements
-from emo_hf.optim.tensors.left_out import masked
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State
 from emo_hf.reading import Option, pair_below_one
 
 LOUD = 0.6  # |σ| above: Lynx
@@ -53,9 +53,10 @@ def _branch(scalar: float) -> _Branch:
 
 
 def _choosing(name: str) -> Implementation:
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
         branch = _branch(h.scalar)
-        branch.implementation(name)(params, grads, [branch.own_part(state) for state in states], h)
+        own = Bucket(bucket.params, bucket.grads, [branch.own_part(state) for state in bucket.states])
+        branch.implementation(name)(own, h)
 
     return run
 
@@ -74,7 +75,6 @@ class Clan(RelativeDecay):
     implementations = {
         name: _choosing(name) for name in ("single", "foreach", "native", "triton", "sharded", "finite")
     }
-    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
     elementwise = False
     reads_scalar = True
     float32_state = frozenset({f"fact_{ROW_RMS}", f"fact_{COLUMN_RMS}", f"fact_{EXP_AVG_SQ}", f"navi_{EXP_AVG_SQ}"})

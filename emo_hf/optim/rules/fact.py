@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, ClassVar, cast
+
 import torch
 
 from emo_hf.optim.kernels.fact import move_matrices as move_matrices_natively
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
 from emo_hf.optim.kernels.gpu.fact import matrices as matrices_on_gpu
-from emo_hf.optim.kernels.launch import Kept, elementwise, where_it_fits
-from emo_hf.optim.rules import fact_on_shards
-from emo_hf.optim.rules.navi import Navi, adam_state
-from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG_SQ, ROW_RMS
-from emo_hf.optim.tensors.chunking import bounded, is_flat, piece_for
-from emo_hf.optim.tensors.dispatch import on_own_elements, state_tensors, where
-from emo_hf.optim.tensors.left_out import leaving_out, masked
-from emo_hf.optim.tensors.low_precision import in_float32_if_kept_in_less
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.kernels.launch import Kept, where_it_fits
+from emo_hf.optim.left_out import leaving_out, masked
+from emo_hf.optim.pieces import bounded, piece_for
+from emo_hf.optim.precision.low import in_float32_if_kept_in_less
+from emo_hf.optim.rules.navi import Navi
+from emo_hf.optim.rules.rule import Rule, each_way, zeros
+from emo_hf.optim.sharding import is_sharded, on_own_elements, own_elements, splits_rows, sum_over_shards
+from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG, EXP_AVG_SQ, ROW_RMS
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, is_flat, one_by_one, where
 
 
-def _matrices(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    for p, g, state in zip(params, grads, states, strict=True):
-        r, k = state[ROW_RMS], state[COLUMN_RMS]
-        squared = g * g
-        rows = squared.mean(dim=tuple(range(1, g.dim())), keepdim=True).add_(h.eps).sqrt_()
-        columns = squared.mean(dim=0, keepdim=True).add_(h.eps).sqrt_()
-        r.mul_(h.beta1).add_(rows, alpha=1 - h.beta1)
-        k.mul_(h.beta1).add_(columns, alpha=1 - h.beta1)
-        p.add_(p, alpha=-h.decay)
-        p.addcdiv_(g, torch.mul(r, k, out=squared).sqrt_().add_(h.eps), value=-h.lr)
+def is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
+    """Whether a parameter has rows and columns."""
+    return param.dim() > 1
 
 
-def _matrices_of_finite(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    """Matrices without the elements whose gradient is not finite: the means are over the others of a row or column."""
-    for p, g, state in zip(params, grads, states, strict=True):
-        finite = g.isfinite()
-        kept = torch.where(finite, g, torch.zeros_like(g))
-        squared = kept * kept
-        for key, dims in ((ROW_RMS, tuple(range(1, g.dim()))), (COLUMN_RMS, (0,))):
-            count = finite.sum(dim=dims, keepdim=True)
-            means = (squared.sum(dim=dims, keepdim=True) / count.clamp(min=1)).add_(h.eps).sqrt_()
-            size = state[key]
-            size.copy_(torch.where(count > 0, size * h.beta1 + means * (1 - h.beta1), size))
-        moved = p - p * h.decay
-        moved.addcdiv_(kept, (state[ROW_RMS] * state[COLUMN_RMS]).sqrt_().add_(h.eps), value=-h.lr)
-        p.copy_(torch.where(finite, moved, p))
-        if h.left_out is not None:
-            h.left_out.add(g.numel() - finite.sum())
+def _dims_of_a_row(g: torch.Tensor) -> tuple[int, ...]:
+    return tuple(range(1, g.dim()))
 
 
-def _row_blocks(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
+def _matrices(bucket: Bucket, h: Hyperparameters) -> None:
+    p, g = bucket.params, bucket.grads
+    squared = list(torch._foreach_mul(g, g))
+    rows = [s.mean(dim=_dims_of_a_row(s), keepdim=True) for s in squared]
+    columns = [s.mean(dim=0, keepdim=True) for s in squared]
+    for key, means in ((ROW_RMS, rows), (COLUMN_RMS, columns)):
+        torch._foreach_add_(means, h.eps)
+        torch._foreach_sqrt_(means)
+        torch._foreach_mul_(bucket.state(key), h.beta1)
+        torch._foreach_add_(bucket.state(key), means, alpha=1 - h.beta1)
+    for s, state in zip(squared, bucket.states, strict=True):
+        torch.mul(state[ROW_RMS], state[COLUMN_RMS], out=s)
+    torch._foreach_sqrt_(squared)
+    torch._foreach_add_(squared, h.eps)
+    torch._foreach_add_(p, p, alpha=-h.decay)
+    torch._foreach_addcdiv_(p, g, squared, -h.lr)
+
+
+def _row_blocks(bucket: Bucket, h: Hyperparameters) -> None:
     """Matrices, some rows at a time: what is temporary stays in the caches, and is small."""
-    for p, g, state in zip(params, grads, states, strict=True):
+    for p, g, state in bucket:
         r, k = state[ROW_RMS].view(-1, 1), state[COLUMN_RMS].view(1, -1)
         height = max(piece_for(p) // k.numel(), 1)
         blocks = list(
@@ -73,100 +67,111 @@ def _row_blocks(
             p_rows.addcdiv_(g_rows, torch.mul(r_rows, k).sqrt_().add_(h.eps), value=-h.lr)
 
 
-def _multi_matrices(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    squared = list(torch._foreach_mul(grads, grads))
-    rows = [s.mean(dim=tuple(range(1, s.dim())), keepdim=True) for s in squared]
-    columns = [s.mean(dim=0, keepdim=True) for s in squared]
-    for key, means in ((ROW_RMS, rows), (COLUMN_RMS, columns)):
-        torch._foreach_add_(means, h.eps)
-        torch._foreach_sqrt_(means)
-        sizes = state_tensors(states, key)
-        torch._foreach_mul_(sizes, h.beta1)
-        torch._foreach_add_(sizes, means, alpha=1 - h.beta1)
-    for s, state in zip(squared, states, strict=True):
-        torch.mul(state[ROW_RMS], state[COLUMN_RMS], out=s)
-    torch._foreach_sqrt_(squared)
-    torch._foreach_add_(squared, h.eps)
-    torch._foreach_add_(params, params, alpha=-h.decay)
-    torch._foreach_addcdiv_(params, grads, squared, -h.lr)
-
-
-def _vectors(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    for p, g, state in zip(params, grads, states, strict=True):
-        v = state[EXP_AVG_SQ]
-        v.mul_(h.beta1).addcmul_(g, g, value=1 - h.beta2)
-        p.add_(p, alpha=-h.decay)
-        p.addcdiv_(g, v.sqrt().add_(h.eps), value=-h.lr)
-
-
-def _multi_vectors(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    v = state_tensors(states, EXP_AVG_SQ)
-    torch._foreach_mul_(v, h.beta1)
-    torch._foreach_addcmul_(v, grads, grads, 1 - h.beta2)
-    denominator = torch._foreach_sqrt(v)
-    torch._foreach_add_(denominator, h.eps)
-    torch._foreach_add_(params, params, alpha=-h.decay)
-    torch._foreach_addcdiv_(params, grads, denominator, -h.lr)
-
-
-def _native_matrices(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    rows, columns = state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS)
-    for i in move_matrices_natively(params, grads, rows, columns, h, Kept.of(states)):
-        in_float32_if_kept_in_less(_matrices_of_finite)([params[i]], [grads[i]], [states[i]], h)
-
-
-def _matrices_on_shards(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    fact_on_shards.move_matrices(params, grads, state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS), h)
-
-
-def is_matrix(param: torch.Tensor, *_: torch.Tensor) -> bool:
-    """Whether a parameter has rows and columns."""
-    return param.dim() > 1
-
-
 def _has_row_blocks(param: torch.Tensor, *others: torch.Tensor) -> bool:
     return param.numel() > piece_for(param) and is_flat(param, *others)
 
 
-_SINGLE = where(_has_row_blocks, _row_blocks, otherwise=_matrices)
+def _matrices_of_finite(bucket: Bucket, h: Hyperparameters) -> None:
+    """Matrices without the elements whose gradient is not finite: the means are over the others of a row or column."""
+    for p, g, state in bucket:
+        finite = g.isfinite()
+        kept = torch.where(finite, g, torch.zeros_like(g))
+        squared = kept * kept
+        for key, dims in ((ROW_RMS, _dims_of_a_row(g)), (COLUMN_RMS, (0,))):
+            count = finite.sum(dim=dims, keepdim=True)
+            means = (squared.sum(dim=dims, keepdim=True) / count.clamp(min=1)).add_(h.eps).sqrt_()
+            size = state[key]
+            size.copy_(torch.where(count > 0, size * h.beta1 + means * (1 - h.beta1), size))
+        moved = p - p * h.decay
+        moved.addcdiv_(kept, (state[ROW_RMS] * state[COLUMN_RMS]).sqrt_().add_(h.eps), value=-h.lr)
+        p.copy_(torch.where(finite, moved, p))
+        if h.left_out is not None:
+            h.left_out.add(g.numel() - finite.sum())
+
+
+def _matrices_on_shards(bucket: Bucket, h: Hyperparameters) -> None:
+    """Matrices of which each rank holds a shard: the means are those of the whole.
+
+    A row that lies on one rank is averaged there, and so is a column. What several ranks have a part of is summed over
+    them: under FSDP2, which deals out rows, the sums of the columns. One collective carries those of all matrices.
+    """
+    params = bucket.params
+    own_grads = [own_elements(grad, like=param) for param, grad, _ in bucket]
+    squares = [g * g for g in own_grads]
+    row_sums = [s.sum(dim=_dims_of_a_row(s), keepdim=True) for s in squares]
+    column_sums = [s.sum(dim=0, keepdim=True) for s in squares]
+    by_rows, by_columns = (lambda place, wanted=wanted: splits_rows(place) is wanted for wanted in (True, False))
+    sum_over_shards(
+        [(param, sums, by_columns) for param, sums in zip(params, row_sums, strict=True)]
+        + [(param, sums, by_rows) for param, sums in zip(params, column_sums, strict=True)]
+    )
+    for param, g, state, of_rows, of_columns in zip(
+        params, own_grads, bucket.states, row_sums, column_sums, strict=True
+    ):
+        p, r, k = map(own_elements, (param, state[ROW_RMS], state[COLUMN_RMS]))
+        height, width = param.shape[0], math.prod(param.shape[1:])
+        r.mul_(h.beta1).add_(of_rows.div_(width).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
+        k.mul_(h.beta1).add_(of_columns.div_(height).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
+        p.add_(p, alpha=-h.decay)
+        p.addcdiv_(g, torch.mul(r, k).sqrt_().add_(h.eps), value=-h.lr)
+
+
+def _first_sizes(param: torch.Tensor) -> State:
+    """r and k of a matrix before its first step: zeros, laid out as its rows and its columns are."""
+    rows, columns = [1] * (param.dim() - 1), [*param.shape[1:]]
+    if not is_sharded(param):
+        return {ROW_RMS: param.new_zeros([param.shape[0], *rows]), COLUMN_RMS: param.new_zeros([1, *columns])}
+    own = own_elements(param)
+    return {
+        ROW_RMS: _dealt(param, own.new_zeros([own.shape[0], *rows]), [param.shape[0], *rows], by_rows=True),
+        COLUMN_RMS: _dealt(param, own.new_zeros([1, *own.shape[1:]]), [1, *columns], by_rows=False),
+    }
+
+
+def _dealt(param: torch.Tensor, own: torch.Tensor, shape: list[int], *, by_rows: bool) -> torch.Tensor:
+    """`own` as this rank's part of a tensor that is split where the rows (or else the columns) of `param` are."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    matrix = cast(DTensor, param)
+    placements: list[Any] = [at if splits_rows(at) is by_rows else Replicate() for at in matrix.placements]
+    size, stride = torch.Size(shape), torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(own, matrix.device_mesh, placements, run_check=False, shape=size, stride=stride)
+
+
+def _vectors(bucket: Bucket, h: Hyperparameters) -> None:
+    p, g, v = bucket.params, bucket.grads, bucket.state(EXP_AVG_SQ)
+    torch._foreach_mul_(v, h.beta1)
+    torch._foreach_addcmul_(v, g, g, 1 - h.beta2)
+    denominator = torch._foreach_sqrt(v)
+    torch._foreach_add_(denominator, h.eps)
+    torch._foreach_add_(p, p, alpha=-h.decay)
+    torch._foreach_addcdiv_(p, g, denominator, -h.lr)
+
+
+def _native_matrices(bucket: Bucket, h: Hyperparameters) -> None:
+    rows, columns = bucket.state(ROW_RMS), bucket.state(COLUMN_RMS)
+    for i in move_matrices_natively(bucket.params, bucket.grads, rows, columns, h, Kept.of(bucket.states)):
+        in_float32_if_kept_in_less(_matrices_of_finite)(bucket.some([i]), h)
+
+
+_SINGLE = where(_has_row_blocks, _row_blocks, otherwise=one_by_one(_matrices))
+_IN_TORCH = in_float32_if_kept_in_less(leaving_out(_SINGLE, _matrices_of_finite))
 
 MATRICES: dict[str, Implementation] = {
     "single": _SINGLE,
-    "foreach": where(_has_row_blocks, _row_blocks, otherwise=bounded(_multi_matrices, elementwise=False)),
-    "native": where_it_fits(
-        _native_matrices, otherwise=in_float32_if_kept_in_less(leaving_out(_SINGLE, _matrices_of_finite))
-    ),
-    "triton": matrices_on_gpu(
-        otherwise=in_float32_if_kept_in_less(leaving_out(_SINGLE, _matrices_of_finite)),
-    ),
+    "foreach": where(_has_row_blocks, _row_blocks, otherwise=bounded(_matrices, elementwise=False)),
+    "native": where_it_fits(_native_matrices, otherwise=_IN_TORCH),
+    "triton": matrices_on_gpu(otherwise=_IN_TORCH),
     "sharded": _matrices_on_shards,
     "finite": _matrices_of_finite,
 }
-VECTORS: dict[str, Implementation] = {
-    "single": _vectors,
-    "foreach": bounded(_multi_vectors),
-    "native": elementwise("emo_fact_vector", [EXP_AVG_SQ], otherwise=_vectors),
-    "triton": on_gpu("fact_vector", [EXP_AVG_SQ], otherwise=_vectors),
-    "sharded": on_own_elements(_vectors),
-    "finite": masked(_vectors),
-}
-ADAM_VECTORS: dict[str, Implementation] = {
-    **Navi.implementations,
-    "sharded": on_own_elements(Navi.implementations["single"]),
-    "finite": masked(Navi.implementations["single"]),
-}
 
 
-def _by_dims(matrices: dict[str, Implementation], vectors: dict[str, Implementation]) -> dict[str, Implementation]:
-    return {name: where(is_matrix, move, otherwise=vectors[name]) for name, move in matrices.items()}
+def _with_vectors(vectors: dict[str, Implementation]) -> dict[str, Implementation]:
+    """Implementations for matrices and vectors together; those for vectors are of an elementwise rule."""
+    single = vectors["single"]
+    vectors = {**vectors, "sharded": on_own_elements(single), "finite": masked(single, elementwise=True)}
+    return {name: where(is_matrix, move, otherwise=vectors[name]) for name, move in MATRICES.items()}
 
 
 class Fact(Rule):
@@ -190,19 +195,13 @@ class Fact(Rule):
     The state of a matrix is one row and one column.
     """
 
-    implementations = _by_dims(MATRICES, VECTORS)
-    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
+    implementations = _with_vectors(each_way("fact_vector", [EXP_AVG_SQ], _vectors))
     elementwise = False
     float32_state = frozenset({ROW_RMS, COLUMN_RMS})
+    vector_state: ClassVar[tuple[str, ...]] = (EXP_AVG_SQ,)
 
     def new_state(self, param: torch.Tensor) -> State:
-        if param.dim() < 2:
-            return self.new_vector_state(param)
-        return dict(zip((ROW_RMS, COLUMN_RMS), fact_on_shards.first_sizes(param), strict=True))
-
-    def new_vector_state(self, param: torch.Tensor) -> State:
-        """The state of a parameter of at most one dim."""
-        return {EXP_AVG_SQ: torch.zeros_like(param, memory_format=torch.preserve_format)}
+        return _first_sizes(param) if is_matrix(param) else zeros(param, *self.vector_state)
 
 
 class FactAdamVectors(Fact):
@@ -224,7 +223,5 @@ class FactAdamVectors(Fact):
         p ← p − lr·u
     """
 
-    implementations = _by_dims(MATRICES, ADAM_VECTORS)
-
-    def new_vector_state(self, param: torch.Tensor) -> State:
-        return adam_state(param)
+    implementations = _with_vectors(Navi.implementations)
+    vector_state = (EXP_AVG, EXP_AVG_SQ)

@@ -9,38 +9,21 @@ from typing import Any
 import torch
 
 from emo_hf.laws.decision import Decision
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
-from emo_hf.optim.kernels.launch import elementwise
-from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.rules.rule import Rule, each_way, zeros
 from emo_hf.optim.state_keys import EXP_AVG
-from emo_hf.optim.tensors.chunking import bounded, in_pieces
-from emo_hf.optim.tensors.dispatch import state_tensors
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters, State
 from emo_hf.reading import Option, boolean
 
 
-def _single_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    for p, g, state in zip(params, grads, states, strict=True):
-        m = state[EXP_AVG]
-        direction = torch.mul(m, h.beta1).add_(g, alpha=1 - h.beta1).sign_()
-        p.mul_(1 - h.decay)
-        p.add_(direction, alpha=-h.lr)
-        m.mul_(h.beta2).add_(g, alpha=1 - h.beta2)
-
-
-def _multi_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    m = state_tensors(states, EXP_AVG)
+def _move(bucket: Bucket, h: Hyperparameters) -> None:
+    p, g, m = bucket.params, bucket.grads, bucket.state(EXP_AVG)
     direction = torch._foreach_mul(m, h.beta1)
-    torch._foreach_add_(direction, grads, alpha=1 - h.beta1)
+    torch._foreach_add_(direction, g, alpha=1 - h.beta1)
     torch._foreach_sign_(direction)
-    torch._foreach_mul_(params, 1 - h.decay)
-    torch._foreach_add_(params, direction, alpha=-h.lr)
+    torch._foreach_mul_(p, 1 - h.decay)
+    torch._foreach_add_(p, direction, alpha=-h.lr)
     torch._foreach_mul_(m, h.beta2)
-    torch._foreach_add_(m, grads, alpha=1 - h.beta2)
+    torch._foreach_add_(m, g, alpha=1 - h.beta2)
 
 
 class Lynx(Rule):
@@ -54,17 +37,11 @@ class Lynx(Rule):
     accepted, so that the optimizers can be exchanged, and divides nothing.
     """
 
-    implementations = {
-        "single": in_pieces(_single_tensor),
-        "foreach": bounded(_multi_tensor),
-        "native": elementwise("emo_lynx", [EXP_AVG], otherwise=in_pieces(_single_tensor)),
-        "triton": on_gpu("lynx", [EXP_AVG], otherwise=in_pieces(_single_tensor)),
-    }
-    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
+    implementations = each_way("lynx", [EXP_AVG], _move)
     eight_bit_state = frozenset({EXP_AVG})
 
     def new_state(self, param: torch.Tensor) -> State:
-        return {EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format)}
+        return zeros(param, EXP_AVG)
 
 
 class RelativeDecay(Rule):

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as by_triton
 from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
+from emo_hf.optim.left_out import masked
+from emo_hf.optim.pieces import cut, piece_for
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
+from emo_hf.optim.sharding import own_elements, whole_norms
 from emo_hf.optim.state_keys import EXP_AVG
-from emo_hf.optim.tensors.chunking import cut, piece_for
-from emo_hf.optim.tensors.dispatch import state_tensors
-from emo_hf.optim.tensors.dtensor import own_elements, whole_norms
-from emo_hf.optim.tensors.left_out import masked
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters
 
 
 def _is_by_size(h: Hyperparameters) -> bool:
@@ -30,20 +29,20 @@ def _move(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, norm: torch.Tensor 
     m.mul_(h.beta2).add_(g, alpha=1 - h.beta2)
 
 
-def _in_pieces(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    own_grads = [own_elements(grad, like=param) for grad, param in zip(grads, params, strict=True)]
-    norms = whole_norms(params, own_grads, 2) if _is_by_size(h) else [None] * len(params)
-    for param, g, state, norm in zip(params, own_grads, states, norms, strict=True):
-        p, m = own_elements(param), own_elements(state[EXP_AVG])
-        for p_piece, g_piece, rest in zip(*cut([p], [g], [{EXP_AVG: m}], piece_for(p)), strict=True):
-            _move(p_piece, g_piece, rest[EXP_AVG], norm, h)
+def _in_pieces(bucket: Bucket, h: Hyperparameters) -> None:
+    own_grads = [own_elements(grad, like=param) for param, grad, _ in bucket]
+    norms = whole_norms(bucket.params, own_grads, 2) if _is_by_size(h) else [None] * len(bucket)
+    for param, g, m, norm in zip(bucket.params, own_grads, bucket.state(EXP_AVG), norms, strict=True):
+        p = own_elements(param)
+        for p_piece, g_piece, state in cut(Bucket([p], [g], [{EXP_AVG: own_elements(m)}]), piece_for(p)):
+            _move(p_piece, g_piece, state[EXP_AVG], norm, h)
 
 
-def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    scales = torch.stack(whole_norms(params, grads, 2)) + h.eps if _is_by_size(h) else None
+def _native(bucket: Bucket, h: Hyperparameters) -> None:
+    scales = torch.stack(whole_norms(bucket.params, bucket.grads, 2)) + h.eps if _is_by_size(h) else None
     if scales is not None and h.left_out is not None and not bool(scales.isfinite().all()):
-        return masked(_in_pieces)(params, grads, states, h)
-    return run_elementwise("emo_neco", params, grads, [state_tensors(states, EXP_AVG)], h, scales=scales)
+        return masked(_in_pieces)(bucket, h)
+    return run_elementwise("emo_neco", bucket.params, bucket.grads, [bucket.state(EXP_AVG)], h, scales=scales)
 
 
 class Neco(RelativeDecay, Lynx):
@@ -61,10 +60,9 @@ class Neco(RelativeDecay, Lynx):
     implementations = {
         "single": _in_pieces,
         "native": where_it_fits(_native, otherwise=masked(_in_pieces)),
-        "triton": on_gpu("neco", [EXP_AVG], otherwise=_in_pieces, by_norm=_is_by_size),
+        "triton": by_triton("neco", [EXP_AVG], otherwise=_in_pieces, by_norm=_is_by_size),
         "sharded": _in_pieces,
     }
-    preference = {"cpu": ("native",), "cuda": ("triton",), "xpu": ("triton",)}
     elementwise = False
     native_in_any_format = False
     reads_scalar = True

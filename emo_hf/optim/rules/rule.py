@@ -9,6 +9,10 @@ from typing import Any, ClassVar
 import torch
 
 from emo_hf.laws.decision import Decision
+from emo_hf.optim.kernels.gpu.elementwise import elementwise as by_triton
+from emo_hf.optim.kernels.launch import elementwise as by_kernel
+from emo_hf.optim.pieces import bounded, in_pieces
+from emo_hf.optim.sharding import own_elements, whole_norms
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.reading import Option
 
@@ -34,7 +38,11 @@ class Rule:
     """
 
     implementations: ClassVar[Mapping[str, Implementation]]
-    preference: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    preference: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "cpu": ("native",),
+        "cuda": ("triton", "foreach"),
+        "xpu": ("triton", "foreach"),
+    }
     elementwise: ClassVar[bool] = True
     reads_group: ClassVar[bool] = False
     reads_scalar: ClassVar[bool] = False
@@ -72,3 +80,39 @@ class Rule:
 
     def load_memory(self, saved: Mapping[str, Any]) -> None:
         """Take over what `memory` gave."""
+
+
+def each_way(kernel: str, keys: Sequence[str], move: Implementation) -> dict[str, Implementation]:
+    """The implementations of an elementwise rule.
+
+    Args:
+        kernel: its name in `kernels/gpu/source/elementwise.py`; in C it is `emo_` and that.
+        keys: names of its state tensors, in the order of the kernels.
+        move: the rule in operators on lists of tensors.
+    """
+    single = in_pieces(move)
+    return {
+        "single": single,
+        "foreach": bounded(move),
+        "native": by_kernel(f"emo_{kernel}", keys, otherwise=single),
+        "triton": by_triton(kernel, keys, otherwise=single),
+    }
+
+
+def zeros(param: torch.Tensor, *keys: str) -> State:
+    """State tensors that are laid out as their parameter is."""
+    return {key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in keys}
+
+
+def first_group_norm(group: Mapping[str, Any], remembered: float | torch.Tensor | None) -> tuple[torch.Tensor, Any]:
+    """Σ‖p‖₁ over all parameters of a group, with a gradient or not, the same on every rank, without a wait.
+
+    Args:
+        group: the group.
+        remembered: such a norm of an earlier step, which is returned beside it, where the present one lies.
+    """
+    params = list(group["params"])
+    norms = whole_norms(params, [own_elements(param.detach()) for param in params], 1)
+    norm = torch.stack([of_one.to(norms[0].device) for of_one in norms]).sum()
+    before = None if remembered is None else torch.as_tensor(remembered, dtype=norm.dtype, device=norm.device)
+    return norm, before

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as on_gpu
-from emo_hf.optim.kernels.launch import elementwise
-from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.tensors.chunking import bounded, in_pieces
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.rules.rule import Rule, each_way
+from emo_hf.optim.update import Bucket, Hyperparameters
 
 
-def _single_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    for p, g in zip(params, grads, strict=True):
-        p.add_(p, alpha=-h.decay)
-        p.add_(g.sign(), alpha=-h.lr)
-
-
-def _multi_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    torch._foreach_add_(params, params, alpha=-h.decay)
-    torch._foreach_add_(params, torch._foreach_sign(grads), alpha=-h.lr)
+def _move(bucket: Bucket, h: Hyperparameters) -> None:
+    p = bucket.params
+    torch._foreach_add_(p, p, alpha=-h.decay)
+    torch._foreach_add_(p, torch._foreach_sign(bucket.grads), alpha=-h.lr)
 
 
 class Sign(Rule):
@@ -36,10 +24,4 @@ class Sign(Rule):
     the sign: the same step.
     """
 
-    implementations = {
-        "single": in_pieces(_single_tensor),
-        "foreach": bounded(_multi_tensor),
-        "native": elementwise("emo_sign", [], otherwise=in_pieces(_single_tensor)),
-        "triton": on_gpu("sign", [], otherwise=in_pieces(_single_tensor)),
-    }
-    preference = {"cpu": ("native",), "cuda": ("triton", "foreach"), "xpu": ("triton", "foreach")}
+    implementations = each_way("sign", [], _move)

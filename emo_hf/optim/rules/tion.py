@@ -10,12 +10,10 @@ import torch
 
 from emo_hf.laws.decision import Decision
 from emo_hf.optim.kernels.launch import elementwise
-from emo_hf.optim.rules.reference_norm import first_group_norm, remembered
-from emo_hf.optim.rules.rule import Rule
+from emo_hf.optim.pieces import bounded, in_pieces
+from emo_hf.optim.rules.rule import Rule, first_group_norm, zeros
 from emo_hf.optim.state_keys import EXP_AVG
-from emo_hf.optim.tensors.chunking import bounded, in_pieces
-from emo_hf.optim.tensors.dispatch import state_tensors
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters, State
 from emo_hf.reading import Option, boolean
 
 
@@ -24,30 +22,18 @@ def _gain(h: Hyperparameters) -> Any:
     return (1 - h.beta1) * h.extra["freshness"]
 
 
-def _single_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    alpha = _gain(h)
-    for p, g, state in zip(params, grads, states, strict=True):
-        m = state[EXP_AVG]
-        m.mul_(1 - alpha).add_(g * alpha)
-        p.add_(m.sign(), alpha=-h.lr)
-
-
-def _multi_tensor(
-    params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters
-) -> None:
-    m, alpha = state_tensors(states, EXP_AVG), _gain(h)
+def _move(bucket: Bucket, h: Hyperparameters) -> None:
+    p, g, m, alpha = bucket.params, bucket.grads, bucket.state(EXP_AVG), _gain(h)
     torch._foreach_mul_(m, 1 - alpha)
-    torch._foreach_add_(m, torch._foreach_mul(grads, alpha))
-    torch._foreach_add_(params, torch._foreach_sign(m), alpha=-h.lr)
+    torch._foreach_add_(m, torch._foreach_mul(g, alpha))
+    torch._foreach_add_(p, torch._foreach_sign(m), alpha=-h.lr)
 
 
-_moved_natively = elementwise("emo_tion", [EXP_AVG], otherwise=in_pieces(_single_tensor))
+_moved_natively = elementwise("emo_tion", [EXP_AVG], otherwise=in_pieces(_move))
 
 
-def _native(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-    _moved_natively(params, grads, states, replace(h, beta1=1 - float(_gain(h)), extra={"freshness": 1.0}))
+def _native(bucket: Bucket, h: Hyperparameters) -> None:
+    _moved_natively(bucket, replace(h, beta1=1 - float(_gain(h)), extra={"freshness": 1.0}))
 
 
 class Tion(Rule):
@@ -69,12 +55,7 @@ class Tion(Rule):
     no norm: for small changes two steps of three then have f = 1, whatever the weights do.
     """
 
-    implementations = {
-        "single": in_pieces(_single_tensor),
-        "foreach": bounded(_multi_tensor),
-        "native": _native,
-    }
-    preference = {"cpu": ("native",), "cuda": ("foreach",), "xpu": ("foreach",)}
+    implementations = {"single": in_pieces(_move), "foreach": bounded(_move), "native": _native}
     eight_bit_state = frozenset({EXP_AVG})
     reads_group = True
     options = {
@@ -90,7 +71,7 @@ class Tion(Rule):
         self._freshness: float | torch.Tensor = 1.0  # f
 
     def new_state(self, param: torch.Tensor) -> State:
-        return {EXP_AVG: torch.zeros_like(param, memory_format=torch.preserve_format)}
+        return zeros(param, EXP_AVG)
 
     def hyperparameters(self, group: Mapping[str, Any], decision: Decision) -> Hyperparameters:
         h = super().hyperparameters(group, decision)
@@ -99,11 +80,10 @@ class Tion(Rule):
     def before_step(self, groups: Sequence[Mapping[str, Any]], decision: Decision) -> None:
         if not float(groups[0]["lr"]):  # such a step moves nothing, and is none
             return
-        norm = first_group_norm(groups[0])
-        if self._norm is None:
+        norm, before = first_group_norm(groups[0], self._norm)
+        if before is None:
             self._norm, self._freshness = norm, 1.0
             return
-        before = remembered(self._norm, norm)
         change = (norm - before).abs() / (before + 1e-8)
         self._freshness = torch.tanh(change / 0.03).clamp(min=self._least)
         self._norm = norm if groups[0]["remember_true_norm"] else norm * change

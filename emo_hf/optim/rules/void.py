@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from emo_hf.laws.decision import Decision
-from emo_hf.optim.rules.reference_norm import first_group_norm, remembered
+from emo_hf.optim.rules.rule import first_group_norm
 from emo_hf.optim.rules.sign import Sign
-from emo_hf.optim.tensors.dtensor import own_elements
+from emo_hf.optim.sharding import own_elements
 from emo_hf.optim.update import Hyperparameters
 
 PULLS = 55
@@ -49,9 +49,8 @@ class Void(Sign):
     def before_step(self, groups: Sequence[Mapping[str, Any]], decision: Decision) -> None:
         if not float(groups[0]["lr"]):  # such a step moves nothing, and is none
             return
-        norm = first_group_norm(groups[0])
-        if self._norm is not None and self._counter <= PULLS:
-            before = remembered(self._norm, norm)
+        norm, before = first_group_norm(groups[0], self._norm)
+        if before is not None and self._counter <= PULLS:
             factor = torch.where(before > 0, before / (norm + 1e-8), torch.ones_like(norm))
             for param in groups[0]["params"]:
                 own_elements(param.detach()).mul_(factor.to(param.device))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emo_hf.optim.kernels import build, fact, launch
 from emo_hf.optim.kernels.launch import elementwise, run_elementwise, where_it_fits, works_for
-from emo_hf.optim.update import Hyperparameters, State
+from emo_hf.optim.update import Bucket, Hyperparameters, State
 from tests.optim.kernels.common import (
     NAVI,
     NECO_SCALED,
@@ -37,15 +37,15 @@ MATRICES = [(4, 4), (6, 5), (3, 2)]
 
 
 def test_whatever_does_not_fit_is_moved_by_the_other_implementation() -> None:
-    def other(params: list[Tensor], grads: list[Tensor], states: list[State], h: Hyperparameters) -> None:
-        for p in params:
+    def other(bucket: Bucket, h: Hyperparameters) -> None:
+        for p in bucket.params:
             p.fill_(100.0)
 
     params = [torch.ones(3), torch.ones(3, dtype=torch.float64), torch.ones(3, 2).t(), torch.ones(2)]
     grads = [torch.ones_like(p) for p in params]
     states: list[State] = [{"m": torch.zeros_like(p), "v": torch.zeros_like(p)} for p in params]
     states[3]["v"] = states[3]["v"].double()
-    elementwise("emo_navi", ["m", "v"], otherwise=other)(params, grads, states, H)
+    elementwise("emo_navi", ["m", "v"], otherwise=other)(Bucket(params, grads, states), H)
     assert [bool((p == 100).all()) for p in params] == [False, True, True, True]
     assert bool((params[0] < 1).all())
 
@@ -55,21 +55,21 @@ def test_an_error_among_tensors_that_do_not_fit_is_not_hidden() -> None:
     params, grads = [torch.ones(3), torch.ones(3).double()], [torch.ones(3), torch.ones(3).double()]
     states = [{"m": torch.ones(2)}, {"m": torch.ones(3).double()}]
     with pytest.raises(RuntimeError, match=r"has shape \[2\], but its parameter needs \[3\]") as caught:
-        update(params, grads, states, H)
+        update(Bucket(params, grads, states), H)
     assert caught.value.__context__ is None
 
 
 def test_where_it_fits_moves_each_parameter_once() -> None:
-    def by_kernel(params: list[Tensor], grads: list[Tensor], states: list[State], h: Hyperparameters) -> None:
-        run_elementwise("emo_sign", params, grads, [], h)
+    def by_kernel(bucket: Bucket, h: Hyperparameters) -> None:
+        run_elementwise("emo_sign", bucket.params, bucket.grads, [], h)
 
-    def by_ten(params: list[Tensor], grads: list[Tensor], states: list[State], h: Hyperparameters) -> None:
-        for p in params:
+    def by_ten(bucket: Bucket, h: Hyperparameters) -> None:
+        for p in bucket.params:
             p.sub_(10)
 
     params = [torch.ones(2), strided(torch.ones(2)), torch.ones(2)]
     update = where_it_fits(by_kernel, otherwise=by_ten)
-    update(params, [torch.zeros(2)] * 3, [{}] * 3, Hyperparameters(1.0, 0.5, 0.0, 0.0, 0.0))
+    update(Bucket(params, [torch.zeros(2)] * 3, [{}] * 3), Hyperparameters(1.0, 0.5, 0.0, 0.0, 0.0))
     assert [p.tolist() for p in params] == [[0.5, 0.5], [-9, -9], [0.5, 0.5]]
 
 

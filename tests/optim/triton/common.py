@@ -12,7 +12,7 @@ from emo_hf import EmoOptimizer
 from emo_hf.optim.kernels.gpu import elementwise, fact
 from emo_hf.optim.kernels.gpu.available import is_interpreted
 from emo_hf.optim.kernels.launch import PLAINLY, Kept
-from emo_hf.optim.tensors.left_out import LeftOut
+from emo_hf.optim.left_out import LeftOut
 from emo_hf.optim.update import Hyperparameters
 from tests.emo_cases import losses
 from tests.optim.kernels.common import H, Tensors

@@ -14,11 +14,11 @@ from emo_hf import EmoClan, EmoFact, EmoLynx, EmoNavi, EmoNeco, EmoOptimizer
 from emo_hf.optim.kernels.checks import UnfitError
 from emo_hf.optim.kernels.gpu import elementwise
 from emo_hf.optim.kernels.launch import Kept
+from emo_hf.optim.precision import low
+from emo_hf.optim.precision.eight_bits import BLOCK, SIZES, decode, draw, encode, join, split
 from emo_hf.optim.rules.fact import MATRICES as MOVE_MATRICES
 from emo_hf.optim.state_keys import COLUMN_RMS, COMPENSATION, ROW_RMS
-from emo_hf.optim.tensors import low_precision
-from emo_hf.optim.tensors.eight_bits import BLOCK, SIZES, decode, draw, encode, join, split
-from emo_hf.optim.update import Hyperparameters
+from emo_hf.optim.update import Bucket, Hyperparameters
 from tests.emo_cases import make, parameters
 from tests.optim.kernels.common import NAVI, H, Tensors, matrices, tensors_for
 from tests.optim.kernels.references import Case
@@ -179,8 +179,8 @@ def test_parts_of_a_tensor_round_as_they_do_in_the_whole() -> None:
     own = Tensors(parts(of.params), parts(of.grads), [parts(state) for state in of.states])
     sizes = [parts(s or [], BLOCK) for s in kept.sizes]
     moved = Low(own, Kept(parts(kept.compensation or []), sizes, places=[0, cuts[0]]))
-    for low in (whole, moved):
-        move(NAVI, low.tensors, SEEDED, low.kept)
+    for each in (whole, moved):
+        move(NAVI, each.tensors, SEEDED, each.kept)
     for ours, expected in zip(moved.all(), whole.all(), strict=True):
         assert torch.equal(torch.cat(ours), expected[0].view(-1))
 
@@ -244,7 +244,7 @@ def test_matrices_with_24_bits_are_moved_as_by_torch() -> None:
     wide = [join(*pair) for pair in halves]
     sizes = [[size.clone() for size in of_kind] for of_kind in made.states]
     for p, g, r, k in zip(wide, made.grads, *sizes, strict=True):
-        MOVE_MATRICES["finite"]([p], [g.float()], [{ROW_RMS: r, COLUMN_RMS: k}], SEEDED)
+        MOVE_MATRICES["finite"](Bucket([p], [g.float()], [{ROW_RMS: r, COLUMN_RMS: k}]), SEEDED)
     wanted = [split(p, draw(g, 0, h.seed)) for p, g in zip(wide, made.grads, strict=True)]
     spoilt = params[-1][3, 7].item(), corrections[-1][3, 7].item()
     move_matrices(Tensors(params, made.grads, made.states), h, Kept(corrections))
@@ -293,7 +293,7 @@ def test_optimizers_keep_the_same_numbers_as_in_plain_torch(
 def test_all_tensors_in_8_bits_move_in_one_launch_and_small_ones_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
     launched, kernel = [], elementwise.kernel
     monkeypatch.setattr(elementwise, "kernel", lambda name: launched.append(name) or kernel(name))
-    monkeypatch.setattr(low_precision, "encode", None)  # nothing goes by way of float32 copies
+    monkeypatch.setattr(low, "encode", None)  # nothing goes by way of float32 copies
     params = low_params((64, 64), (5,), (70, 60), (3, 4), (4099,))
     optimizer = make(EmoNavi, params, "triton", lr=1e-3, **BOTH)
     run(optimizer, 2)

@@ -11,10 +11,10 @@ import torch
 from emo_hf.optim.kernels.checks import UnfitError
 from emo_hf.optim.kernels.gpu import tables
 from emo_hf.optim.kernels.launch import Kept
+from emo_hf.optim.precision import low
 from emo_hf.optim.rules.neco import Neco
 from emo_hf.optim.state_keys import EXP_AVG
-from emo_hf.optim.tensors import low_precision
-from emo_hf.optim.update import Hyperparameters
+from emo_hf.optim.update import Bucket, Hyperparameters
 from tests.optim.kernels.common import NAVI, H, Tensors, strided, tensors_for
 from tests.optim.kernels.references import Case
 from tests.optim.triton.common import (
@@ -130,14 +130,14 @@ def test_what_does_not_fit_is_refused_before_anything_moves() -> None:
 def test_a_scale_is_the_whole_tensors_where_torch_moves_what_the_kernels_cannot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(low_precision, "ELEMENTS_IN_CACHES", 8)
-    monkeypatch.setattr(low_precision, "ELEMENTS_ON_DEVICE", 8)
+    monkeypatch.setattr(low, "ELEMENTS_IN_CACHES", 8)
+    monkeypatch.setattr(low, "ELEMENTS_ON_DEVICE", 8)
     made = on_device(tensors_for(NAVI, [(64,)]), torch.bfloat16)
     by_size = replace(counting(), scalar=0.3)
     moved = []
     for dtype in (torch.float32, torch.float64):
         p, g, m = (tensors[0].clone() for tensors in (made.params, made.grads, made.states[0]))
-        Neco.implementations["triton"]([p], [g], [{EXP_AVG: m.to(dtype)}], by_size)
+        Neco.implementations["triton"](Bucket([p], [g], [{EXP_AVG: m.to(dtype)}]), by_size)
         moved.append(p)
     torch.testing.assert_close(*moved, rtol=1e-2, atol=1e-3)
 

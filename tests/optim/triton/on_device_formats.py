@@ -13,7 +13,7 @@ from torch import Tensor
 
 from emo_hf.optim.kernels.gpu import elementwise
 from emo_hf.optim.kernels.gpu.source import eight_bits as source
-from emo_hf.optim.tensors.eight_bits import BLOCK, blocks_of, decode, draw, encode, join, split
+from emo_hf.optim.precision.eight_bits import BLOCK, blocks_of, decode, draw, encode, join, split
 from tests.optim.kernels.common import H
 from tests.optim.test_eight_bits import values
 from tests.optim.triton.common import CODES, DEVICE, assert_codes_agree

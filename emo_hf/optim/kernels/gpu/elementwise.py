@@ -14,10 +14,9 @@ from emo_hf.optim.kernels.gpu.kept import check_kept, has_eight_bits
 from emo_hf.optim.kernels.gpu.tables import addresses, are_aligned, begins, check_tensors, owners, table
 from emo_hf.optim.kernels.gpu.trust import Cut, beginning, is_trusted
 from emo_hf.optim.kernels.launch import PLAINLY, Kept
-from emo_hf.optim.tensors.dispatch import state_tensors
-from emo_hf.optim.tensors.left_out import leaving_out, masked
-from emo_hf.optim.tensors.low_precision import in_float32_if_kept_in_less
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.left_out import leaving_out, masked
+from emo_hf.optim.precision.low import in_float32_if_kept_in_less
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, one_by_one
 
 BLOCK = 1024
 """Elements that a program moves at once, with four warps."""
@@ -45,10 +44,9 @@ def elementwise(
         by_norm: says of the numbers of a step whether it is scaled by ‖g‖₂ + ε; None for rules that never are.
     """
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        of_rule = [state_tensors(states, key) for key in keys]
-        kept = Kept.of(states, keys)
-        move(rule, params, grads, of_rule, h, kept, by_norm=by_norm is not None and by_norm(h))
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        states, kept = [bucket.state(key) for key in keys], Kept.of(bucket.states, keys)
+        move(rule, bucket.params, bucket.grads, states, h, kept, by_norm=by_norm is not None and by_norm(h))
 
     def name(h: Hyperparameters) -> str:
         return f"{rule} by norm" if by_norm is not None and by_norm(h) else rule
@@ -69,22 +67,17 @@ def where_it_fits(
         name, cut: as `is_trusted` takes them; the name may depend on the numbers of a step.
     """
 
-    def update(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        if not params:
+    def update(bucket: Bucket, h: Hyperparameters) -> None:
+        if not len(bucket):
             return None
-        if not works_on(params[0].device):
-            return otherwise(params, grads, states, h)
+        if not works_on(bucket.params[0].device):
+            return otherwise(bucket, h)
         try:
-            if is_trusted(name(h), run, otherwise, cut, (params, grads, states), h):
-                return run(params, grads, states, h)
-            return otherwise(params, grads, states, h)
+            chosen = run if is_trusted(name(h), run, otherwise, cut, bucket, h) else otherwise
+            return chosen(bucket, h)
         except UnfitError:
             pass  # and out of this block: errors of what follows are not consequences of this one
-        if len(params) == 1:
-            return otherwise(params, grads, states, h)
-        for param, grad, state in zip(params, grads, states, strict=True):
-            update([param], [grad], [state], h)
-        return None
+        return otherwise(bucket, h) if len(bucket) == 1 else one_by_one(update)(bucket, h)
 
     return update
 

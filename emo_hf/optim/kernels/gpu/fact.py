@@ -17,8 +17,7 @@ from emo_hf.optim.kernels.gpu.tables import TOGETHER, addresses, are_aligned, be
 from emo_hf.optim.kernels.gpu.trust import first_rows
 from emo_hf.optim.kernels.launch import PLAINLY, Kept
 from emo_hf.optim.state_keys import COLUMN_RMS, ROW_RMS
-from emo_hf.optim.tensors.dispatch import state_tensors
-from emo_hf.optim.update import Hyperparameters, Implementation, State
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +54,9 @@ def matrices(otherwise: Implementation) -> Implementation:
         otherwise: moves the matrices that the kernels cannot work on.
     """
 
-    def run(params: list[torch.Tensor], grads: list[torch.Tensor], states: list[State], h: Hyperparameters) -> None:
-        rows, columns = state_tensors(states, ROW_RMS), state_tensors(states, COLUMN_RMS)
-        move_matrices(params, grads, rows, columns, h, Kept.of(states))
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        rows, columns = bucket.state(ROW_RMS), bucket.state(COLUMN_RMS)
+        move_matrices(bucket.params, bucket.grads, rows, columns, h, Kept.of(bucket.states))
 
     return where_it_fits(run, otherwise, name=lambda h: "fact", cut=first_rows)
 

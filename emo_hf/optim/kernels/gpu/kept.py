@@ -9,7 +9,7 @@ import torch
 
 from emo_hf.optim.kernels.checks import UnfitError, check_numbers_of_elements
 from emo_hf.optim.kernels.launch import Kept
-from emo_hf.optim.tensors.eight_bits import blocks_of, is_eight_bit
+from emo_hf.optim.precision.eight_bits import blocks_of, is_eight_bit
 
 
 def has_eight_bits(states: Sequence[list[torch.Tensor]], kept: Kept) -> bool:

@@ -13,8 +13,7 @@ import torch
 
 from emo_hf.optim.kernels.checks import UnfitError, check_memory, check_numbers_of_elements
 from emo_hf.optim.kernels.gpu.available import WORKED_ON, works_on
-from emo_hf.optim.tensors.dispatch import of_one_layout
-from emo_hf.optim.update import PLAIN, any_lazy
+from emo_hf.optim.update import PLAIN, any_lazy, of_one_layout
 
 KEPT = 64
 """Tables that are kept; one is a few bytes for each tensor, or for some thousand elements."""

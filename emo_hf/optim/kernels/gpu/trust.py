@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.left_out import LeftOut
+from emo_hf.optim.precision.eight_bits import SIZES, blocks_of
+from emo_hf.optim.precision.low import in_wide
 from emo_hf.optim.state_keys import COMPENSATION
-from emo_hf.optim.tensors.eight_bits import SIZES, blocks_of
-from emo_hf.optim.tensors.left_out import LeftOut
-from emo_hf.optim.tensors.low_precision import in_wide
-from emo_hf.optim.update import PLAIN, Hyperparameters, Implementation, State, StateOfPart, place_of
+from emo_hf.optim.update import PLAIN, Bucket, Hyperparameters, Implementation, State, StateOfPart, place_of
 
 TENSORS, ELEMENTS = 3, 10 * 4096 + 1
 """How many tensors are compared, and how many elements of each at most: some programs with masks, some without."""
@@ -43,7 +43,7 @@ def is_trusted(
     kernel: Implementation,
     plain: Implementation,
     cut: Cut,
-    tensors: tuple[list[torch.Tensor], list[torch.Tensor], list[State]],
+    bucket: Bucket,
     h: Hyperparameters,
 ) -> bool:
     """Whether a kernel does on this device, with tensors kept as these are, what plain torch does.
@@ -52,14 +52,14 @@ def is_trusted(
         name: of what the kernel does.
         kernel, plain: the two implementations.
         cut: copies the beginning of a parameter, its gradient and its state.
-        tensors: the parameters, gradients and states of the step.
+        bucket: what is to be moved.
         h: the numbers of the step.
     """
-    param, grad, state = tensors[0][0], tensors[1][0], tensors[2][0]
+    param, grad, state = next(iter(bucket))
     formats = tuple([(key, value.dtype) for key, value in state.items()])
     key = (name, param.device, param.dtype, grad.dtype, formats, h.left_out is not None)
     if key not in _found:
-        first = [of_one for of_one in zip(*tensors, strict=True) if _can_be_cut(*of_one)][:TENSORS]
+        first = [of_one for of_one in bucket if _can_be_cut(*of_one)][:TENSORS]
         if not first:
             return True  # nothing to compare; the kernel looks at tensors itself before it moves one
         _found[key] = _agree(kernel, plain, cut, first, h)
@@ -81,18 +81,18 @@ def _agree(kernel: Implementation, plain: Implementation, cut: Cut, first: list[
 
     results = []
     for move in (plain, kernel):
-        params, grads, states = (list(of_kind) for of_kind in zip(*(cut(*of_one) for of_one in first), strict=True))
+        bucket = Bucket.of(cut(*of_one) for of_one in first)
         for step in range(2):
             left_out = None if h.left_out is None else LeftOut()
             if step and left_out is not None:
-                grads[0].view(-1)[0] = float("nan")
+                bucket.grads[0].view(-1)[0] = float("nan")
             try:
-                move(params, grads, states, replace(h, left_out=left_out))
+                move(bucket, replace(h, left_out=left_out))
             except TritonError as error:
                 logger.warning("a Triton kernel could not be compiled: %s", error)
                 return False
-            grads = [grad.flip(0) for grad in grads]
-        results.append(list(zip(params, grads, states, strict=True)))
+            bucket.grads = [grad.flip(0) for grad in bucket.grads]
+        results.append(list(bucket))
     return all(_is_rounding(*pair) for pair in zip(*results, strict=True))
 
 

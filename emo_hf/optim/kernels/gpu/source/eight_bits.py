@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from emo_hf.optim.tensors.eight_bits import BLOCK, DROPPED_BITS, D
+from emo_hf.optim.precision.eight_bits import BLOCK, DROPPED_BITS, D
 
 
 def _upper_bits(x: float) -> int:
