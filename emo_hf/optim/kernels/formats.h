@@ -13,7 +13,7 @@
 
    Both are rounded up or down at random, so that what is too small to be seen in one step is not lost over many. The
    chance comes from the gradient, the element's place and the step: the same run is the same to the last bit. The
-   same formulas in torch are in tensors/eight_bits.py. */
+   same formulas in torch are in precision/eight_bits.py. */
 
 #ifndef EMO_FORMATS_H
 #define EMO_FORMATS_H

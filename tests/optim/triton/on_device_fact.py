@@ -11,7 +11,7 @@ import torch
 from emo_hf.optim.kernels.launch import Kept
 from emo_hf.optim.rules.fact import MATRICES as IMPLEMENTATIONS
 from emo_hf.optim.state_keys import COLUMN_RMS, ROW_RMS
-from emo_hf.optim.update import Hyperparameters
+from emo_hf.optim.update import Bucket, Hyperparameters
 from tests.optim.kernels.common import H, Tensors, matrices
 from tests.optim.kernels.references import fact as formula
 from tests.optim.triton.common import (
@@ -45,7 +45,7 @@ def test_what_is_not_finite_is_in_no_mean_and_stays_as_it_is() -> None:
     assert h.left_out.count == 2 + 600 + 6
     exact = before.copy(torch.float64)
     for i, (p, g, r, k) in enumerate(zip(exact.params, exact.grads, *exact.states, strict=True)):
-        IMPLEMENTATIONS["finite"]([p], [g], [{ROW_RMS: r, COLUMN_RMS: k}], H)
+        IMPLEMENTATIONS["finite"](Bucket([p], [g], [{ROW_RMS: r, COLUMN_RMS: k}]), H)
         for ours, expected in zip((moved.params[i], *(of[i] for of in moved.states)), (p, r, k), strict=True):
             torch.testing.assert_close(ours.double().cpu(), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(moved.states[1][1][:, 5].cpu(), before.states[1][1][:, 5])

@@ -1,4 +1,4 @@
-"""The formulas of `tensors/eight_bits.py` and of `kernels/formats.h`, with the same bits of chance.
+"""The formulas of `precision/eight_bits.py` and of `kernels/formats.h`, with the same bits of chance.
 
 Blocks of SHARING elements share a size s, the largest |x| among them. With y = K·|x|/s and K = 15/16 − d, the code of
 an element is made of the bits of y + d above the lower DROPPED, less those of d, and has the sign of x where d is that
