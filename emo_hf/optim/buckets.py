@@ -69,6 +69,15 @@ class Buckets:
             some: parameters of the group; None for all.
         """
         bucket = self._with_gradients(state, group, group["params"] if some is None else some)
+        params = bucket.params
+        if any_lazy(params):
+            bucket.params = list(map(as_memory_says, params))
+        self._move(bucket, group, h, shadow)
+        for param, moved in zip(params, bucket.params, strict=True) if bucket.params is not params else ():
+            if moved is not param:
+                param.copy_(moved)
+
+    def _move(self, bucket: Bucket, group: dict[str, Any], h: Hyperparameters, shadow: ShadowMix | None) -> None:
         options = tuple([group[name] for name in OPTIONS_THAT_CHOOSE])
         for of_one_dtype in _by_placement(bucket):
             params, states = of_one_dtype.params, of_one_dtype.states
@@ -163,6 +172,9 @@ class Buckets:
             bucket.add(param, gradient, of_one)
         if any_lazy(bucket.grads):
             bucket.grads = list(map(as_memory_says, bucket.grads))
+        if any_lazy([value for of_one in bucket.states for value in of_one.values()]):
+            for of_one in bucket.states:
+                of_one.update({key: as_memory_says(value) for key, value in of_one.items()})
         return bucket
 
     def _tell_of_floats(self, group: Mapping[str, Any], param: torch.Tensor) -> None:

@@ -97,7 +97,7 @@ def of_one_layout(*tensors: torch.Tensor) -> bool:
     """Whether the tensors hold their elements in one order without gaps: what torch's fused kernels expect."""
     first = tensors[0]
     dense = first.is_contiguous() or torch.ops.aten.is_non_overlapping_and_dense(first)
-    return dense and all(tensor.stride() == first.stride() for tensor in tensors) and not any_lazy(tensors)
+    return dense and all(tensor.stride() == first.stride() for tensor in tensors)
 
 
 def is_flat(*tensors: torch.Tensor) -> bool:

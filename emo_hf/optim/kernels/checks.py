@@ -14,7 +14,7 @@ import torch
 
 from emo_hf.optim.kernels.build import kernels
 from emo_hf.optim.kernels.library import BY_DTYPE
-from emo_hf.optim.update import PLAIN, any_lazy
+from emo_hf.optim.update import PLAIN
 
 AFTER_RESIZING = (
     "If the parameter was resized since its first step, make the optimizer anew after resizing, or delete its state "
@@ -35,11 +35,11 @@ class UnfitError(RuntimeError):
 def all_fit(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether the kernels can work on a list: plain contiguous tensors in main memory, of one dtype that they know.
 
-    Subclasses (a DTensor, say), and tensors that are not what their memory says, are left to PyTorch.
+    Subclasses (a DTensor, say) are left to PyTorch, which knows where their elements are.
     """
     dtype = tensors[0].dtype if tensors else torch.float32  # what follows runs for every tensor of every step
     fit = all([type(t) in PLAIN and t.dtype is dtype and t.is_cpu and t.is_contiguous() for t in tensors])
-    return fit and known(dtype) and not any_lazy(tensors)
+    return fit and known(dtype)
 
 
 def known(dtype: torch.dtype) -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from emo_hf.optim.kernels.checks import UnfitError, check_memory, check_numbers_of_elements
 from emo_hf.optim.kernels.gpu.available import WORKED_ON, works_on
-from emo_hf.optim.update import PLAIN, any_lazy, of_one_layout
+from emo_hf.optim.update import PLAIN, of_one_layout
 
 KEPT = 64
 """Tables that are kept; one is a few bytes for each tensor, or for some thousand elements."""
@@ -47,7 +47,7 @@ def check_tensors(**lists: list[torch.Tensor]) -> None:
     for name, tensors in lists.items():
         kinds, dtypes, devices = (set(map(get, tensors)) for get in (type, _dtype, _device))
         known = WORKED_ON if name in in_floats else KEPT_IN
-        if not kinds.issubset(PLAIN) or len(dtypes) > 1 or not dtypes.issubset(known) or any_lazy(tensors):
+        if not kinds.issubset(PLAIN) or len(dtypes) > 1 or not dtypes.issubset(known):
             raise UnfitError(
                 f"of the {len(tensors)} {name}s some are no plain tensors of one dtype: leave native=None"
             )
