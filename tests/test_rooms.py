@@ -24,24 +24,22 @@ FLOORS = (
     ("emo_hf",),  # the names that users import
     ("emo_hf.startup",),
     ("emo_hf.run",),
-    ("emo_hf.train", "emo_hf.study", "emo_hf.doctor"),
+    ("emo_hf.train", "emo_hf.doctor"),
+    ("emo_hf.study",),
     ("emo_hf.cli",),
     ("emo_hf.__main__",),
 )
 """The rooms, the lowest first; those on one floor do not know each other."""
 
 UPWARD: set[Arrow] = {
-    ("emo_hf.integrations.axolotl", "emo_hf.trainer.registry"),
+    ("emo_hf.integrations.axolotl", "emo_hf.trainer.registry"),  # homes that have the Trainer inside
     ("emo_hf.integrations.lightning", "emo_hf.trainer.self_stop"),
     ("emo_hf.integrations.ms_swift.plugin.emo_hf_for_ms_swift", "emo_hf.trainer.registry"),
     ("emo_hf.optim.engine", "emo_hf.integrations.accelerate"),
-    ("emo_hf.study.trainers", "emo_hf.train.config"),
-    ("emo_hf.study.trainers", "emo_hf.train.train"),
 }
 """The arrows that still lead up, until somebody turns them."""
 
 CIRCLES = {
-    frozenset({"emo_hf.trainer.callbacks", "emo_hf.trainer.patches"}),
     frozenset(  # the engine names the loss tap, which it wires where accelerate is imported
         {
             "emo_hf.integrations.accelerate",

@@ -73,6 +73,7 @@ class EmoCallback(TrainerCallback):
         ValueError: if an argument is not acceptable.
     """
 
+    is_emo_callback: ClassVar[bool] = True
     for_every_trainer: ClassVar[Mapping[str, Any]] = {}
     """Arguments that count where none are given: how `emo-hf run` reaches a script's Trainers."""
 

@@ -17,6 +17,9 @@ from emo_hf.trainer import console
 
 Method = Callable[..., Any]
 
+IS_EMO_CALLBACK = "is_emo_callback"
+"""The attribute by which an `EmoCallback` is known."""
+
 
 def _methods() -> dict[str, Callable[[Method], Method]]:
     """Place → what makes the method that takes its place."""
@@ -100,18 +103,16 @@ def _adds_callback(original: Method) -> Method:
     def add_callback(self: Any, callback: Any) -> Any:
         from transformers.trainer_callback import DefaultFlowCallback
 
-        from emo_hf.trainer.callbacks import EmoCallback
-
         is_default = isinstance(callback, type)
-        if not issubclass(callback if is_default else type(callback), EmoCallback):
+        if not getattr(callback, IS_EMO_CALLBACK, False):
             return original(self, callback)
         made = callback() if is_default else callback
-        kinds = [EmoCallback if isinstance(present, EmoCallback) else type(present) for present in self.callbacks]
-        if EmoCallback in kinds:
-            if not is_default:
-                self.callbacks[kinds.index(EmoCallback)] = made
-        else:
-            self.callbacks.insert(kinds.index(DefaultFlowCallback) + 1 if DefaultFlowCallback in kinds else 0, made)
+        ours = [i for i, present in enumerate(self.callbacks) if getattr(present, IS_EMO_CALLBACK, False)]
+        if not ours:
+            flows = [i for i, present in enumerate(self.callbacks) if type(present) is DefaultFlowCallback]
+            self.callbacks.insert(flows[0] + 1 if flows else 0, made)
+        elif not is_default:
+            self.callbacks[ours[0]] = made
         return None
 
     return add_callback
