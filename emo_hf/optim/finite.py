@@ -1,4 +1,4 @@
-"""Whether gradients are finite: their 2-norms say it for next to nothing, and elements are looked at only after that.
+"""Whether gradients are finite: our kernels look at them once; elsewhere their 2-norms say it for little.
 
 A 2-norm is finite only if all elements are. One that is not may have overflowed, so elements are counted then, a
 piece of bounded size at a time.
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.weak import WeakIdRef
 
+from emo_hf.optim.kernels.look import counts_not_finite
 from emo_hf.optim.sharding import is_sharded, own_elements
 
 PIECE = 1 << 22
@@ -44,13 +45,17 @@ def count_not_finite(facts: HasGroups) -> dict[str, int]:
 
 
 def norms_not_finite(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """The tensors, by their place, whose 2-norm is NaN or infinite; their elements need not be."""
+    """The tensors, by their place, that may hold a NaN or an infinity; after a norm that overflows they need not."""
     alike: dict[tuple[torch.device, torch.dtype], list[int]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
         if tensor.numel() and not has_no_numbers(tensor):
             alike[tensor.device, tensor.dtype].append(i)
     found = []
     for some in alike.values():
+        counts = counts_not_finite([tensors[i] for i in some])
+        if counts is not None:
+            found += [i for i, count in zip(some, counts, strict=True) if count]
+            continue
         finite = torch.stack(torch._foreach_norm([tensors[i] for i in some], 2)).isfinite()
         if not bool(finite.all()):
             found += [i for i, is_finite in zip(some, finite.tolist(), strict=True) if not is_finite]

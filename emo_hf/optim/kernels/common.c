@@ -161,17 +161,22 @@ static void one_stretch(const struct elements *e, int64_t i, int64_t at, int64_t
                  e->b ? (float *)e->b[i] + at : 0, e->scales ? &e->scales[i] : 0, e->h);
 }
 
+/* The first of `count` tensors that ends behind `place`, by bisection. */
+static int64_t tensor_at(int64_t place, int64_t count, const int64_t *ends) {
+    int64_t i = 0, last = count - 1;
+    while (i < last) {
+        int64_t middle = i + (last - i) / 2;
+        if (ends[middle] > place) last = middle;
+        else i = middle + 1;
+    }
+    return i;
+}
+
 static void one_piece(int64_t index, int64_t thread, const void *context) {
     const struct elements *e = context;
     int64_t begin = index * PIECE, end = begin + PIECE < e->total ? begin + PIECE : e->total;
-    int64_t i = 0, last = e->count - 1; /* by bisection, i becomes the first tensor that ends behind `begin` */
     (void)thread;
-    while (i < last) {
-        int64_t middle = i + (last - i) / 2;
-        if (e->ends[middle] > begin) last = middle;
-        else i = middle + 1;
-    }
-    for (; begin < end; i++) {
+    for (int64_t i = tensor_at(begin, e->count, e->ends); begin < end; i++) {
         int64_t first = i ? e->ends[i - 1] : 0, to = e->ends[i] < end ? e->ends[i] : end;
         int64_t at = begin - first, stop = to - first < e->counts[i] ? to - first : e->counts[i];
         for (; at < stop; at += STRETCH) one_stretch(e, i, at, stop - at < STRETCH ? stop - at : STRETCH);
@@ -200,5 +205,48 @@ int64_t emo_elementwise(const struct rule *rule, const struct team *team, int64_
     struct elements e = {rule, layout,  count,   count ? ends[count - 1] : 0, plain, counts, ends, places, p, g, a, b,
                          compensation, a_sizes, b_sizes, scales, (_Atomic int64_t *)left_out, h};
     emo_share(one_piece, (e.total + PIECE - 1) / PIECE, team, &e);
+    return -1;
+}
+
+/* Gradients that are only looked at, one after the other as in struct elements. */
+struct gradients {
+    int64_t count, total, format;
+    const int64_t *counts, *ends;
+    char **g;
+    _Atomic int64_t *bad;
+};
+
+/* How many of n numbers in 16 bits are NaN or infinite: those whose size, without the sign, is at least `infinity`. */
+static int64_t not_finite_in_16_bits(int64_t n, const uint16_t *x, uint16_t infinity) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i++) count += (x[i] & 0x7fff) >= infinity;
+    return count;
+}
+
+static void look_at_one_piece(int64_t index, int64_t thread, const void *context) {
+    const struct gradients *e = context;
+    int64_t begin = index * PIECE, end = begin + PIECE < e->total ? begin + PIECE : e->total;
+    (void)thread;
+    for (int64_t i = tensor_at(begin, e->count, e->ends); begin < end; i++) {
+        int64_t first = i ? e->ends[i - 1] : 0, to = e->ends[i] < end ? e->ends[i] : end;
+        int64_t at = begin - first, stop = to - first < e->counts[i] ? to - first : e->counts[i], bad = 0;
+        if (at < stop && e->format == FLOAT32) bad = emo_not_finite(stop - at, (const float *)e->g[i] + at);
+        else if (at < stop)
+            bad = not_finite_in_16_bits(stop - at, (const uint16_t *)e->g[i] + at,
+                                        e->format == BFLOAT16 ? 0x7f80 : 0x7c00);
+        if (bad) atomic_fetch_add(&e->bad[i], bad);
+        begin = to;
+    }
+}
+
+/* Counts elements of `count` tensors that are NaN or infinite: bad[i] grows by those of tensor i.
+
+   Returns −1, or the index of the first tensor that lacks memory, and then nothing has been counted. */
+int64_t emo_count_not_finite(const struct team *team, int64_t count, const int64_t *counts, const int64_t *ends,
+                             char **g, int64_t format, int64_t *bad) {
+    for (int64_t i = 0; i < count; i++)
+        if (counts[i] && !g[i]) return i;
+    struct gradients e = {count, count ? ends[count - 1] : 0, format, counts, ends, g, (_Atomic int64_t *)bad};
+    emo_share(look_at_one_piece, (e.total + PIECE - 1) / PIECE, team, &e);
     return -1;
 }

@@ -15,8 +15,8 @@ from emo_hf.optim.kernels.checks import (
     check_same_shapes,
     check_tensors,
 )
-from emo_hf.optim.kernels.launch import PLAINLY, Kept, integers, layout_of, required_library
-from emo_hf.optim.kernels.library import KernelHyperparameters, Layout, Library
+from emo_hf.optim.kernels.launch import PLAINLY, Kept, layout_of, required_library
+from emo_hf.optim.kernels.library import KernelHyperparameters, Layout, Library, integers
 from emo_hf.optim.kernels.team import team_for
 from emo_hf.optim.update import Hyperparameters
 

@@ -5,9 +5,7 @@ The interpreter lock is free while a kernel runs.
 
 from __future__ import annotations
 
-import ctypes
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
 
@@ -23,7 +21,14 @@ from emo_hf.optim.kernels.checks import (
     check_same_shapes,
     check_tensors,
 )
-from emo_hf.optim.kernels.library import BY_DTYPE, KernelHyperparameters, Layout, Library
+from emo_hf.optim.kernels.library import (
+    BY_DTYPE,
+    KernelHyperparameters,
+    Layout,
+    Library,
+    addresses,
+    integers,
+)
 from emo_hf.optim.kernels.team import team_for
 from emo_hf.optim.left_out import masked
 from emo_hf.optim.precision.eight_bits import SIZES, blocks_of, is_eight_bit
@@ -206,11 +211,6 @@ def layout_of(
     return Layout(*formats, compensation, h.left_out is not None, h.seed)
 
 
-def addresses(tensors: list[torch.Tensor] | None) -> ctypes.Array[ctypes.c_int64] | None:
-    """Where the tensors' elements lie, as the kernels read it."""
-    return None if tensors is None else integers(map(torch.Tensor.data_ptr, tensors))
-
-
 def as_floats(scales: torch.Tensor | Sequence[float], count: int) -> torch.Tensor:
     """The scales as the kernels read them.
 
@@ -227,9 +227,3 @@ def as_floats(scales: torch.Tensor | Sequence[float], count: int) -> torch.Tenso
     if isinstance(scales, torch.Tensor):
         return scales.detach().to(device="cpu", dtype=torch.float32).contiguous()
     return torch.tensor(list(scales), dtype=torch.float32, device="cpu")
-
-
-def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
-    """Counts, or addresses of elements, as the kernels read them."""
-    numbers = array("q", list(values))  # much faster to fill than an array of ctypes, and from a list of exact size
-    return (ctypes.c_int64 * len(numbers)).from_buffer(numbers)

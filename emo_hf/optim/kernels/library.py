@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
+from collections.abc import Iterable
 from ctypes import POINTER, c_float, c_int64, c_void_p
 from typing import Any
 
@@ -66,14 +68,27 @@ TYPES: dict[str, list[Any]] = {
     "emo_fact_large_matrix": [
         POINTER(Team), c_int64, c_int64, *[FLOATS] * 6, POINTER(Layout), POINTER(KernelHyperparameters),
     ],
+    "emo_count_not_finite": [POINTER(Team), c_int64, COUNTS, COUNTS, ADDRESSES, c_int64, COUNTS],
 }  # fmt: skip
+
+
+def addresses(tensors: list[torch.Tensor] | None) -> ctypes.Array[ctypes.c_int64] | None:
+    """Where the tensors' elements lie, as the kernels read it."""
+    return None if tensors is None else integers(map(torch.Tensor.data_ptr, tensors))
+
+
+def integers(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Counts, or addresses of elements, as the kernels read them."""
+    numbers = array("q", list(values))  # much faster to fill than an array of ctypes, and from a list of exact size
+    return (ctypes.c_int64 * len(numbers)).from_buffer(numbers)
 
 
 class Library:
     """The functions and constants of the C sources.
 
     Attributes:
-        elementwise, fact_matrices, fact_large_matrix: the functions; what they take is written beside them in C.
+        elementwise, fact_matrices, fact_large_matrix, count_not_finite: the functions; what they take is written
+            beside them in C.
         piece: elements of an elementwise task.
         blocks: row blocks in which a large matrix is taken apart.
         most_threads: threads that the library starts at most, without torch's pool.
@@ -87,7 +102,9 @@ class Library:
     def __init__(self, loaded: ctypes.CDLL) -> None:
         self._loaded = loaded
         try:
-            self.elementwise, self.fact_matrices, self.fact_large_matrix = map(self._function, TYPES)
+            self.elementwise, self.fact_matrices, self.fact_large_matrix, self.count_not_finite = map(
+                self._function, TYPES
+            )
             self.piece, self.blocks, self.most_threads, self.block = map(
                 self._constant, ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block")
             )
