@@ -44,7 +44,7 @@ def optim_error_inputs(device: Any, dtype: torch.dtype) -> list[ErrorOptimizerIn
         ({"betas": (0.0, 1.0)}, r"beta2 must be in \[0, 1\), got 1.0"),
         ({"weight_decay": -1}, "weight_decay must be a finite number of at least 0, got -1"),
         ({"eps": -1e-8}, "eps must be a finite number of at least 0"),
-        ({"use_shadow": "False"}, "use_shadow must be True or False, got 'False'"),
+        ({"use_shadow": "no"}, "use_shadow='no' is not acceptable: it takes true or false"),
     ]
     inputs = [
         ErrorOptimizerInput(

@@ -13,7 +13,7 @@ NAMES = ["LocalSGDCallback", "WeightExchange", "WeightExchangeCallback", "averag
 def test_a_public_name_is_imported_from_the_package_and_listed_there(name: str) -> None:
     space: dict[str, object] = {}
     exec(f"from emo_hf import {name}", space)  # as users write it
-    assert space[name].__name__ == name  # type: ignore[attr-defined]
+    assert getattr(space[name], "__name__", name) == name  # the table of the family has none
     assert name in emo_hf.__all__
     assert name in dir(emo_hf)
 

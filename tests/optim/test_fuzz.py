@@ -47,7 +47,7 @@ def test_any_optim_args_make_an_optimizer_or_a_sentence(text: str) -> None:
     try:
         given_options = parse_optim_args(text)
         read = read_options(given_options)
-        SelfStop(**read.self_stop)
+        SelfStop.of(read.callback)
         own = {key: value for key, value in given_options.items() if key not in SELF_STOP_OPTIONS}
         emo_hf.create_optimizer("emolynx", nn.Linear(2, 2), **own)
     except ValueError as error:
