@@ -202,7 +202,7 @@ def stepper(made: Any, params: Params | None = None, steps: int = 1) -> Callable
         steps: how many each call takes.
     """
     optimizer, shown = made if isinstance(made, tuple) else (made, made)
-    observe = getattr(shown, "observe", None)
+    observe, saw = getattr(shown, "observe", None), getattr(shown, "saw_gradient_norm", None)
     losses = itertools.cycle((1.0, 1.2, 1.0, 0.8))
     if hasattr(optimizer, "train"):
         optimizer.train()  # schedulefree's optimizers insist on it
@@ -212,7 +212,9 @@ def stepper(made: Any, params: Params | None = None, steps: int = 1) -> Callable
             if observe is not None:
                 observe(next(losses))
             if params is not None:
-                nn.utils.clip_grad_norm_(params, 1e9)
+                norm = nn.utils.clip_grad_norm_(params, 1e9)
+                if saw is not None:  # as accelerate's clipping tells it
+                    saw(norm, params)
             optimizer.step()
 
     return run
