@@ -26,7 +26,7 @@ from emo_hf.train.data import Examples, load_examples
 from emo_hf.train.errors import saying
 from emo_hf.train.model import add_adapter, save_merged
 from emo_hf.train.output import checkpoint_to_resume, remove_previous_run
-from emo_hf.train.picture import draw_pictures, read_curves
+from emo_hf.train.picture import draw_pictures, read_other
 from emo_hf.train.progress import FinishOnInterrupt, hide_bars_of_others, is_watched, show_progress
 from emo_hf.train.summary import evaluation_of_saved, facts_of, rows_of, table
 from emo_hf.train.tasks import get_task
@@ -80,7 +80,7 @@ def run(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     training, task, output = job.training, get_task(job.model.task), job.output
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, output.overwrite)
-    beside = [curve for folder in output.beside or () for curve in read_curves(folder)]
+    beside = [read_other(folder) for folder in output.beside or ()]
     if "tensorboard" in training.report_to and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
         raise UserError('report_to tensorboard needs it installed: pip install "emo_hf[hf]" (or --report_to none)')
     PartialState().wait_for_everyone()  # no rank may write before every rank has looked at the folder

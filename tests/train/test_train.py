@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import emo_hf
+from emo_hf.plot.figure import picture_of
+from emo_hf.plot.run import read_run
 from emo_hf.train import train as recipe
-from emo_hf.train.picture import read_curves
 from emo_hf.train.progress import FinishOnInterrupt
 from tests.train.tiny import TOPICS, save_bert, save_gpt2, sentences, topics_csv, train, write_csv
 
@@ -417,11 +418,10 @@ def test_the_average_is_saved_at_its_best_and_drawn_beside_the_weights_and_anoth
     assert said["what is saved"] == f"the average of the weights of the best evaluation, step {best}"
     assert said["beside"].startswith("usual: best eval loss 1.")
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    curves = read_curves(str(out))
-    assert [run.name for run in curves] == ["out, average", "out, weights"]
-    losses = [[line["eval_loss"] for line in run.history if "eval_loss" in line] for run in curves]
-    assert losses[1] == list(weights.values())
-    assert losses[0] == list(average.values())
+    panel = picture_of([read_run(out), read_run(usual)]).panels[0]
+    drawn = {curve.name: list(curve.series[1]) for curve in panel.curves}
+    assert drawn.keys() == {"out, weights", "out, average", "usual"}
+    assert (drawn["out, weights"], drawn["out, average"]) == (list(weights.values()), list(average.values()))
 
     tokens = AutoTokenizer.from_pretrained(out)("the cat is red", return_tensors="pt")
     logits = [
