@@ -3,7 +3,7 @@
     schema.py      what a study is, read from YAML and checked; task.py: a task in Python
     plan.py        from a study and the runs that are done to the runs that are next
     execute.py     does them, in processes that share a folder; results.py keeps the lines
-    run_one.py     one run: a Trainer (trainers.py), watched (measure.py), becomes one JSON line
+    run_one.py     one run: a Trainer (trainers.py), watched, becomes one JSON line
     statistics.py  intervals; analysis.py: from the lines to what is said about them
     report.py      writes it down, figures.py draws it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from emo_hf.study.plan import DECADE, HALF, Line, Plan, end_of, is_lost, loss_at_rate
@@ -30,7 +30,6 @@ class Result:
         ends: the losses of the others.
         difference: to the reference, over the pairs in which neither is lost, as a share of its mean loss; None
             without such a pair, or for the reference itself.
-        pairs: how many those are.
         clear: whether the p-value of the paired t-test, by Holm over the arms of the task, is below 0.05.
     """
 
@@ -40,30 +39,7 @@ class Result:
     lost: int
     ends: Sequence[float]
     difference: Interval | None
-    pairs: int
     clear: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overall:
-    """A judged arm over the tasks that have rates of their own.
-
-    Attributes:
-        difference: mean over tasks of the difference to the reference; None where no task has one.
-        tasks: over how many.
-        lost, runs: of all runs.
-        wrong: by how much the rate is wrong → the mean cost over tasks, against its own best rate, and on how many
-            tasks a run was lost there, which are not in the mean.
-        untuned: mean loss over half a decade on either side of the reference's best rate, against the reference at
-            that rate; and on how many tasks a run was lost there.
-    """
-
-    difference: Interval | None
-    tasks: int
-    lost: int
-    runs: int
-    wrong: Mapping[str, tuple[float, int]]
-    untuned: tuple[float, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,51 +72,41 @@ class Analysis:
         self.judged = study.judged
         self.reference = self.judged[study.reference]
         self.tuned_tasks = [task for task in study.tasks.values() if task.rates_of is None]
-        found = [(run, self.plan.line(run)) for run in self.plan.runs()]
-        self.lines = [line for _, line in found if line is not None]
-        self.failed = [lines[run.key] for run, line in found if line is None and run.key in lines]
+        self.done = [(run, line) for run in self.plan.runs() if (line := self.plan.line(run)) is not None]
+        self.lines = [line for _, line in self.done]
+        self.failed = [line for run in self.plan.open if (line := lines.get(run.key)) is not None]
         self.missing = len(self.plan.open) + sum(self.plan.later.values())
 
-    def reported(self, task: TaskSpec, judged: Judged) -> list[Line]:
-        return self.plan.reported(task, judged)
+    def ends(self, task: TaskSpec, judged: Judged) -> dict[int, float]:
+        """Fresh seed → the loss at the end, infinite where the run is lost."""
+        return {line["seed"]: end_of(line, judged, JUDGE) for line in self.plan.reported(task, judged)}
 
-    def pairs(self, task: TaskSpec, judged: Judged, against: Judged) -> list[tuple[float, float]]:
-        """(loss, loss of the other arm) by seed, where neither is lost."""
-        theirs = {line["seed"]: end_of(line, against, JUDGE) for line in self.reported(task, against)}
-        ours = {line["seed"]: end_of(line, judged, JUDGE) for line in self.reported(task, judged)}
-        both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-        return [pair for pair in both if all(map(math.isfinite, pair))]
+    def differences(self, task: TaskSpec, judged: Judged, against: Judged) -> list[float]:
+        """To another arm, by seed, where neither is lost."""
+        return _paired(self.ends(task, judged), self.ends(task, against))
 
     def results(self, task: TaskSpec) -> dict[str, Result]:
         """Judged arm → its result, where it has been run on fresh seeds."""
-        differences = {
-            name: relative(self.pairs(task, judged, self.reference))
-            for name, judged in self.judged.items()
-            if name != self.reference.name
-        }
+        others = {name: judged for name, judged in self.judged.items() if judged is not self.reference}
+        differences = {name: self.differences(task, judged, self.reference) for name, judged in others.items()}
         p_values = {name: p for name, values in differences.items() if (p := paired_p(values)) is not None}
         adjusted = holm(p_values)
         found = {}
         for name, judged in self.judged.items():
-            lines, quarter = self.reported(task, judged), self.plan.rate(task, name)
-            if lines and quarter is not None:
-                values = differences.get(name)
+            ends, quarter = self.ends(task, judged), self.plan.rate(task, name)
+            if ends and quarter is not None:
+                tried = self.losses(self.study.tasks[task.rates_of or task.name], judged)
+                known = [end for end in ends.values() if math.isfinite(end)]
                 found[name] = Result(
                     quarter=quarter,
-                    at_edge=self._at_edge(task, judged, quarter),
-                    runs=len(lines),
-                    lost=sum(is_lost(line, judged) for line in lines),
-                    ends=[end_of(line, judged, JUDGE) for line in lines if not is_lost(line, judged)],
-                    difference=over_seeds(values) if values else None,
-                    pairs=len(values or ()),
+                    at_edge=not {quarter - 1, quarter + 1} <= tried.keys(),
+                    runs=len(ends),
+                    lost=len(ends) - len(known),
+                    ends=known,
+                    difference=over_seeds(values) if (values := differences.get(name)) else None,
                     clear=adjusted.get(name, 1.0) < SIGNIFICANT,
                 )
         return found
-
-    def _at_edge(self, task: TaskSpec, judged: Judged, quarter: int) -> bool:
-        twin = self.study.tasks[task.rates_of or task.name]
-        tried = self.losses(twin, judged)
-        return not {quarter - 1, quarter + 1} <= tried.keys()
 
     def losses(self, task: TaskSpec, judged: Judged) -> dict[int, float]:
         """Rate → mean loss of the tuning seeds on the half that judges, by which no rate was chosen."""
@@ -148,62 +114,65 @@ class Analysis:
 
     def difference(self, judged: Judged, against: Judged) -> tuple[Interval | None, int]:
         """The mean over tasks of the difference to another arm, and over how many tasks."""
-        samples = [relative(self.pairs(task, judged, against)) for task in self.tuned_tasks]
+        samples = [self.differences(task, judged, against) for task in self.tuned_tasks]
         known = [sample for sample in samples if sample]
         return (over_tasks(known) if known else None), len(known)
 
-    def overall(self, judged: Judged) -> Overall:
-        lines = [line for task in self.tuned_tasks for line in self.reported(task, judged)]
-        difference, tasks = self.difference(judged, self.reference)
-        return Overall(
-            difference=None if judged.name == self.reference.name else difference,
-            tasks=tasks,
-            lost=sum(is_lost(line, judged) for line in lines),
-            runs=len(lines),
-            wrong={
-                name: self._mean(self._wrong(task, judged, by) for task in self.tuned_tasks)
-                for name, by in WRONG.items()
-            },
-            untuned=self._mean(self._untuned(task, judged) for task in self.tuned_tasks),
-        )
+    def lost(self, judged: Judged) -> tuple[int, int]:
+        """How many runs of an arm are lost, and of how many, on the tasks that have rates of their own."""
+        lines = [line for task in self.tuned_tasks for line in self.plan.reported(task, judged)]
+        return sum(is_lost(line, judged) for line in lines), len(lines)
 
-    def _wrong(self, task: TaskSpec, judged: Judged, by: int) -> float:
-        """The cost of a rate that is wrong, as a share of the loss at the best; infinite if lost, NaN if not run."""
-        quarter, losses = self.plan.rate(task, judged.name), self.losses(task, judged)
-        if quarter is None or quarter not in losses:
-            return math.nan
-        return _more(loss_at_rate(losses, quarter + by), losses[quarter])
+    def wrong(self, judged: Judged, by: int) -> tuple[float, int]:
+        """What a rate costs that is wrong by so many quarters of a decade, against the arm's own best rate.
 
-    def _untuned(self, task: TaskSpec, judged: Judged) -> float:
-        near = self.plan.rate(task, self.reference.name)
-        if near is None or judged.arm.learning_rates:  # a rate of another kind
-            return math.nan
-        losses = self.losses(task, judged)
-        around = statistics.fmean(loss_at_rate(losses, near + by) for by in (-HALF, 0, HALF))
-        return _more(around, self.losses(task, self.reference).get(near, math.nan))
+        Returns:
+            The mean over tasks, as a share of the loss at the best rate; and on how many tasks a run was lost there,
+            which are not in the mean.
+        """
 
-    @staticmethod
-    def _mean(costs: Iterable[float]) -> tuple[float, int]:
-        """The mean of those that are finite, and how many are lost."""
-        known = [cost for cost in costs if not math.isnan(cost)]
+        def of_task(task: TaskSpec) -> float:
+            quarter, losses = self.plan.rate(task, judged.name), self.losses(task, judged)
+            if quarter is None or quarter not in losses:
+                return math.nan
+            return _more(loss_at_rate(losses, quarter + by), losses[quarter])
+
+        return self._mean_cost(of_task)
+
+    def untuned(self, judged: Judged) -> tuple[float, int]:
+        """The mean loss over half a decade on either side of the reference's best rate, against the reference at that
+        rate: mean over tasks, and on how many a run was lost there.
+        """
+
+        def of_task(task: TaskSpec) -> float:
+            near = self.plan.rate(task, self.reference.name)
+            if near is None or judged.arm.learning_rates:  # a rate of another kind
+                return math.nan
+            losses = self.losses(task, judged)
+            around = statistics.fmean(loss_at_rate(losses, near + by) for by in (-HALF, 0, HALF))
+            return _more(around, self.losses(task, self.reference).get(near, math.nan))
+
+        return self._mean_cost(of_task)
+
+    def _mean_cost(self, of_task: Callable[[TaskSpec], float]) -> tuple[float, int]:
+        """Of costs that are infinite where a run was lost, and NaN where none was made."""
+        known = [cost for cost in map(of_task, self.tuned_tasks) if not math.isnan(cost)]
         finite = [cost for cost in known if math.isfinite(cost)]
         return (statistics.fmean(finite) if finite else math.nan), len(known) - len(finite)
 
     def harm(self, task: TaskSpec, judged: Judged) -> tuple[Interval | None, int]:
         """What a task costs an arm against the twin whose rates it takes, by seed; and how many runs were lost."""
         twin = self.study.tasks[str(task.rates_of)]
-        clean = {line["seed"]: end_of(line, judged, JUDGE) for line in self.reported(twin, judged)}
-        ends = {line["seed"]: end_of(line, judged, JUDGE) for line in self.reported(task, judged)}
-        both = [(ends[seed], clean[seed]) for seed in ends if math.isfinite(ends[seed] + clean.get(seed, math.inf))]
-        lost = sum(not math.isfinite(end) for end in ends.values())
-        return (over_seeds(relative(both)) if both else None), lost
+        ends = self.ends(task, judged)
+        values = _paired(ends, self.ends(twin, judged))
+        return (over_seeds(values) if values else None), sum(map(math.isinf, ends.values()))
 
     def stops(self, task: TaskSpec, judged: Judged) -> Stops | None:
         """What an arm that ends its runs itself has saved; None for arms that do not, or have not run."""
-        lines = self.reported(task, judged)
+        lines = self.plan.reported(task, judged)
         if judged.arm.self_stop != "stop" or not lines:
             return None
-        full = {line["seed"]: end_of(line, self.reference, JUDGE) for line in self.reported(task, self.reference)}
+        full = self.ends(task, self.reference)
         ended = [line for line in lines if line["steps"] < line["planned_steps"]]
         above = [_more(end_of(line, judged, JUDGE), full.get(line["seed"], math.nan)) for line in ended]
         return Stops(
@@ -215,12 +184,12 @@ class Analysis:
 
     def decisions(self, judged: Judged) -> Counter[str]:
         """Kind → how often it was decided in all runs on fresh seeds."""
-        lines = [line for task in self.study.tasks.values() for line in self.reported(task, judged)]
+        lines = [line for task in self.study.tasks.values() for line in self.plan.reported(task, judged)]
         return Counter(note["kind"] for line in lines for note in line["decisions"])
 
     def extra(self, task: TaskSpec, judged: Judged) -> dict[str, float]:
         """What the task has counted itself, as means over the fresh seeds."""
-        lines = [line["extra"] for line in self.reported(task, judged) if line["extra"]]
+        lines = [line["extra"] for line in self.plan.reported(task, judged) if line["extra"]]
         numbers = {key for extra in lines for key, value in extra.items() if isinstance(value, (int, float))}
         return {key: statistics.fmean(extra[key] for extra in lines) for key in sorted(numbers)}
 
@@ -228,18 +197,20 @@ class Analysis:
         """What should have been the same for all arms of a task and a seed, and was not."""
         problems = []
         seen: dict[tuple[str, int], tuple[str, Line]] = {}
-        for run in self.plan.runs():
-            line = self.plan.line(run)
-            if line is None:
-                continue
+        for run, line in self.done:
             name, first = seen.setdefault((run.task.rates_of or run.task.name, run.seed), (run.id, line))
             ours, theirs = line["fingerprint"], first["fingerprint"]
-            length = min(len(ours["batches"]), len(theirs["batches"]))
             if ours["weights"] != theirs["weights"]:
                 problems.append(f"{run.id} and {name} had different initial weights")
-            if ours["batches"][:length] != theirs["batches"][:length]:
+            if any(one != other for one, other in zip(ours["batches"], theirs["batches"], strict=False)):
                 problems.append(f"{run.id} and {name} had different data, or another order")
         return problems
+
+
+def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Relative differences by seed, where neither run is lost."""
+    both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    return relative([pair for pair in both if all(map(math.isfinite, pair))])
 
 
 def _more(loss: float, than: float) -> float:

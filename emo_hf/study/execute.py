@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from emo_hf.cli_errors import UserError
+from emo_hf.cli_errors import UserError, one_line
 from emo_hf.study.plan import Line, Plan, Run, end_of, matching
 from emo_hf.study.results import Results, claim
 from emo_hf.study.schema import Study
@@ -38,12 +39,7 @@ TRIES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """How many runs are done at a time, and with how many threads each.
-
-    Attributes:
-        processes: runs at a time.
-        threads: threads of each.
-    """
+    """How many runs are done at a time, and with how many threads each."""
 
     processes: int
     threads: int
@@ -53,7 +49,7 @@ class Workers:
         """One run a core with one thread; on a GPU one run at a time with all cores, unless said otherwise."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if torch.cuda.is_available():
-            return Workers(processes=processes or 1, threads=threads or max(1, cores // (processes or 1)))
+            processes, threads = processes or 1, threads or max(1, cores // (processes or 1))
         return Workers(processes=processes or max(1, cores // (threads or 1)), threads=threads or 1)
 
 
@@ -82,100 +78,88 @@ def execute(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -
 
 
 def _side_by_side(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -> None:
-    for name in THREAD_VARIABLES:
-        os.environ[name] = str(workers.threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ |= {name: str(workers.threads) for name in THREAD_VARIABLES} | {"TOKENIZERS_PARALLELISM": "false"}
     context = multiprocessing.get_context("spawn")
-    arguments = (study, folder, tuple(only), workers, os.getpid())
-    working = [context.Process(target=_worker, args=arguments) for _ in range(workers.processes)]
+    working = [context.Process(target=_worker, args=(study, folder, only, workers)) for _ in range(workers.processes)]
+    for process in working:
+        process.start()
     try:
-        for process in working:
-            process.start()
         for process in working:
             process.join()
     finally:
         for process in working:
-            if process.is_alive():
-                process.terminate()
-        for process in working:
+            process.terminate()
             process.join()
     if bad := [process.exitcode for process in working if process.exitcode]:
         raise UserError(f"{len(bad)} of {len(working)} processes ended with code {bad[0]}; the same command goes on")
 
 
-def _worker(study: Study, folder: Path, only: Sequence[str], workers: Workers, parent: int) -> None:
+def _worker(study: Study, folder: Path, only: Sequence[str], workers: Workers) -> None:
     """The whole life of a process beside others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and ends this one
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(workers.threads)
     try:
         work(study, folder, only, workers.processes)
     except UserError as error:
-        print(f"emo-hf compare: {error}", file=sys.stderr, flush=True)
-        os._exit(3)
+        sys.exit(f"emo-hf compare: {error}")
 
 
-def _end_with(parent: int) -> None:
-    """A process whose parent was killed ends too."""
-    while os.getppid() == parent:
-        time.sleep(LOOKS)
+def _end_with_the_parent() -> None:
+    """However that ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 
 def work(study: Study, folder: Path, only: Sequence[str], processes: int) -> None:
     """Do runs until none is left to do."""
-    from emo_hf.study.run_one import named, perform  # imports transformers
-
     _be_quiet()
     results = Results(folder)
     plan = Plan(study, results.lines)
     tried: Counter[str] = Counter()
-
-    def attempt(run: Run) -> Line:
-        try:
-            return perform(run)
-        except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this run and not to the study
-            failed = folder / "failed"
-            failed.mkdir(exist_ok=True)
-            (failed / f"{run.key}.txt").write_text(f"{run.id}\n{traceback.format_exc()}", encoding="utf-8")
-            return {**named(run), "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-        finally:
-            gc.collect()  # Trainers hold themselves in circles
-
-    def do(run: Run) -> bool:
-        """Do a run, if no other process has it or has done it; whether this process had it."""
-        held = claim(folder, run.key)
-        if held is None:
-            return False
-        with held:
-            known = results.read().get(run.key)
-            if known is None or "error" in known:
-                tried[run.key] += 1
-                line = attempt(run)
-                results.append(line)
-                plan.update(results.lines)
-                print(f"{run.id}: {_in_words(line, plan)}; {how_long(plan, results.lines, processes)}", flush=True)
-        return True
-
     while True:
         plan.update(results.read())
         left = [run for run in matching(plan.open, only) if tried[run.key] < TRIES]
         if not left:
             return
-        if (folder / PAUSE_FILE).exists() or not any(map(do, left)):
+        free = () if (folder / PAUSE_FILE).exists() else ((run, claim(folder, run.key)) for run in left)
+        run, held = next(((run, held) for run, held in free if held is not None), (left[0], None))
+        if held is None:
             time.sleep(LOOKS)
+            continue
+        with held:
+            known = results.read().get(run.key)
+            if known is None or "error" in known:  # nobody has done it in the meantime
+                tried[run.key] += 1
+                line = _attempt(run, folder)
+                results.append(line)
+                plan.update(results.lines)
+                print(f"{run.id}: {_in_words(line, plan)}; {how_long(plan, results.lines, processes)}", flush=True)
+
+
+def _attempt(run: Run, folder: Path) -> Line:
+    from emo_hf.study.run_one import named, perform  # imports transformers
+
+    try:
+        return perform(run)
+    except Exception as error:  # noqa: BLE001  whatever it is, it belongs to this run and not to the study
+        failed = folder / "failed"
+        failed.mkdir(exist_ok=True)
+        (failed / f"{run.key}.txt").write_text(f"{run.id}\n{traceback.format_exc()}", encoding="utf-8")
+        return {**named(run), "error": f"{type(error).__name__}: {one_line(error)}"}
+    finally:
+        gc.collect()  # Trainers hold themselves in circles
 
 
 def _in_words(line: Line, plan: Plan) -> str:
     if "error" in line:
         return f"failed, {line['error']}"
-    ends = {
-        each.name: end_of(line, each, JUDGE) for each in plan.study.judged.values() if each.arm.name == line["arm"]
-    }
-    return (
-        ", ".join(f"{name} {end:.4g}" if math.isfinite(end) else f"{name} lost" for name, end in ends.items())
-        + f" in {line['seconds']:.0f} s"
-    )
+    arms = [judged for judged in plan.study.judged.values() if judged.arm.name == line["arm"]]
+    ends = {judged.name: end_of(line, judged, JUDGE) for judged in arms}
+    said = [f"{name} {end:.4g}" if math.isfinite(end) else f"{name} lost" for name, end in ends.items()]
+    return f"{', '.join(said)} in {line['seconds']:.0f} s"
 
 
 def seconds_per_run(lines: Mapping[str, Line]) -> dict[str, float]:
@@ -184,18 +168,16 @@ def seconds_per_run(lines: Mapping[str, Line]) -> dict[str, float]:
     for line in lines.values():
         if "error" not in line:
             found.setdefault(line["task"], []).append(line["seconds"])
-    return {task: sum(seconds) / len(seconds) for task, seconds in found.items()}
+    return {task: statistics.fmean(seconds) for task, seconds in found.items()}
 
 
 def how_long(plan: Plan, lines: Mapping[str, Line], processes: int) -> str:
     """How many runs are left, and how long they take."""
     known = seconds_per_run(lines)
-    usual = sum(known.values()) / len(known) if known else 0.0
-    left = {task: plan.later.get(task, 0) for task in plan.study.tasks}
-    for run in plan.open:
-        left[run.task.name] += 1
+    usual = statistics.fmean(known.values()) if known else 0.0
+    left = Counter(plan.later) + Counter(run.task.name for run in plan.open)
     seconds = sum(number * known.get(task, usual) for task, number in left.items()) / processes
-    return f"about {sum(left.values())} runs left, {duration(seconds)}"
+    return f"about {left.total()} runs left, {duration(seconds)}"
 
 
 def duration(seconds: float) -> str:

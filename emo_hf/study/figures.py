@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
+from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
 from emo_hf.study.analysis import Analysis
 from emo_hf.study.plan import curve_of, rate_of
@@ -34,9 +35,9 @@ def draw(analysis: Analysis, file: Path) -> None:
         analysis: what to draw.
         file: the PNG.
     """
-    tasks = analysis.tuned_tasks
     judged = [analysis.reference, *(each for each in analysis.judged.values() if each is not analysis.reference)]
-    rows = 2 * math.ceil(len(tasks) / COLUMNS)
+    tasks = [task for task in analysis.tuned_tasks if any(analysis.losses(task, each) for each in judged)]
+    rows = 2 * max(1, math.ceil(len(tasks) / COLUMNS))
     columns = min(COLUMNS, max(len(tasks), 2))
     top = 0.32 * len(judged) + 0.9
     figure = Figure(figsize=(4 * columns, top + 2.6 * rows), layout="constrained")
@@ -68,15 +69,14 @@ def words(name: str) -> str:
 
 def _differences(panel: Axes, analysis: Analysis, judged: Sequence[Judged]) -> None:
     """The mean over tasks with its interval, and every task as a dot; the colours are those of the panels below."""
+    edge = ScaledTranslation(0, 0, panel.transAxes)  # type: ignore[arg-type]  # any transform will do
+    beside = blended_transform_factory(panel.figure.dpi_scale_trans + edge, panel.transData)  # inches from the left
     for number, each in enumerate(judged):
         style, y = _style(number), -number
-        panel.plot([], [])
         panel.axhline(y, color="#eeeeee", linewidth=0.8, zorder=0)
-        panel.plot(
-            [-28 / 400, -8 / 400], [y, y], transform=panel.get_yaxis_transform(), clip_on=False, linewidth=2, **style
-        )
-        found = analysis.overall(each).difference
-        if found is None:
+        panel.plot([-0.42, -0.08], [y, y], transform=beside, clip_on=False, linewidth=2, **style)
+        found = analysis.difference(each, analysis.reference)[0]
+        if found is None or each is analysis.reference:
             continue
         if math.isfinite(found.low):
             panel.plot([100 * found.low, 100 * found.high], [y, y], color=style["color"], linewidth=2)
@@ -100,8 +100,8 @@ def _differences(panel: Axes, analysis: Analysis, judged: Sequence[Judged]) -> N
 
 def _range(analysis: Analysis, judged: Sequence[Judged]) -> tuple[float, float]:
     """From the lowest to the highest mean or end of an interval, and what a task has; at most 300 %."""
-    found = [difference for each in judged if (difference := analysis.overall(each).difference) is not None]
-    ends = [end for each in found for end in (each.mean, each.low, each.high) if math.isfinite(end)]
+    found = [analysis.difference(each, analysis.reference)[0] for each in judged if each is not analysis.reference]
+    ends = [end for each in found if each for end in (each.mean, each.low, each.high) if math.isfinite(end)]
     return max(min(ends, default=0.0), -1.0), min(max(ends, default=0.0), 3.0)
 
 
@@ -124,7 +124,7 @@ def _against_rates(panel: Axes, analysis: Analysis, judged: Sequence[Judged], ta
 def _against_steps(panel: Axes, analysis: Analysis, judged: Sequence[Judged], task: TaskSpec) -> None:
     curves = []
     for number, each in enumerate(judged):
-        lines = [curve_of(line, each, JUDGE) for line in analysis.reported(task, each)]
+        lines = [curve_of(line, each, JUDGE) for line in analysis.plan.reported(task, each)]
         length = min(map(len, lines), default=0)
         points = [[curve[i][1] for curve in lines if curve[i][1] is not None] for i in range(length)]
         if length and all(points):

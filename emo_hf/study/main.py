@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from emo_hf.cli_errors import UserError
+from emo_hf.cli_errors import INTERRUPTED, UserError, at_least_one, one_sentence
 from emo_hf.study.execute import Workers, execute, how_long, seconds_per_run
 from emo_hf.study.plan import Line, Plan, Run, matching
 from emo_hf.study.results import Results
 from emo_hf.study.schema import Study, read_study
 
-INTERRUPTED = 130
 PROBE_STEPS = 12
 
 
+@one_sentence("emo-hf compare")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `STUDY.yaml --output_dir FOLDER`.
 
@@ -31,16 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 when the study is complete; 1 when runs have failed; 2 when something in it cannot be used (stderr says
         what); 130 when it was interrupted, after which the same command goes on.
     """
-    try:
-        options = parser().parse_args(argv)
-    except SystemExit as error:  # argparse has said why
-        return int(error.code or 0)
+    options = parser().parse_args(argv)
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _compare(options)
-    except UserError as error:
-        print(f"emo-hf compare: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("emo-hf compare: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
         return INTERRUPTED
@@ -53,32 +47,21 @@ def _interrupt(*_: Any) -> NoReturn:
 
 
 def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     made = argparse.ArgumentParser(
-        prog="emo-hf compare",
+        prog="emo-hf compare", allow_abbrev=False,
         description="Compare optimizers, laws and schedules on your tasks. Runs that are done are not repeated: the "
         "same command goes on where it was cut off, and several may work on one folder.",
-        allow_abbrev=False,
-    )
+    )  # fmt: skip
     made.add_argument("study", type=Path, help="YAML file with tasks, arms, learning_rates, seeds and reference")
     made.add_argument("--output_dir", type=Path, required=True, help="folder for runs.jsonl and the report")
-    made.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="only runs whose id, task/arm/rate/seed, holds this",
-    )
+    only = "only runs whose id, task/arm/rate/seed, holds this"
+    made.add_argument("--only", action="append", default=[], metavar="TEXT", help=only)
     made.add_argument("--dry-run", action="store_true", help="say how many runs are left and about how long they take")
     made.add_argument("--report", action="store_true", help="write the report from the runs that are there")
-    made.add_argument("--processes", type=_at_least_one, help="runs at a time (default: one for each core)")
-    made.add_argument("--threads", type=_at_least_one, help="threads of each run (default: 1)")
+    made.add_argument("--processes", type=at_least_one, help="runs at a time (default: one for each core)")
+    made.add_argument("--threads", type=at_least_one, help="threads of each run (default: 1)")
     return made
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is wanted, got {text!r}")
-    return int(text)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -126,18 +109,16 @@ def _report(study: Study, folder: Path) -> int:
 
 
 def _say_what_comes(plan: Plan, folder: Path, workers: Workers, only: Sequence[str]) -> None:
-    lines = dict(Results(folder).lines)
-    runs = matching(plan.open, only)
-    unknown = {run.task.name: run for run in reversed(runs)}.keys() - seconds_per_run(lines).keys()
-    first = {run.task.name: run for run in reversed(runs) if run.task.name in unknown}
-    for name, run in first.items():
-        lines[f"probe of {name}"] = _probe(run, workers.threads)
+    lines, runs = dict(Results(folder).lines), matching(plan.open, only)
+    for name, run in {run.task.name: run for run in reversed(runs)}.items():
+        if name not in seconds_per_run(lines):
+            lines[f"probe of {name}"] = _probe(run, workers.threads)
     for name, seconds in sorted(seconds_per_run(lines).items()):
         if name in plan.study.tasks:
             now = sum(run.task.name == name for run in runs)
             print(f"{name}: {now} runs now, about {plan.later[name]} later, {seconds:.0f} s each")
-    together = f"{workers.processes} at a time, {workers.threads} threads each"
-    print(f"{how_long(plan, lines, workers.processes)}, {together}")
+    left = how_long(plan, lines, workers.processes)
+    print(f"{left}, {workers.processes} at a time, {workers.threads} threads each")
 
 
 def _probe(run: Run, threads: int) -> Line:

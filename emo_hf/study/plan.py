@@ -74,12 +74,10 @@ class Run:
         """All that decides what comes out, as plain values: no names, and nothing of how it is judged."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         del plain["phase"]
-        for part, keys in (
-            ("task", ("name", "steps", "seeds", "learning_rates", "rates_of")),
-            ("arm", ("name", "learning_rates")),
-        ):
-            for key in keys:
-                del plain[part][key]
+        for key in ("name", "steps", "seeds", "learning_rates", "rates_of"):
+            del plain["task"][key]
+        for key in ("name", "learning_rates"):
+            del plain["arm"][key]
         plain["arm"]["average"] = bool(plain["arm"]["average"])
         return plain
 
@@ -154,13 +152,13 @@ class Plan:
 
     def _run(self, task: TaskSpec, arm: ArmSpec, quarter: int, seed: int, phase: str) -> Run:
         """Made once, as its key takes some time."""
-        steps = task.steps if task.steps is not None else self.study.steps
-        evaluations = self.study.evaluations if steps is None else min(self.study.evaluations, steps)
-        at, rate = (task.name, arm.name, quarter, seed), rate_of(quarter)
+        at = (task.name, arm.name, quarter, seed)
         if at not in self._runs:
+            steps, evaluations = task.steps or self.study.steps, self.study.evaluations
             self._runs[at] = Run(
-                task=task, arm=arm, rate=rate, seed=seed, phase=phase, steps=steps, evaluations=evaluations
-            )
+                task=task, arm=arm, rate=rate_of(quarter), seed=seed, phase=phase, steps=steps,
+                evaluations=min(evaluations, steps or evaluations),
+            )  # fmt: skip
         return self._runs[at]
 
     def _tune_runs(self, task: TaskSpec, arm: ArmSpec, quarter: int) -> list[Run]:
@@ -223,12 +221,8 @@ def next_rates(losses: Mapping[int, float], grid: range, near: int | None) -> li
         return missing
     wrong = [best + away for away in (-DECADE, -HALF, HALF, DECADE)]
     wrong += [] if near is None else [near - HALF, near, near + HALF]
-    return open_ones(quarter for at in wrong for quarter in _around(at))
-
-
-def _around(at: int) -> tuple[int, ...]:
-    """A rate of half a decade itself; for one in between, the two beside it."""
-    return (at,) if at % HALF == 0 else (at - 1, at + 1)
+    # A rate of half a decade itself; of one in between, the two beside it.
+    return open_ones(at + beside for at in wrong for beside in ((0,) if at % HALF == 0 else (-1, 1)))
 
 
 def loss_at_rate(losses: Mapping[int, float], at: int) -> float:
@@ -241,10 +235,15 @@ def loss_at_rate(losses: Mapping[int, float], at: int) -> float:
 def end_of(line: Line, judged: Judged, half: str) -> float:
     """The loss that a run ended with on a half of the held-out data; infinite if the run is lost.
 
-    A run is lost if that loss is not finite, or no better than at the start, or than an answer by chance.
+    A run is lost if that loss is not finite, or no better than at the start, or than an answer by chance. An arm that
+    stops itself is judged at its best evaluation on the tuning half, which it may hear: that is what the Trainer keeps
+    with `load_best_model_at_end`.
     """
-    curve = curve_of(line, judged, half)
-    start, end = curve[0][1], curve[kept_at(line, judged)][1]
+    curve, kept = curve_of(line, judged, half), -1
+    if judged.arm.self_stop == "stop":
+        heard = [math.inf if loss is None else loss for _, loss in curve_of(line, judged, TUNE)]
+        kept = heard.index(min(heard))
+    start, end = curve[0][1], curve[kept][1]
     bound = min((bound for bound in (start, line["chance"]) if bound is not None), default=math.inf)
     return math.inf if end is None or end >= bound else float(end)
 
@@ -253,17 +252,6 @@ def curve_of(line: Line, judged: Judged, half: str) -> list[list[Any]]:
     """[step, loss] of the evaluations; a loss that is not finite is None."""
     curve: list[list[Any]] = line["curves"]["average" if judged.averaged else "weights"][half]
     return curve
-
-
-def kept_at(line: Line, judged: Judged) -> int:
-    """Which evaluation is the run's result: the last one; for an arm that stops itself, the best on the tuning half.
-
-    That is what the Trainer keeps with `load_best_model_at_end`, chosen by data that the arm may hear.
-    """
-    if judged.arm.self_stop != "stop":
-        return -1
-    heard = [math.inf if loss is None else loss for _, loss in curve_of(line, judged, TUNE)]
-    return min(range(len(heard)), key=heard.__getitem__)
 
 
 def is_lost(line: Line, judged: Judged) -> bool:

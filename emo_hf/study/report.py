@@ -53,23 +53,16 @@ def blocks(analysis: Analysis, picture: str) -> Iterator[str]:
         yield f"**Not complete:** about {analysis.missing} runs are missing{failed}. The same command goes on."
     yield from (f"**Not paired:** {data(problem)}." for problem in analysis.pairing_problems()[:10])
     yield f"![Differences to the reference, losses against rates and steps]({picture.replace(' ', '%20')})"
-    yield from _overall(analysis)
-    yield from _by_task(analysis)
-    yield from _pairs(analysis)
-    yield from _wrong_rates(analysis)
-    yield from _faults(analysis)
-    yield from _stops(analysis)
-    yield from _decisions(analysis)
-    yield _method(analysis)
-    yield from _versions(analysis)
+    for part in (_overall, _by_task, _pairs, _wrong_rates, _faults, _stops, _decisions, _method):
+        yield from part(analysis)
 
 
 def _overall(analysis: Analysis) -> Iterator[str]:
     rows = []
     for name, judged in analysis.judged.items():
-        found = analysis.overall(judged)
-        difference = "reference" if name == analysis.reference.name else interval(found.difference)
-        rows.append([data(name), difference, str(found.tasks), f"{found.lost} of {found.runs}"])
+        (difference, tasks), (lost, runs) = analysis.difference(judged, analysis.reference), analysis.lost(judged)
+        said = "reference" if judged is analysis.reference else interval(difference)
+        rows.append([data(name), said, str(tasks), f"{lost} of {runs}"])
     yield "## Mean over tasks"
     yield table(["arm", f"against {data(analysis.reference.name)}, % of its loss", "tasks", "runs lost"], rows)
     yield (
@@ -117,8 +110,8 @@ def _pairs(analysis: Analysis) -> Iterator[str]:
 def _wrong_rates(analysis: Analysis) -> Iterator[str]:
     rows = []
     for name, judged in analysis.judged.items():
-        found = analysis.overall(judged)
-        rows.append([data(name), cost(found.untuned), *(cost(found.wrong[by]) for by in WRONG)])
+        costs = [analysis.untuned(judged), *(analysis.wrong(judged, by) for by in WRONG.values())]
+        rows.append([data(name), *map(cost, costs)])
     yield "## What a wrong rate costs"
     yield table(["arm", "without tuning, %", *(f"rate {by}, %" for by in WRONG)], rows)
     yield (
@@ -134,10 +127,10 @@ def _faults(analysis: Analysis) -> Iterator[str]:
     rows = []
     for task in tasks:
         for name, judged in analysis.judged.items():
-            if analysis.reported(task, judged):
+            if analysis.ends(task, judged):
                 change, lost = analysis.harm(task, judged)
-                counts = analysis.extra(task, judged)
-                said = ", ".join(f"{data(key.replace('_', ' '))} {value:g}" for key, value in counts.items())
+                counts = analysis.extra(task, judged).items()
+                said = ", ".join(f"{data(key.replace('_', ' '))} {value:g}" for key, value in counts)
                 rows.append([data(task.name), data(name), interval(change), str(lost or ""), said])
     if rows:
         yield "## Against the twin"
@@ -172,10 +165,10 @@ def _decisions(analysis: Analysis) -> Iterator[str]:
         yield "How often, in all runs on fresh seeds."
 
 
-def _method(analysis: Analysis) -> str:
+def _method(analysis: Analysis) -> Iterator[str]:
     study = analysis.study
-    return (
-        "## How it was done\n\n"
+    yield "## How it was done"
+    yield (
         "Rates are half a decade apart over the range, then a quarter of a decade around the best of each arm, with "
         f"{amount(study.tune, 'tuning seed')}; a best rate at the edge widens the range. Then "
         f"{amount(study.report, 'fresh seed')}, or as many as the task says, at the best rate. Held-out data are cut "
@@ -184,9 +177,6 @@ def _method(analysis: Analysis) -> str:
         "sums. An arm with an average of its weights is one set of runs, in which both are evaluated. Every run is a "
         "line of `runs.jsonl`."
     )
-
-
-def _versions(analysis: Analysis) -> Iterator[str]:
     found = Counter(
         ", ".join(f"{name} {version}" for name, version in line["versions"].items())
         + f"; {line['device']}, {amount(line['threads'], 'thread')}"
@@ -217,10 +207,8 @@ def percent(share: float) -> str:
 
 
 def interval(found: Interval | None) -> str:
-    if found is None:
-        return NOTHING
-    if not math.isfinite(found.low):
-        return percent(found.mean)
+    if found is None or not math.isfinite(found.low):
+        return NOTHING if found is None else percent(found.mean)
     return f"{percent(found.mean)} ({percent(found.low)} to {percent(found.high)})"
 
 

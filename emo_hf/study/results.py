@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from emo_hf.cli_errors import UserError
 from emo_hf.study.plan import Line
@@ -48,36 +48,25 @@ class Results:
         return self.lines
 
     def append(self, line: Line) -> None:
-        """Add a line, whole or not at all.
+        """Add a line; of one that does not fit on the disk, what is there is no line.
 
         Raises:
             UserError: if it could not be written in full: then the run is not done.
         """
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            lock(handle, wait=True)  # it goes when the file is closed
-            size = os.lseek(handle, 0, os.SEEK_END)
-            if size and os.pread(handle, 1, size - 1) != b"\n":
-                data = b"\n" + data  # what a kill has left stays a line of its own
-            try:
-                _write_all(handle, data)
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, size)
-                raise UserError(f"{self.path} could not be written, so the run is not done: {error}") from error
-        finally:
-            os.close(handle)
+            with self.path.open("a+b") as file:
+                lock(file, wait=True)  # it goes when the file is closed
+                if file.seek(0, os.SEEK_END):
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":
+                        data = b"\n" + data  # what a kill has left stays a line of its own
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"{self.path} could not be written, so the run is not done: {error}") from error
         self.lines[str(line["key"])] = line
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    """`os.write` may take a part only."""
-    while data:
-        written = os.write(handle, data)
-        if written == 0:
-            raise OSError("no byte was taken")
-        data = data[written:]
 
 
 def claim(folder: Path, key: str) -> Any:
@@ -88,20 +77,20 @@ def claim(folder: Path, key: str) -> Any:
     place = folder / "claims"
     place.mkdir(parents=True, exist_ok=True)
     file = (place / key).open("w")
-    if lock(file.fileno(), wait=False):
+    if lock(file, wait=False):
         return file
     file.close()
     return None
 
 
-def lock(handle: int, *, wait: bool) -> bool:
+def lock(file: IO[Any], *, wait: bool) -> bool:
     """Have a file for this process alone; whether it has it."""
     try:
         import fcntl
     except ImportError:  # not on this system: then one process is all there may be
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

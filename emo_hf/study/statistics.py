@@ -7,12 +7,9 @@ import statistics
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from scipy import stats
-
-Name = TypeVar("Name")
 
 RESAMPLES = 9999
 CONFIDENCE = 0.95
@@ -25,10 +22,6 @@ class Interval:
     mean: float
     low: float
     high: float
-
-    @property
-    def covers_zero(self) -> bool:
-        return self.low <= 0.0 <= self.high
 
 
 def relative(pairs: Sequence[tuple[float, float]]) -> list[float]:
@@ -44,8 +37,7 @@ def over_seeds(values: Sequence[float]) -> Interval:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Interval(mean, -math.inf, math.inf)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -74,19 +66,18 @@ def over_tasks(samples: Sequence[Sequence[float]]) -> Interval:
 
 def paired_p(differences: Sequence[float]) -> float | None:
     """The p-value of the paired t-test that the mean difference is 0; None where there are too few seeds."""
-    values = np.asarray(differences, dtype=float)
-    if len(values) < 2 or not np.isfinite(values).all():
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
         return None
-    if np.ptp(values) == 0.0:
-        return 1.0 if values[0] == 0.0 else 0.0
+    if not any(differences):
+        return 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # nearly equal values: scipy says that digits are lost
-        return float(stats.ttest_1samp(values, 0.0).pvalue)
+        warnings.simplefilter("ignore", RuntimeWarning)  # equal values: scipy says that digits are lost
+        return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
-def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Holm's adjusted p-values: the i-th smallest of m (i from 0) times m − i, not below the one before, at most 1."""
-    adjusted: dict[Name, float] = {}
+    adjusted: dict[str, float] = {}
     above = 0.0
     for i, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
         above = max(above, min((len(p_values) - i) * p_values[name], 1.0))

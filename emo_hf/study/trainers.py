@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from emo_hf.cli_errors import UserError
+from emo_hf.cli_errors import UserError, read_yaml, saying
 from emo_hf.optim.family import family_names
-from emo_hf.study.loading import named_in
 from emo_hf.study.plan import Run
 from emo_hf.study.schema import ArmSpec
-from emo_hf.study.task import HALVES, Task
-from emo_hf.train.config import Job, read_job
+from emo_hf.study.task import HALVES, Task, named_in
+from emo_hf.train.config import read_job
+from emo_hf.train.options import Job
 from emo_hf.train.train import prepare
-from emo_hf.trainer.callbacks import EmoCallback, as_text
+from emo_hf.trainer.callbacks import EmoCallback
+from emo_hf.trainer.options import as_text
 from emo_hf.trainer.self_stop import SelfStop
 
 PASS_SEEDS = 1_000_003
@@ -60,11 +62,7 @@ def make_trainer(run: Run, folder: Path) -> Prepared:
     prepared = _of_function(run, folder) if run.task.function is not None else _of_config(run, folder)
     trainer = prepared.trainer
     trainer.remove_callback(PrinterCallback)
-    if ":" in run.arm.optim:
-        trainer.optimizer_cls_and_kwargs = _own_class(run.arm, run.rate)
-    callback = emotion_callback(run.arm)
-    if callback is not None:
-        trainer.add_callback(callback)
+    _equip(trainer, run)
     if prepared.task is not None and prepared.task.prepare is not None:
         prepared.task.prepare(trainer)
     if run.arm.callback is not None:
@@ -82,24 +80,17 @@ def check(run: Run, folder: Path) -> None:
     arm = run.arm
     if arm.callback is not None:
         named_in(f"arms.{arm.name}.callback", arm.callback)
-    if "emo_law" in arm.optim_args and arm.optim not in family_names() and ":" not in arm.optim:
-        known = ", ".join(family_names())
-        raise UserError(f"arms.{arm.name}.emo_law is for {known}: attach an emotion to {arm.optim} instead")
     if run.task.function is not None:
         named_in(f"tasks.{run.task.name}.function", run.task.function)
-        args = _training_arguments(run, folder)
-    else:
-        args = _job(run, folder).training
-    try:
-        tiny = torch.nn.Linear(1, 1)
-        trial = Trainer(model=tiny, args=args, train_dataset=[{}], eval_dataset=[{}])
-        if ":" in arm.optim:
-            trial.optimizer_cls_and_kwargs = _own_class(arm, run.rate)
-        trial.create_optimizer_and_scheduler(run.steps or 1)
-        if (callback := emotion_callback(arm)) is not None:
-            callback.on_train_begin(args, trial.state, trial.control, model=tiny, optimizer=trial.optimizer)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"arms.{arm.name}: {' '.join(str(error).split())}") from error
+    args = _training_arguments(run, folder) if run.task.function is not None else _job(run, folder).training
+    model, wrong = torch.nn.Linear(1, 1), (TypeError, ValueError, ImportError)
+    with saying(f"arms.{arm.name}: ", *wrong):
+        trainer = Trainer(model=model, args=args, train_dataset=[{}], eval_dataset=[{}])
+    callback = _equip(trainer, run)
+    with saying(f"arms.{arm.name}: ", *wrong):
+        trainer.create_optimizer_and_scheduler(run.steps or 1)
+        if callback is not None:
+            callback.on_train_begin(args, trainer.state, trainer.control, model=model, optimizer=trainer.optimizer)
 
 
 def with_average(arm: ArmSpec) -> ArmSpec:
@@ -108,21 +99,48 @@ def with_average(arm: ArmSpec) -> ArmSpec:
         return arm
     if arm.optim in family_names() or arm.optim.startswith("emo_hf:"):
         return dataclasses.replace(arm, optim_args={**arm.optim_args, "average_weights": True})
-    return dataclasses.replace(
-        arm, emotion=arm.emotion or "none", emotion_args={"average_weights": True, **arm.emotion_args}
-    )
+    options = {"average_weights": True, **arm.emotion_args}
+    return dataclasses.replace(arm, emotion=arm.emotion or "none", emotion_args=options)
 
 
-def emotion_callback(arm: ArmSpec) -> EmoCallback | None:
-    """What attaches an arm's law to its optimizer; None for arms without one."""
+def _equip(trainer: Trainer, run: Run) -> EmoCallback | None:
+    """Give a Trainer what an arm has beside the Trainer's arguments: a class of its own, a law that is attached."""
+    arm, where = run.arm, f"arms.{run.arm.name}"
+    ours = arm.optim in family_names()
+    if ":" in arm.optim:
+        cls = named_in(f"{where}.optim", arm.optim)
+        trainer.optimizer_cls_and_kwargs = _without_empty_groups(cls), {"lr": run.rate, **_numbers(arm.optim_args)}
+    elif "emo_law" in arm.optim_args and not ours:
+        known = ", ".join(family_names())
+        raise UserError(f"{where}.emo_law is for {known}: attach an emotion to {arm.optim} instead")
     if arm.emotion is None:
         return None
-    if arm.optim in family_names():
-        raise UserError(f"arms.{arm.name}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
-    try:
-        return EmoCallback(emotion=arm.emotion, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"arms.{arm.name}.emotion: {error}") from error
+    if ours:
+        raise UserError(f"{where}.emotion: {arm.optim} has one of its own, choose its law with emo_law")
+    with saying(f"{where}.emotion: ", TypeError, ValueError):
+        callback = EmoCallback(emotion=arm.emotion, self_stop=SelfStop(action=arm.self_stop), **arm.emotion_args)
+    trainer.add_callback(callback)
+    return callback
+
+
+def _without_empty_groups(cls: Any) -> Any:
+    """`cls`, handed no empty group: with LoRA one of the Trainer's is empty, and some optimizers cannot take that."""
+
+    def begin(self: Any, groups: Iterable[Mapping[str, Any]], **options: Any) -> None:
+        cls.__init__(self, [group for group in groups if group["params"]], **options)
+
+    return type(cls.__name__, (cls,), {"__init__": begin})
+
+
+def _numbers(given: Any) -> Any:
+    """YAML reads 1e-5 as a text, and optimizers want tuples."""
+    if isinstance(given, Mapping):
+        return {key: _numbers(value) for key, value in given.items()}
+    if isinstance(given, list):
+        return tuple(map(_numbers, given))
+    with contextlib.suppress(ValueError):
+        return float(given) if isinstance(given, str) else given
+    return given
 
 
 def _of_function(run: Run, folder: Path) -> Prepared:
@@ -146,10 +164,8 @@ def _of_function(run: Run, folder: Path) -> Prepared:
 def _of_config(run: Run, folder: Path) -> Prepared:
     """The held-out data of an `emo-hf train` job are cut in two, the same way in all runs."""
     job = _job(run, folder)
-    try:
+    with saying(f"tasks.{run.task.name}: ", UserError):
         trainer, _ = prepare(job)
-    except UserError as error:
-        raise UserError(f"tasks.{run.task.name}: {error}") from error
     data = trainer.eval_dataset
     if data is None or isinstance(data, dict) or len(data) < 2:
         raise UserError(f"tasks.{run.task.name} must have validation data, of two examples at least, to be judged by")
@@ -176,12 +192,12 @@ class FunctionTrainer(Trainer):
 
     def __init__(self, task: Task, args: TrainingArguments) -> None:
         self._task = task
-        self._batches = _Passes(task, args.seed)
-        super().__init__(model=task.model, args=args, train_dataset=self._batches, eval_dataset=self._batches)
+        batches = _Passes(task, args.seed)
+        super().__init__(model=task.model, args=args, train_dataset=batches, eval_dataset=batches)
         self.model_accepts_loss_kwargs = False  # whatever `forward` looks like: the loss is the task's
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self._batches, batch_size=None)
+        return DataLoader(self.train_dataset, batch_size=None)
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
         loss = self._task.loss(model, inputs)
@@ -209,43 +225,29 @@ def _settings(run: Run, folder: Path) -> dict[str, Any]:
     """What the study gives to every run, over whatever the task's file says."""
     arm, steps = run.arm, run.steps
     own_class = ":" in arm.optim
+    args = {} if own_class else arm.optim_args
     every = max(1, math.ceil(steps / run.evaluations)) if steps is not None else min(1 / run.evaluations, 0.9999)
+    lower_case = {key: str(value).lower() if isinstance(value, bool) else value for key, value in args.items()}
     chosen = {
-        "output_dir": str(folder),
+        "output_dir": str(folder), "report_to": "none", "disable_tqdm": True,
         "optim": "adamw_torch" if own_class else arm.optim,
-        "optim_args": None if own_class or not arm.optim_args else as_text(_plain_texts(arm.optim_args)),
-        "learning_rate": run.rate,
-        "lr_scheduler_type": arm.lr_scheduler_type,
+        "optim_args": None if not args else as_text(lower_case),
+        "learning_rate": run.rate, "lr_scheduler_type": arm.lr_scheduler_type,
         **({} if steps is None else {"max_steps": steps}),
-        "seed": run.seed,
-        "data_seed": run.seed,
-        "eval_strategy": "steps",
-        "eval_steps": every,
-        "eval_on_start": True,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "logging_strategy": "steps",
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,
-        "report_to": "none",
-        "disable_tqdm": True,
+        "seed": run.seed, "data_seed": run.seed,
+        "eval_strategy": "steps", "eval_steps": every, "eval_on_start": True,
+        "save_strategy": "no", "load_best_model_at_end": False,
+        "logging_strategy": "steps", "logging_steps": 1, "logging_nan_inf_filter": False,
         **run.task.training,
         **arm.options,
-    }
+    }  # fmt: skip
     schedule = chosen.get("lr_scheduler_kwargs")
     if isinstance(schedule, dict) and steps is not None:
-        chosen["lr_scheduler_kwargs"] = {key: _of_steps(key, value, steps) for key, value in schedule.items()}
+        # `num_decay_steps: 0.2` is a fifth of the run's steps, as a `warmup_steps` below 1 is in the Trainer.
+        steps_of = {key: value for key, value in schedule.items() if key.endswith("_steps")}
+        shares = {key: value for key, value in steps_of.items() if isinstance(value, float) and value < 1.0}
+        chosen["lr_scheduler_kwargs"] = schedule | {key: round(value * steps) for key, value in shares.items()}
     return chosen
-
-
-def _of_steps(key: str, value: Any, steps: int) -> Any:
-    """`num_decay_steps: 0.2` is a fifth of the run's steps, as a `warmup_steps` below 1 is in the Trainer."""
-    is_share = key.endswith("_steps") and isinstance(value, float) and 0.0 < value < 1.0
-    return round(value * steps) if is_share else value
-
-
-def _plain_texts(optim_args: Any) -> dict[str, Any]:
-    return {key: str(value).lower() if isinstance(value, bool) else value for key, value in optim_args.items()}
 
 
 def _training_arguments(run: Run, folder: Path) -> TrainingArguments:
@@ -253,39 +255,23 @@ def _training_arguments(run: Run, folder: Path) -> TrainingArguments:
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     if unknown := sorted(settings.keys() - known):
         raise UserError(f"arms.{run.arm.name}.{unknown[0]} is no argument of the Trainer")
-    try:
+    with saying(f"arms.{run.arm.name}: ", TypeError, ValueError, ImportError):
         return TrainingArguments(**settings, remove_unused_columns=False, dataloader_pin_memory=False)
-    except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"arms.{run.arm.name}: {' '.join(str(error).split())}") from error
+
+
+_LAW_OF_NO_JOB = {"emotion": None, "emotion_args": None, "evaluate_weights_too": False}  # arms have their own
 
 
 def _job(run: Run, folder: Path) -> Job:
     """The job of `emo-hf train` with the study's settings over it, by way of a file: one way to read them all."""
     config = Path(str(run.task.config)).expanduser()
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"tasks.{run.task.name}.config: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"tasks.{run.task.name}.config must be a file of `key: value` lines, got {str(config)!r}")
+    with saying(f"tasks.{run.task.name}.config: {str(config)!r} ", UserError):
+        content = read_yaml(config)
     merged = folder / "job.yaml"
-    merged.write_text(yaml.safe_dump({**content, **run.task.options, **_settings(run, folder)}), encoding="utf-8")
+    settings = {**content, **run.task.options, **_LAW_OF_NO_JOB, **_settings(run, folder)}
+    merged.write_text(yaml.safe_dump(settings), encoding="utf-8")
     try:
         return read_job([str(merged)])
     except UserError as error:
         text = str(error).removeprefix(f"{merged}: ")
         raise UserError(f"tasks.{run.task.name} with arms.{run.arm.name}: {text}") from error
-
-
-def _own_class(arm: ArmSpec, rate: float) -> tuple[Any, dict[str, Any]]:
-    cls = named_in(f"arms.{arm.name}.optim", arm.optim)
-    return cls, {"lr": rate, **{key: _value(value) for key, value in arm.optim_args.items()}}
-
-
-def _value(given: Any) -> Any:
-    if isinstance(given, list):
-        return tuple(map(_value, given))
-    try:  # YAML reads 1e-5 as a text
-        return float(given) if isinstance(given, str) else given
-    except ValueError:
-        return given

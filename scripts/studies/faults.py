@@ -15,8 +15,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.study.loading import named_in
-from emo_hf.study.task import Task
+from emo_hf.study.task import Task, named_in
 
 POISONED, NAN, INF, RATE = "poisoned", "nan", "inf", "rate"
 FACTORS: Mapping[str, float] = {POISONED: 50.0, RATE: 10.0}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
 
 from emo_hf.study.task import Task
-
-TRAINING = 64
 
 
 def make(seed: int, noise: float = 0.1, width: int = 4) -> Task:
@@ -16,12 +15,11 @@ def make(seed: int, noise: float = 0.1, width: int = 4) -> Task:
     data = torch.Generator().manual_seed(0)
     x = torch.randn(96, 3, generator=data)
     y = x @ torch.randn(3, 1, generator=data) + noise * torch.randn(96, 1, generator=data)
-    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
+    parts = {"tune": slice(64, 80), "judge": slice(80, 96)}
 
     def batches(order_seed: int) -> Iterator[dict[str, torch.Tensor]]:
-        order = torch.randperm(TRAINING, generator=torch.Generator().manual_seed(order_seed))
-        for part in order.split(16):
-            yield {"x": x[part], "y": y[part]}
+        order = torch.randperm(64, generator=torch.Generator().manual_seed(order_seed))
+        return ({"x": x[part], "y": y[part]} for part in order.split(16))
 
     def loss(net: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return torch.nn.functional.mse_loss(net(batch["x"]), batch["y"])
@@ -29,16 +27,15 @@ def make(seed: int, noise: float = 0.1, width: int = 4) -> Task:
     def evaluate(net: torch.nn.Module, half: str) -> dict[str, float]:
         assert not net.training
         assert not torch.is_grad_enabled()
-        part = slice(TRAINING, TRAINING + 16) if half == "tune" else slice(TRAINING + 16, None)
-        return {"loss": loss(net, {"x": x[part], "y": y[part]}).item(), "examples": 16.0}
+        return {"loss": loss(net, {"x": x[parts[half]], "y": y[parts[half]]}).item(), "examples": 16.0}
 
+    model = torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Tanh(), torch.nn.Linear(width, 1))
     return Task(model=model, train_batches=batches, loss=loss, evaluate=evaluate)
 
 
 def no_loss(seed: int) -> Task:
     """Its evaluation forgets the loss."""
-    task = make(seed)
-    return Task(model=task.model, train_batches=task.train_batches, loss=task.loss, evaluate=lambda model, half: {})
+    return dataclasses.replace(make(seed), evaluate=lambda model, half: {})
 
 
 def no_task(seed: int) -> int:
