@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from emo_hf.laws.ablation import ABLATION_NAMES, NONE, read_ablation
 from emo_hf.laws.decision import Decision, EmotionView, Note, ShadowMix
-from emo_hf.laws.law import Law, Zone
+from emo_hf.laws.law import NONE, Law, Zone
 from emo_hf.laws.robust import Robust
 from emo_hf.laws.settle import Settle
 from emo_hf.laws.v3_0 import V3_0
 from emo_hf.laws.v3_1 import V3_1
 from emo_hf.laws.v3_6 import V3_6
 from emo_hf.laws.v3_9 import V3_9
-from emo_hf.reading import Option
+from emo_hf.reading import Option, one_of
 
 __all__ = ["LAWS", "Decision", "EmotionView", "Law", "Note", "ShadowMix", "Zone", "law_names", "make_law", "read_law"]
 
@@ -26,19 +25,17 @@ LAWS: dict[str, type[Law]] = {law.name: law for law in (V3_0, V3_1, Robust, V3_6
 
 
 def law_names() -> tuple[str, ...]:
-    """All that `emo_law` takes as it stands; `read_law` takes the ablations that have a value too."""
+    """All that `emo_law` takes: the laws, and `none`, with which a law goes on to log and changes nothing."""
     return (*LAWS, NONE)
 
 
 def read_law(name: Any) -> str:
-    """A name for `emo_law`, checked: a law, or an ablation such as `none`, `constant:1.3` or `replay:FILE#RUN`.
+    """A name for `emo_law`, checked.
 
     Raises:
         ValueError: saying what is accepted, and nothing else, as the readers of options do.
     """
-    if isinstance(name, str) and (name in LAWS or read_ablation(name) is not None):
-        return name
-    raise ValueError("one of " + ", ".join((*LAWS, *ABLATION_NAMES)))
+    return one_of(*law_names())(name)
 
 
 def law_options() -> dict[str, Option]:
@@ -51,7 +48,7 @@ def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
 
     Args:
         name: as `emo_law` takes it.
-        own: the law that the optimizer has by itself, which goes on being logged under an ablation.
+        own: the law that the optimizer has by itself, which goes on being logged under `none`.
         options: options of the law.
 
     Raises:
@@ -59,9 +56,11 @@ def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
         TypeError: for an option that the law does not have.
     """
     try:
-        name = read_law(name)
+        read_law(name)
     except ValueError as error:
         raise ValueError(f"emo_law must be {error}, got {name!r}") from None
-    if name in LAWS:
-        return LAWS[name](**options)
-    return LAWS[own](**options).ablated(name, read_ablation(name))
+    law = LAWS[own if name == NONE else name](**options)
+    if name == NONE:
+        law.acts = False
+        law.neutral_step()  # its factor is 1 before the first step too
+    return law

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from emo_hf.laws import saved as codec
-from emo_hf.laws.ablation import Ablation
 from emo_hf.laws.decision import Decision, EmotionView, Note
 from emo_hf.reading import Option, read_value
 
@@ -25,22 +23,20 @@ WINDOW = 32  # scalars that the stop signal looks back on
 QUIET_MEAN = 0.05
 QUIET_VARIANCE = 0.005
 
+NONE = "none"
+"""What `emo_law` calls a law that changes nothing: it takes in losses, logs and signals, and its factors are 1."""
+
 PROGRESS = 0.005  # a slow average that still falls by this share is slow training, not flat training
 
 SAVED: Mapping[str, codec.Reader] = {
-    "short": codec.finite,
-    "long": codec.finite,
-    "scalar": codec.finite,
-    "coefficient": codec.at_least_zero,
-    "window": codec.numbers(WINDOW),
-    "quiet": codec.flag,
-    "should_stop": codec.flag,
-    "flat_steps": codec.count,
-    "flat_since": codec.finite,
-    "observations": codec.count,
-    "skipped": codec.count,
+    **dict.fromkeys(("short", "long", "flat_since"), codec.finite),
+    **dict.fromkeys(("flat_steps", "observations", "skipped"), codec.count),
+    **dict.fromkeys(("quiet", "should_stop"), codec.flag),
+    "window": codec.Numbers(WINDOW),
 }
-"""What every law saves."""
+"""What every law saves, beside the scalar and the coefficient of the last decision."""
+
+OF_DECISION: Mapping[str, codec.Reader] = {"scalar": codec.finite, "coefficient": codec.at_least_zero}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +56,9 @@ class Law(ABC):
 
     Class attributes of a law:
         name: what `emo_law` calls it.
-        numbers: name → first value of the numbers that it keeps beside the two averages; they become attributes.
+        numbers: name → first value of the numbers that it keeps beside the two averages; they are logged and saved.
+        saved: name → reader of attributes that are saved beside those; see `saved.py`.
         options: name → what its constructor takes beside.
-        instead: name → what to do where somebody looks for an option that there is not.
         zones: the ranges of σ that it tells apart, for pictures.
         has_scalar: whether it makes a σ.
         averages_weights: whether an average of the weights goes with it unless the user says otherwise.
@@ -70,9 +66,12 @@ class Law(ABC):
 
     Attributes:
         short, long: the fast and the slow average of the loss.
-        observations: losses taken in.
-        skipped: losses left out.
+        observations, skipped: losses taken in, and left out.
         should_stop: the stop signal.
+        decision: what the last step was told; before the first one, the neutral decision.
+        decisions: the last things that it has decided and noted, if it does; a checkpoint has none of them.
+        guard: whether a step is to be left out whose gradients are not finite.
+        acts: whether its factors are applied; else it is called `none`, and a step without a loss is as good.
 
     Args:
         options: values for `options`.
@@ -84,68 +83,43 @@ class Law(ABC):
 
     name: ClassVar[str]
     numbers: ClassVar[Mapping[str, float]] = {}
+    saved: ClassVar[Mapping[str, codec.Reader]] = {}
     options: ClassVar[Mapping[str, Option]] = {}
-    instead: ClassVar[Mapping[str, str]] = {}
     zones: ClassVar[tuple[Zone, ...]] = ()
     has_scalar: ClassVar[bool] = True
     averages_weights: ClassVar[bool] = False
     decides_to_stop: ClassVar[bool] = False
 
+    short = long = 0.0
+    observations = skipped = 0
+    should_stop = quiet = guard = False
+    flat_steps = 0
+    decision: Decision
+    decisions: Sequence[Note] = ()
+    acts = True
+    flat_since = 0.0  # the slow average when the count of flat steps began
+
     def __init__(self, **options: Any) -> None:
         unknown = sorted(options.keys() - self.options.keys())
         if unknown:
             known = ", ".join(self.options) or "none"
-            instead = "".join(f". {self.instead[name]}" for name in unknown if name in self.instead)
-            raise TypeError(f"the law {self.name} has no option {', '.join(unknown)}; its options: {known}{instead}")
+            raise TypeError(f"the law {self.name} has no option {', '.join(unknown)}; its options: {known}")
         for key, option in self.options.items():
             setattr(self, key, read_value(key, options.get(key, option.default), option.read))
         for number, first in self.numbers.items():
             setattr(self, number, first)
-        self.short = self.long = 0.0
-        self.observations = self.skipped = 0
-        self.should_stop = self.quiet = False
-        self.window: deque[float] = deque(maxlen=WINDOW)
-        self.flat_steps = 0
-        self.flat_since = 0.0  # the slow average when the count of flat steps began
-        self._label, self._ablation = self.name, Ablation()
-        self._decision = self.neutral()
-
-    @property
-    def decision(self) -> Decision:
-        """What the last step was told; before the first one, the neutral decision."""
-        return self._decision
+        self.window: list[float] = []  # scalars of the last steps
+        self.neutral_step()
 
     @property
     def label(self) -> str:
-        """What `emo_law` was: the name of the law, or of what has taken the place of its factors."""
-        return self._label
-
-    @property
-    def needs_losses(self) -> bool:
-        """Whether a step without a loss is worth a warning."""
-        return self._ablation.needs_losses
+        """What `emo_law` was."""
+        return self.name if self.acts else NONE
 
     @property
     def steps(self) -> int:
         """Steps that had a loss so far, those left out among them."""
         return self.observations + self.skipped
-
-    @property
-    def decisions(self) -> list[Note]:
-        """The last things that the law has decided; most laws decide nothing that is noted."""
-        return []
-
-    @property
-    def guards_gradients(self) -> bool:
-        """Whether a step is to be left out whose gradients are not finite; most laws leave that to others."""
-        return False
-
-    def ablated(self, label: str, ablation: Ablation | None) -> Law:
-        """This law, with something else in the place of its factors."""
-        if ablation is not None:
-            self._label, self._ablation = label, ablation
-            self._decision = ablation.apply(self._decision, 0)
-        return self
 
     @abstractmethod
     def decide(self, loss: float) -> Decision:
@@ -155,13 +129,9 @@ class Law(ABC):
         """The decision of a step without a usable loss."""
         return Decision()
 
-    def first(self, loss: float, gain: float) -> float:
-        """What an average of that gain begins with."""
-        return loss
-
     def average(self, old: float, loss: float, gain: float) -> float:
         """An average after one more loss."""
-        return self.first(loss, gain) if self.observations == 0 else gain * loss + (1.0 - gain) * old
+        return gain * loss + (1.0 - gain) * old if self.observations else loss
 
     def take_in(self, loss: float) -> None:
         """Bring the averages up to date."""
@@ -171,10 +141,6 @@ class Law(ABC):
     def scalar_for_window(self, decision: Decision) -> float:
         """What the window for the stop signal remembers of a step."""
         return decision.scalar
-
-    def coefficient_of(self, scalar: float) -> float:
-        """The coefficient that goes with a σ, where that alone says it; 1 otherwise."""
-        return 1.0
 
     def signals_stop(self) -> bool:
         """The stop signal after this step: quiet once, it stands for good."""
@@ -217,8 +183,8 @@ class Law(ABC):
 
     def refuse_gradients(self) -> Decision:
         """The decision of the step that has just been felt, now that its gradients turn out not to be finite."""
-        self._decision = replace(self._decision, skip=True)
-        return self._decision
+        self.decision = replace(self.decision, skip=True)
+        return self.decision
 
     def hear_evaluation(self, loss: float) -> None:  # noqa: B027 (a law may leave it)
         """Take in the loss of an evaluation; most laws hear the training loss only.
@@ -235,22 +201,22 @@ class Law(ABC):
         return None
 
     def _decided(self, decision: Decision) -> Decision:
-        self._decision = self._ablation.apply(decision, max(self.steps - 1, 0))
-        return self._decision
+        if not self.acts:
+            decision = replace(decision, coefficient=1.0, decay_factor=1.0, floor=0.0, skip=False)
+        self.decision = decision
+        return decision
 
     def _remember(self, scalar: float) -> None:
-        self.window.append(scalar)
-        self.quiet = self._window_is_quiet()
+        self.window = [*self.window, scalar][-WINDOW:]
+        self.quiet = self.mean_size() < QUIET_MEAN and self._variance() < QUIET_VARIANCE
         if self.quiet and self.long > self.flat_since - PROGRESS * abs(self.flat_since):
             self.flat_steps += 1
         else:
             self.flat_steps, self.flat_since = 0, self.long
 
-    def _window_is_quiet(self) -> bool:
-        if self.mean_size() >= QUIET_MEAN:
-            return False
+    def _variance(self) -> float:
         mean = sum(self.window) / WINDOW
-        return sum((scalar - mean) ** 2 for scalar in self.window) / WINDOW < QUIET_VARIANCE
+        return sum((scalar - mean) ** 2 for scalar in self.window) / WINDOW
 
     def mean_size(self) -> float:
         """Mean |σ| of the last 32 steps, infinite before there are as many."""
@@ -264,8 +230,8 @@ class Law(ABC):
             law=self.label,
             short=self.short,
             long=self.long,
-            scalar=self._decision.scalar if self.has_scalar else None,
-            coefficient=self._decision.coefficient,
+            scalar=self.decision.scalar if self.has_scalar else None,
+            coefficient=self.decision.coefficient,
             quiet=self.quiet,
             flat_steps=self.flat_steps,
             should_stop=self.should_stop or decided,
@@ -276,15 +242,13 @@ class Law(ABC):
         )
 
     @property
-    def saved_values(self) -> dict[str, codec.Reader]:
-        """What is saved: attribute → its reader."""
-        return {**SAVED, **dict.fromkeys(self.numbers, codec.finite)}
+    def _saved_values(self) -> dict[str, codec.Reader]:
+        return {**SAVED, **dict.fromkeys(self.numbers, codec.finite), **self.saved}
 
     def state_dict(self) -> dict[str, Any]:
         """All of the state, as plain numbers, strings and lists."""
-        values = {name: getattr(self, name) for name in self.saved_values if name not in ("scalar", "coefficient")}
-        values |= {"scalar": self._decision.scalar, "coefficient": self._decision.coefficient}
-        return {"law": self.label, **values, "window": codec.filled(list(self.window), WINDOW)}
+        of_decision = codec.saved(self.decision, OF_DECISION)
+        return {"law": self.label, **of_decision, **codec.saved(self, self._saved_values)}
 
     def read_state(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """What `state_dict` gave, checked; `put_state` takes it, and nothing is changed here.
@@ -297,14 +261,12 @@ class Law(ABC):
                 f"the checkpoint's emotion follows the law {saved.get('law')!r}, this optimizer's {self.label!r}: "
                 f"make the optimizer with emo_law={saved.get('law')}, or resume from the weights only"
             )
-        return codec.read(saved, self.saved_values)
+        return codec.read(saved, {**OF_DECISION, **self._saved_values})
 
-    def put_state(self, values: dict[str, Any]) -> None:
+    def put_state(self, values: Mapping[str, Any]) -> None:
         """Take over what `read_state` has read."""
-        rest = dict(values)
-        self._decision = Decision(rest.pop("scalar"), rest.pop("coefficient"))
-        self.window = deque(rest.pop("window"), maxlen=WINDOW)
-        self.__dict__.update(rest)
+        self.__dict__.update({name: values[name] for name in self._saved_values}, decisions=())
+        self._decided(replace(self.neutral(), **{name: values[name] for name in OF_DECISION}))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.

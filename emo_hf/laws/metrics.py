@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from emo_hf.laws.decision import EmotionView
 
@@ -16,30 +15,23 @@ AVERAGES = {"medium": "loss_medium"}
 """Numbers of laws that have another name in the logs, beside `loss_short` and `loss_long`."""
 
 
-@dataclass(slots=True)
 class CoefficientWindow:
     """Count, sum and range of the coefficient over the steps since the last log line."""
 
-    count: int = 0
-    total: float = 0.0
-    low: float = 0.0
-    high: float = 0.0
-
-    def add(self, c: float) -> None:
-        self.low = c if self.count == 0 else min(self.low, c)
-        self.high = c if self.count == 0 else max(self.high, c)
-        self.total += c
-        self.count += 1
+    count, total, low, high = 0, 0.0, 0.0, 0.0
 
     def clear(self) -> None:
-        self.count, self.total, self.low, self.high = 0, 0.0, 0.0, 0.0
+        self.load([0, 0.0, 0.0, 0.0])
+
+    def load(self, state: Sequence[float]) -> None:
+        self.count, self.total, self.low, self.high = int(state[0]), *state[1:]
 
     def state(self) -> list[float]:
         return [self.count, self.total, self.low, self.high]
 
-    def load(self, state: list[float]) -> None:
-        count, self.total, self.low, self.high = state
-        self.count = int(count)
+    def add(self, c: float) -> None:
+        low, high = (min(self.low, c), max(self.high, c)) if self.count else (c, c)
+        self.load([self.count + 1, self.total + c, low, high])
 
 
 def metrics(

@@ -55,8 +55,12 @@ class Robust(V3_1):
         elif loss <= 0.0:
             self.loud = max(self.size, abs(self.short))
         if self.loud:
-            is_dust = abs(loss) < DUST * max(self.loud, DENOMINATOR_FLOOR / DUST)
+            is_dust = abs(loss) < self._dust_below
             self.dust = DUST_GAIN * is_dust + (1.0 - DUST_GAIN) * self.dust
+
+    @property
+    def _dust_below(self) -> float:
+        return max(DUST * self.loud, DENOMINATOR_FLOOR)
 
     def slope(self) -> float:
         if not self.loud:  # no loss so far but above zero, or zeros alone
@@ -69,8 +73,7 @@ class Robust(V3_1):
         if self.observations < WINDOW or self.dust <= DUST_TOLERATED:
             return None
         return (
-            f"most losses are next to zero (below {DUST * max(self.loud, DENOMINATOR_FLOOR / DUST):.1g}), as those of "
-            "policy gradients are that make one update for each batch. Such a loss says nothing of progress: steps "
-            "are taken at their own learning rate, but for those around a rare larger loss. emo_law='none' leaves "
-            "these alone too."
+            f"most losses are next to zero (below {self._dust_below:.1g}), as those of policy gradients are that make "
+            "one update for each batch. Such a loss says nothing of progress: steps are taken at their own learning "
+            "rate, but for those around a rare larger loss. emo_law='none' leaves these alone too."
         )

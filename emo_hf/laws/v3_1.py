@@ -55,13 +55,9 @@ class V3_1(Law):
     def neutral(self) -> Decision:
         return decision_at(0.0)
 
-    def coefficient_of(self, scalar: float) -> float:
-        return coefficient(scalar)
-
     def complaint(self) -> str | None:
         # Losses above zero never look so, however fast they change: neither average of theirs falls below the floor.
-        size = self.mean_size()
-        if min(self.short, self.long) >= DENOMINATOR_FLOOR or not SATURATED_MEAN < size <= 1.0:
+        if min(self.short, self.long) >= DENOMINATOR_FLOOR or not SATURATED_MEAN < self.mean_size() <= 1.0:
             return None
         return (
             f"the loss lies around or below zero (averages {self.short:.3g} and {self.long:.3g} after "
@@ -71,25 +67,12 @@ class V3_1(Law):
         )
 
 
-def coefficient(scalar: float) -> float:
-    """The factor c(σ) on the learning rate."""
-    if abs(scalar) > ALARM:
-        return 1.0 - abs(scalar)
-    if abs(scalar) > CALM:
-        return 1.0 + scalar
-    return 1.0
-
-
-def shadow_mix(scalar: float, c: float) -> ShadowMix:
-    """What is done with the shadow at σ."""
-    if abs(scalar) > 0.75:  # back towards the shadow, whose weight is c
-        return ShadowMix(keep=0.25, pull=c, follow=0.0)
-    if abs(scalar) > 0.25:
-        return ShadowMix(keep=1.0, pull=0.0, follow=0.1)
-    return ShadowMix(keep=1.0, pull=0.0, follow=0.1 * c)
-
-
 def decision_at(scalar: float) -> Decision:
     """The whole decision that follows from σ."""
-    c = coefficient(scalar)
-    return Decision(scalar, c, shadow=shadow_mix(scalar, c))
+    size = abs(scalar)
+    c = 1.0 - size if size > ALARM else 1.0 + scalar if size > CALM else 1.0
+    if size > 0.75:  # back towards the shadow, whose weight is c
+        mix = ShadowMix(keep=0.25, pull=c, follow=0.0)
+    else:
+        mix = ShadowMix(keep=1.0, pull=0.0, follow=0.1 if size > 0.25 else 0.1 * c)
+    return Decision(scalar, c, shadow=mix)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import ClassVar
 
 from emo_hf.laws.decision import Decision, ShadowMix
 from emo_hf.laws.law import Law, Zone
@@ -17,8 +15,8 @@ NEARLY_EQUAL = 0.05
 DENOMINATOR = Option(
     "published",
     one_of("published", "long", "quieter"),
-    "what the change of the loss is measured by: the published choice between two averages, which rounding makes; the "
-    "long average; or the one that gives the smaller change",
+    "what the change of the loss is divided by: the long or the medium average, as rounding decides (published); the "
+    "long one; or the one that gives the smaller change (quieter)",
 )
 
 
@@ -41,13 +39,13 @@ class ThreeAverages(Law):
         otherwise:     shadow ← shadow + 0.1·(1−|σ|)·(p − shadow)
     """
 
-    numbers: ClassVar[Mapping[str, float]] = {"medium": 0.0}
-    options: ClassVar[Mapping[str, Option]] = {"denominator": DENOMINATOR}
+    numbers = {"medium": 0.0}
+    options = {"denominator": DENOMINATOR}
     medium: float
     denominator: str
 
-    def first(self, loss: float, gain: float) -> float:
-        return gain * loss + (1.0 - gain) * loss
+    def average(self, old: float, loss: float, gain: float) -> float:
+        return gain * loss + (1.0 - gain) * (old if self.observations else loss)
 
     def take_in(self, loss: float) -> None:
         super().take_in(loss)
@@ -55,8 +53,7 @@ class ThreeAverages(Law):
 
     def scalar(self) -> float:
         """σ after the averages have taken in the loss."""
-        by_long = max(self.long, DENOMINATOR_FLOOR)
-        by_medium = max(self.medium, DENOMINATOR_FLOOR)
+        by_long, by_medium = max(self.long, DENOMINATOR_FLOOR), max(self.medium, DENOMINATOR_FLOOR)
         change = self.long - self.short
         x_long, x_medium = change / by_long, change / by_medium
         if abs(x_long) < NEARLY_EQUAL or self.denominator == "long":
@@ -92,9 +89,9 @@ class V3_6(ThreeAverages):
     """
 
     name = "v3.6"
-    options: ClassVar[Mapping[str, Option]] = {
+    options = {
         "denominator": DENOMINATOR,
-        "stop_scalar": Option("early", one_of("early", "sigma"), "which scalar the stop signal looks at"),
+        "stop_scalar": Option("early", one_of("early", "sigma"), "which σ the stop signal looks at"),
     }
     zones = (
         Zone(0.75, 1.0, "sudden fall: brake", "brake"),
@@ -108,19 +105,19 @@ class V3_6(ThreeAverages):
     stop_scalar: str
 
     def decide(self, loss: float) -> Decision:
-        scalar = self.scalar()
-        return Decision(scalar, drive(scalar), shadow=shadow_mix(abs(scalar)))
+        return self.decision_at(self.scalar())
 
     def neutral(self) -> Decision:
-        return Decision(shadow=shadow_mix(0.0))
+        return self.decision_at(0.0)
+
+    def decision_at(self, scalar: float) -> Decision:
+        """The whole decision that follows from σ."""
+        size, drive = abs(scalar), 1.0
+        if 0.25 < size < 0.5:
+            drive = 8.0 * (1.0 - size) * (1.0 + 0.1 * math.copysign(1.0 - size, scalar))
+        elif size > 0.75:
+            drive = 1.0 - size
+        return Decision(scalar, drive, shadow=shadow_mix(size))
 
     def scalar_for_window(self, decision: Decision) -> float:
         return self.early_scalar() if self.stop_scalar == "early" else decision.scalar
-
-
-def drive(scalar: float) -> float:
-    """The factor D(σ) on the learning rate."""
-    size = abs(scalar)
-    if 0.25 < size < 0.5:
-        return 8.0 * (1.0 - size) * (1.0 + 0.1 * math.copysign(1.0 - size, scalar))
-    return 1.0 - size if size > 0.75 else 1.0

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import ClassVar
 
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Zone
@@ -38,13 +36,11 @@ class V3_9(ThreeAverages):
     """
 
     name = "v3.9"
-    numbers: ClassVar[Mapping[str, float]] = {
-        "medium": 0.0, "noise": 1.0, "distance": 0.02, "chain": 0.0, "ratio": 1.0,
-    }  # fmt: skip
-    options: ClassVar[Mapping[str, Option]] = {
+    numbers = {"medium": 0.0, "noise": 1.0, "distance": 0.02, "chain": 0.0, "ratio": 1.0}
+    options = {
         "denominator": DENOMINATOR,
         "stopcoef": Option(0.04, number(0), "loss below which the stop signal may be given"),
-        "notify": Option(True, boolean, "say so once, when the stop signal is given"),
+        "notify": Option(True, boolean, "write a line of log when the stop signal is given"),
     }
     zones = (
         Zone(0.5, 1.0, "sudden fall: reset", "brake"),
@@ -71,14 +67,15 @@ class V3_9(ThreeAverages):
             self.ratio = min(quotient, 1.5 * self.ratio)
         elif -0.5 <= trust <= 0.5:
             self.ratio = 0.8 * quotient
-        return self._decision_at(scalar)
+        return self.decision_at(scalar)
 
-    def _decision_at(self, scalar: float) -> Decision:
+    def decision_at(self, scalar: float) -> Decision:
+        """The decision at σ, with the running numbers as they are."""
         factor = min(self.ratio * max(100.0**self.chain, 0.01) * 1e-4, 3e-3)
         return Decision(scalar, factor, factor, FLOOR, shadow_mix(abs(scalar)))
 
     def neutral(self) -> Decision:
-        return self._decision_at(0.0)
+        return self.decision_at(0.0)
 
     def signals_stop(self) -> bool:
         signal = self.distance - self.noise >= 0.3 and max(self.medium, DENOMINATOR_FLOOR) <= self.stopcoef

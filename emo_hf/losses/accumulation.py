@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Complex, Real
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -11,14 +11,10 @@ import torch
 
 Loss: TypeAlias = "torch.Tensor | SupportsFloat"
 
-UNKNOWN = "unknown"
-"""A number, or a tensor without a graph: nothing tells whether backward came."""
-AHEAD = "ahead"
-"""Backward has not come to the loss, as far as is known."""
-BEGUN = "begun"
-"""Backward has begun at the loss, and has not ended, or has raised."""
-DONE = "done"
-"""Backward has passed through the loss to its end."""
+UNKNOWN = "unknown"  # a number, or a tensor without a graph: nothing tells whether backward came
+AHEAD = "ahead"  # backward has not come to the loss, as far as is known
+BEGUN = "begun"  # backward has begun at the loss, and has not ended, or has raised
+DONE = "done"  # backward has passed through the loss to its end
 
 
 def detached(loss: Any) -> Any:
@@ -44,21 +40,19 @@ def as_scalar(loss: Loss) -> torch.Tensor | float:
             )
         if loss.is_complex():
             raise TypeError(f"the loss must be real, got a tensor of {loss.dtype}")
-        detached = loss.detach()
-        if hasattr(detached, "full_tensor"):  # a DTensor under tensor parallelism: gathered or summed from the ranks
-            detached = detached.full_tensor()
-        scalar = detached.reshape(())
+        scalar = loss.detach()
+        if hasattr(scalar, "full_tensor"):  # a DTensor under tensor parallelism: gathered or summed from the ranks
+            scalar = scalar.full_tensor()
+        scalar = scalar.reshape(())
         # A copy: callers go on to divide or reset their loss in place.
         return scalar.clone() if scalar.dtype in (torch.float32, torch.float64) else scalar.float()
-    if isinstance(loss, Real) or (
-        hasattr(loss, "__float__") and not isinstance(loss, Complex) and not isinstance(loss, (str, bytes))
-    ):
-        try:
+    try:
+        if isinstance(loss, Real) or not isinstance(loss, (Complex, str, bytes)):
             return float(loss)
-        except OverflowError:  # 10**400, say
-            return math.inf
-        except (TypeError, ValueError) as error:  # e.g. a numpy array of several elements
-            raise ValueError(f"the loss must be a scalar, got {loss!r}") from error
+    except OverflowError:  # 10**400, say
+        return math.inf
+    except (TypeError, ValueError):  # no number; a numpy array of several
+        pass
     raise TypeError(f"the loss must be a number or a tensor with one element, got {type(loss).__name__}: {loss!r}")
 
 
@@ -71,12 +65,7 @@ class OneLoss:
     On a CUDA device the loss sets out for the host as soon as forward has produced it. The copy lies before backward
     in the stream, so that whoever waits for it does not wait for backward.
 
-    Args:
-        loss: as `as_scalar` takes it.
-        weight: its share of the step; None if it was scaled so that the sum of all is the loss of the step.
-        graph: the tensor that backward passes through, where `loss` is not it.
-        groups: parameter groups in which backward leaves gradients.
-        last: whether a framework has said that no other micro-batch belongs to the step.
+    Args are those of `StepLoss.add`.
 
     Attributes:
         backward: how far it has come: `UNKNOWN`, `AHEAD`, `BEGUN` or `DONE`.
@@ -86,19 +75,19 @@ class OneLoss:
     def __init__(
         self,
         loss: Loss,
-        weight: float | None = None,
+        weight: float | None,
+        groups: Iterable[Mapping[str, Any]],
         *,
-        graph: torch.Tensor | None = None,
-        groups: Iterable[Mapping[str, Any]] = (),
-        last: bool = True,
+        tapped: bool,
+        last: bool,
+        graph: torch.Tensor | None,
     ) -> None:
-        self.value = as_scalar(loss)
-        self.weight, self.last, self.is_from_before = weight, last, False
-        self.backward = UNKNOWN
+        self.value, self.weight, self.tapped, self.last = as_scalar(loss), weight, tapped, last
+        self.backward, self.is_from_before = UNKNOWN, False
         self._groups = groups
         self._with_gradient: torch.Tensor | None = None  # a parameter that had a gradient when backward was done
         self._changes = 0  # of that parameter by then
-        self._on_host = _sent_to_host(self.value) if isinstance(self.value, torch.Tensor) else None
+        self._on_host = _sent_to_host(self.value)
         root = loss if graph is None else graph
         if isinstance(root, torch.Tensor) and root.requires_grad:
             self.backward = AHEAD
@@ -146,49 +135,36 @@ class LossSum:
     Args:
         parts: the losses.
         averaged: whether those without a weight are averaged too, since nobody knows how many there will be.
-        tapped: whether they came in on their way to backward, and were not shown by the user.
     """
 
-    def __init__(self, parts: list[OneLoss], *, averaged: bool = False, tapped: bool = False) -> None:
-        self.parts, self.averaged, self.tapped = parts, averaged, tapped
+    def __init__(self, parts: Sequence[OneLoss], *, averaged: bool = False) -> None:
+        self.parts = list(parts)
+        weights = sum(part.weight for part in parts if part.weight is not None)
+        self._divisor = weights or (float(len(parts)) if averaged else 1.0)
+        self.is_sum = not (weights or averaged)
 
     def __bool__(self) -> bool:
         return bool(self.parts)
 
-    @property
-    def summed(self) -> int | None:
-        """How many losses a plain sum has; None for a mean."""
-        is_mean = self.averaged or any(part.weight is not None for part in self.parts)
-        return None if is_mean else len(self.parts)
-
     def on_device(self) -> torch.Tensor | float | None:
         """The loss of the step, without waiting for a device; None if there is none."""
-        total = self._total([part.value for part in self.parts])
-        return None if total is None else total / self._divisor
+        return self._total([part.value for part in self.parts]) / self._divisor if self.parts else None
 
     def on_host(self) -> float | None:
         """The loss of the step as a float."""
-        total = self._total([part.arrived() for part in self.parts])
-        return None if total is None else float(total) / self._divisor
+        return float(self._total([part.arrived() for part in self.parts])) / self._divisor if self.parts else None
 
-    def _total(self, values: list[torch.Tensor | float]) -> torch.Tensor | float | None:
-        total: Any = None
-        for part, value in zip(self.parts, values, strict=True):
-            scaled = value if part.weight is None else value * part.weight
-            if isinstance(total, torch.Tensor) and isinstance(scaled, torch.Tensor):
-                scaled = scaled.to(total.device)
-            total = scaled if total is None else total + scaled
-        return total  # type: ignore[no-any-return]
-
-    @property
-    def _divisor(self) -> float:
-        weights = sum(part.weight for part in self.parts if part.weight is not None)
-        return weights or (float(len(self.parts)) if self.averaged else 1.0)
+    def _total(self, values: list[Any]) -> Any:
+        total, *others = (v if p.weight is None else v * p.weight for p, v in zip(self.parts, values, strict=True))
+        for value in others:
+            are_tensors = isinstance(total, torch.Tensor) and isinstance(value, torch.Tensor)
+            total = total + (value.to(total.device) if are_tensors else value)
+        return total
 
 
-def _sent_to_host(scalar: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event] | None:
+def _sent_to_host(scalar: torch.Tensor | float) -> tuple[torch.Tensor, torch.cuda.Event] | None:
     """A copy of a CUDA scalar in pinned memory that is under way, and the event of its arrival."""
-    if not scalar.is_cuda or type(scalar) is not torch.Tensor:
+    if type(scalar) is not torch.Tensor or not scalar.is_cuda:
         return None
     host = torch.empty((), dtype=scalar.dtype, pin_memory=True)
     host.copy_(scalar, non_blocking=True)

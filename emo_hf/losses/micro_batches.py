@@ -7,6 +7,8 @@ import math
 
 import torch.distributed as dist
 
+from emo_hf.losses.accumulation import LossSum
+
 logger = logging.getLogger(__name__)
 
 JUMP = math.log(1.5)
@@ -31,32 +33,24 @@ class MicroBatchWatch:
         |ln r| > ln 1.5    and    |ln r − ln(n/m)| < |ln r| / 2
     """
 
-    def __init__(self) -> None:
-        self._last: tuple[float, int] | None = None
-        self._has_warned = False
+    _last: tuple[float, int] | None = None
+    _has_warned = False
 
-    def look(self, loss: float | None, micro_batches: int | None, *, tapped: bool = False) -> None:
-        """Take note of a step.
-
-        Args:
-            loss: its loss, None if there was none.
-            micro_batches: how many losses were summed for it, None where they were averaged.
-            tapped: whether a framework, and not the user, has sent them.
-        """
-        if self._has_warned:
-            return
+    def look(self, loss: float | None, parts: LossSum) -> None:
+        """Take note of the loss of a step, and of what it was made of."""
         last, self._last = self._last, None
-        if not loss or not micro_batches or not math.isfinite(loss):
+        if self._has_warned or not loss or not math.isfinite(loss) or not (parts and parts.is_sum):
             return
-        self._last = loss, micro_batches
-        if last is None or last[1] == micro_batches or last[0] * loss <= 0.0:
+        count = len(parts.parts)
+        self._last = loss, count
+        if last is None or last[1] == count or last[0] * loss <= 0.0:
             return
         jump = math.log(loss / last[0])
-        if abs(jump) > JUMP and abs(jump - math.log(micro_batches / last[1])) < abs(jump) / 2:
+        if abs(jump) > JUMP and abs(jump - math.log(count / last[1])) < abs(jump) / 2:
             self._has_warned = True
             if not dist.is_initialized() or dist.get_rank() == 0:
                 logger.warning(
                     "The loss of a step went from %.3g to %.3g as its micro-batches went from %d to %d: their losses, "
                     "as they were scaled for backward, are summed, and the emotion feels a sudden change. %s",
-                    last[0], loss, last[1], micro_batches, REMEDY_OF_TRAINER if tapped else REMEDY,
+                    last[0], loss, last[1], count, REMEDY_OF_TRAINER if parts.parts[0].tapped else REMEDY,
                 )  # fmt: skip

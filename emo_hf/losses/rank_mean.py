@@ -36,9 +36,6 @@ class RankMean:
 
     Args:
         mode: `global`, one emotion for all ranks; `local`, each rank its own.
-
-    Raises:
-        ValueError: if the mode is neither.
     """
 
     def __init__(self, mode: str = GLOBAL) -> None:
@@ -69,15 +66,7 @@ class RankMean:
         return self.mode == GLOBAL
 
     def compare_options(self, options: Callable[[], Mapping[str, str]], owner: str) -> None:
-        """At the first step: refuse to go on if the ranks have different options; see `SameOptions`.
-
-        Args:
-            options: gives what must be the same on all ranks, by name.
-            owner: whose they are, for the message.
-
-        Raises:
-            RuntimeError: naming the options that differ.
-        """
+        """At the first step: refuse to go on if the ranks have different options; see `SameOptions.compare`."""
         if not self._same_options.is_settled and _has_other_ranks():
             self._same_options.compare({**options(), SYNC: self.mode}, owner)
 
@@ -108,19 +97,15 @@ class RankMean:
         under_way, self._under_way = self._under_way, None
         if alone or not self.applies:
             mean = loss.on_host()
+        elif under_way is not None and under_way[0].parts == loss.parts:
+            mean = under_way[1].mean()
         else:
-            started = under_way is not None and under_way[0].parts == loss.parts
-            mean = (under_way[1] if under_way and started else _Exchange(loss, device)).mean()
-        self._micro_batches.look(mean, loss.summed, tapped=loss.tapped)
+            mean = _Exchange(loss, device).mean()
+        self._micro_batches.look(mean, loss)
         return mean
 
     def on_any(self, flag: bool, device: torch.device | None) -> bool:
-        """Whether a flag is up on any rank that the loss is shared with; every one of them must ask.
-
-        Args:
-            flag: this rank's.
-            device: as for `start`.
-        """
+        """Whether a flag is up on any rank that the loss is shared with; every one of them must ask."""
         if not self.applies:
             return flag
         up = torch.tensor(float(flag), device=_meeting_place(device))
@@ -145,17 +130,21 @@ class _Exchange:
             self._pair[1] = 1.0
         if device.type == "cpu":
             _let_threads_finish_at_exit()
-        self._work = dist.all_reduce(self._pair, async_op=True)
-        self._arrival = _copied_to_host(self._pair, self._work) if device.type == "cuda" else None
+        work = dist.all_reduce(self._pair, async_op=True)
+        self._wait, self._on_host = work.wait, self._pair
+        if device.type == "cuda":
+            # On a stream of its own: reading it at the step waits for forward and this exchange, and not for backward.
+            self._on_host = torch.empty(2, dtype=self._pair.dtype, pin_memory=True)
+            with torch.cuda.stream(_side_stream(self._pair.device)):
+                work.wait()
+                self._on_host.copy_(self._pair, non_blocking=True)
+                copied = torch.cuda.Event()
+                copied.record()
+            self._wait = copied.synchronize
 
     def mean(self) -> float | None:
-        if self._arrival is None:
-            self._work.wait()
-            total, count = self._pair.tolist()
-        else:
-            host, copied = self._arrival
-            copied.synchronize()
-            total, count = host.tolist()
+        self._wait()
+        total, count = self._on_host.tolist()
         return total / count if count else None
 
 
@@ -165,17 +154,6 @@ def _let_threads_finish_at_exit() -> None:
     # process that ends in this moment is aborted ("terminate called without an active exception", torch 2.13), after
     # all its work, and the launcher takes the job for failed: seen in 1 of 50 short runs on a busy machine.
     atexit.register(time.sleep, 0.2)
-
-
-def _copied_to_host(pair: torch.Tensor, work: Any) -> tuple[torch.Tensor, torch.cuda.Event]:
-    # On a stream of its own: reading it at the step waits for forward and this exchange, and not for backward.
-    host = torch.empty(pair.shape, dtype=pair.dtype, pin_memory=True)
-    with torch.cuda.stream(_side_stream(pair.device)):
-        work.wait()
-        host.copy_(pair, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-    return host, copied
 
 
 @functools.cache

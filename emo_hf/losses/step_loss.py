@@ -26,68 +26,55 @@ class StepLoss:
     """
 
     def __init__(self) -> None:
-        self._shown: list[OneLoss] = []
-        self._tapped: list[OneLoss] = []
+        self._losses: list[OneLoss] = []
         self._has_stepped = False  # since the gradients were last reset
 
     @property
-    def shown(self) -> bool:
-        """Whether the user showed a loss for the next step."""
-        return bool(self._shown)
+    def shown(self) -> list[OneLoss]:
+        """What the user showed for the next step."""
+        return [one for one in self._losses if not one.tapped]
 
-    def add(self, loss: Loss, weight: float | None = None, groups: Iterable[Mapping[str, Any]] = ()) -> bool:
-        """Take in a loss that the user shows.
+    @property
+    def _tapped(self) -> list[OneLoss]:
+        return [one for one in self._losses if one.tapped]
 
-        Args:
-            loss: as `as_scalar` takes it.
-            weight: its share of the step; None if it was scaled for a plain sum.
-            groups: parameter groups in which its backward pass leaves gradients.
-
-        Returns:
-            Whether losses of a step that never came were dropped for it.
-        """
-        new = OneLoss(loss, weight, groups=groups)
-        dropped = self._drop_what_was_thrown_away()
-        self._shown.append(new)
-        return dropped
-
-    def tap(
+    def add(
         self,
         loss: Loss,
         weight: float | None = None,
         groups: Iterable[Mapping[str, Any]] = (),
         *,
+        tapped: bool = False,
         last: bool = True,
         graph: torch.Tensor | None = None,
     ) -> bool:
-        """Take in a loss that is about to go to backward.
+        """Take in a loss.
 
         Args:
-            loss, weight, groups: as for `add`.
-            last: whether it is the last micro-batch of the step.
-            graph: the tensor that goes to backward, where `loss` is not it.
+            loss: as `as_scalar` takes it.
+            weight: its share of the step; None if it was scaled so that the sum of all is the loss of the step.
+            groups: parameter groups in which its backward pass leaves gradients.
+            tapped: whether it is about to go to backward, and not shown by the user.
+            last: whether a framework has said that no other micro-batch belongs to the step.
+            graph: the tensor that backward passes through, where `loss` is not it.
 
         Returns:
             Whether losses of a step that never came were dropped for it.
         """
-        new = OneLoss(loss, weight, graph=graph, groups=groups, last=last)
-        dropped = self._drop_what_was_thrown_away()
-        self._tapped.append(new)
-        return dropped
+        new = OneLoss(loss, weight, groups, tapped=tapped, last=last, graph=graph)
+        thrown_away = any(one.was_thrown_away for one in self._losses)
+        if thrown_away:
+            self._losses = [one for one in self.shown if one.backward is AHEAD]
+        self._losses.append(new)
+        return thrown_away
 
     def take_back(self) -> None:
         """Forget the loss tapped last, which turns out to be of something else; none if its step was taken since."""
-        if self._tapped:
-            self._tapped.pop()
-
-    def _drop_what_was_thrown_away(self) -> bool:
-        if not any(loss.was_thrown_away for loss in (*self._shown, *self._tapped)):
-            return False
-        self._shown, self._tapped = [loss for loss in self._shown if loss.backward is AHEAD], []
-        return True
+        for one in self._tapped[-1:]:
+            self._losses.remove(one)
 
     def reset(self, had_gradients: bool) -> bool:
-        """The gradients are about to be reset: losses that came with them go with them.
+        """The gradients are about to be reset: losses that came with them go with them. Whether any went.
 
         A loss without a graph may also belong to gradients that are still to come, in the order observe, zero_grad,
         backward, step. It stays if no gradients are thrown away; if they are, it stays only if older ones, which the
@@ -95,22 +82,21 @@ class StepLoss:
 
         Args:
             had_gradients: whether there are any now.
-
-        Returns:
-            Whether losses went.
         """
-        thrown_away = had_gradients and not self._has_stepped
-        unknown = [loss for loss in self._shown if loss.backward is UNKNOWN]
-        older = [loss for loss in unknown if loss.is_from_before]
-        gone = [loss for loss in self._shown if loss.backward in (BEGUN, DONE) and not loss.was_used]
-        gone += (older or unknown) if thrown_away else []
-        gone += [loss for loss in self._tapped if not loss.was_used]
-        self._shown = [loss for loss in self._shown if loss not in gone]
-        self._tapped = [loss for loss in self._tapped if loss not in gone]
-        for loss in self._shown:
-            loss.is_from_before = True
-        self._has_stepped = False
-        return bool(gone)
+        unknown = [one for one in self.shown if one.backward is UNKNOWN]
+        unknown = [one for one in unknown if one.is_from_before] or unknown
+        if not had_gradients or self._has_stepped:  # nothing is thrown away
+            unknown = []
+        kept = [
+            one
+            for one in self._losses
+            if one.was_used or not (one.tapped or one.backward in (BEGUN, DONE) or one in unknown)
+        ]
+        went = len(kept) < len(self._losses)
+        self._losses, self._has_stepped = kept, False
+        for one in kept:
+            one.is_from_before = True
+        return went
 
     @property
     def of_next_step(self) -> LossSum:
@@ -119,14 +105,14 @@ class StepLoss:
         # pass that has begun and is not done has raised.
         under_way = torch._C._current_graph_task_id() != -1
         come = (UNKNOWN, DONE, BEGUN) if under_way else (UNKNOWN, DONE)
-        shown = [loss for loss in self._shown if loss.backward in come]
+        shown = [one for one in self.shown if one.backward in come]
         if not shown:  # shown after backward, or as a copy with a graph that backward does not visit
-            shown = [loss for loss in self._shown if not loss.is_from_before] or self._shown
+            shown = [one for one in self.shown if not one.is_from_before] or self.shown
         if shown:
             return LossSum(shown)
-        tapped = [loss for loss in self._tapped if loss.backward in (*come, AHEAD)]
-        return LossSum(tapped, averaged=len(tapped) > 1 and tapped[0].last, tapped=True)
+        tapped = [one for one in self._tapped if one.backward in (*come, AHEAD)]
+        return LossSum(tapped, averaged=len(tapped) > 1 and tapped[0].last)
 
     def clear(self) -> None:
         """A step has taken its losses: leave nothing behind for the next."""
-        self._shown, self._tapped, self._has_stepped = [], [], True
+        self._losses, self._has_stepped = [], True

@@ -1,6 +1,5 @@
 """Slow, readable implementations of every law and every rule that the fast code is compared with.
 
-`laws.py` has the emotions, `rules.py` the updates of one parameter, `once_per_optimizer.py` what goes before them,
-`optimizer.py` puts them together, `figures.py` reads what the published optimizers produce. None of them uses
-`emo_hf`; `comparison.py` runs both side by side.
+`laws.py` has the emotions, `rules.py` the updates of one parameter, `optimizer.py` puts them together, `figures.py`
+reads what the published optimizers produce. None of them uses `emo_hf`; `comparison.py` runs both side by side.
 """

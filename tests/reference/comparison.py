@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -81,6 +80,11 @@ def lr_for(version: Version, rate: float) -> float:
     return rate * SCALE if version.lr_is_a_scale else rate
 
 
+def lr_at(version: Version, group: GroupCase, step: int) -> float:
+    """The `lr` of a group at a step, as a scheduler gives it."""
+    return lr_for(version, group.options["lr"]) * (group.rates[step] if group.rates else 1.0)
+
+
 def built(
     cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case, params: list[list[nn.Parameter]]
 ) -> EmoOptimizer:
@@ -92,22 +96,6 @@ def built(
     if case.law is not None:
         options["emo_law"] = case.law
     return make(cls, groups, implementation, version=version.name, **options)
-
-
-def built_reference(
-    cls: type[EmoOptimizer], version: Version, case: Case, params: list[list[Tensor]], doubt: float
-) -> ReferenceOptimizer:
-    groups = [reference_group(version, group, row) for group, row in zip(case.groups, params, strict=True)]
-    return ReferenceOptimizer(
-        cls.__name__,
-        version.name,
-        groups,
-        law=case.law,
-        law_options=case.law_options,
-        remember_true_norm=case.groups[0].rule_options.get("remember_true_norm", False),
-        beta1=FIRST_BETAS[0],
-        doubt=doubt,
-    )
 
 
 def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
@@ -126,23 +114,15 @@ def reference_group(version: Version, group: GroupCase, params: list[Tensor]) ->
         beta1=o["betas"][0],
         beta2=o["betas"][1],
         eps=o["eps"],
-        lynx_betas=group.rule_options.get("lynx_betas", (0.9, 0.99)),
-        decoupled_weight_decay=group.rule_options.get("decoupled_weight_decay", False),
         first_lr=lr_for(version, FIRST_LR),
+        **{name: value for name, value in group.rule_options.items() if name != "remember_true_norm"},
     )
     return ReferenceGroup(list(params), numbers, use_shadow=o["use_shadow"], maximize=o["maximize"])
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a case is run on: parameters by group, and gradients by step and group. Nobody may change them."""
-
-    params: list[list[Tensor]]
-    gradients: list[list[list[Tensor | None]]]
-
-
 @lru_cache(maxsize=4)
-def inputs_of(case: Case) -> Inputs:
+def inputs_of(case: Case) -> tuple[list[list[Tensor]], list[list[list[Tensor | None]]]]:
+    """Parameters by group, and gradients by step and group. Nobody may change them."""
     generator = torch.Generator().manual_seed(case.seed)
     params = [[random_values(tensor, generator) for tensor in group.tensors] for group in case.groups]
     if case.first_group_is_zero:
@@ -154,58 +134,59 @@ def inputs_of(case: Case) -> Inputs:
         return None if next(numbers) in missing else values
 
     gradients = [[[one_gradient(tensor) for tensor in group.tensors] for group in case.groups] for _ in case.losses]
-    return Inputs(params, gradients)
+    return params, gradients
 
 
 @lru_cache(maxsize=4)
-def run_of_reference(cls: type[EmoOptimizer], version: str, case: Case, doubt: float) -> ReferenceOptimizer:
+def run_of_reference(cls: type[EmoOptimizer], named: str, case: Case, doubt: float) -> ReferenceOptimizer:
     """The reference at the end of a case: one run of it for all implementations of a rule."""
-    inputs = inputs_of(case)
-    reference = built_reference(cls, cls.versions[version], case, inputs.params, doubt)
-    for step, (loss, gradients) in enumerate(zip(case.losses, inputs.gradients, strict=True)):
-        for group, of_case in zip(reference.groups, case.groups, strict=True):
-            group.options = replace(group.options, lr=lr_at(cls.versions[version], of_case, step))
-        reference.step(loss, gradients)
+    version = cls.versions[named]
+    params, gradients = inputs_of(case)
+    groups = [reference_group(version, group, row) for group, row in zip(case.groups, params, strict=True)]
+    reference = ReferenceOptimizer(
+        cls.__name__,
+        version.name,
+        groups,
+        law=case.law,
+        law_options=case.law_options,
+        remember_true_norm=case.groups[0].rule_options.get("remember_true_norm", False),
+        beta1=FIRST_BETAS[0],
+        doubt=doubt,
+    )
+    for step, (loss, row) in enumerate(zip(case.losses, gradients, strict=True)):
+        for group, of_case in zip(groups, case.groups, strict=True):
+            group.options = replace(group.options, lr=lr_at(version, of_case, step))
+        reference.step(loss, row)
     return reference
-
-
-def lr_at(version: Version, group: GroupCase, step: int) -> float:
-    """The `lr` of a group at a step, as a scheduler gives it."""
-    return lr_for(version, group.options["lr"]) * (group.rates[step] if group.rates else 1.0)
 
 
 def compare(cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case) -> float:
     """Runs a case both ways; the share of the elements that could be compared."""
-    inputs = inputs_of(case)
+    starts, all_gradients = inputs_of(case)
     params = [
         [nn.Parameter(laid_out(p.clone(), tensor.layout)) for p, tensor in zip(row, group.tensors, strict=True)]
-        for row, group in zip(inputs.params, case.groups, strict=True)
+        for row, group in zip(starts, case.groups, strict=True)
     ]
     optimizer = built(cls, version, implementation, case, params)
-    for step, (loss, gradients) in enumerate(zip(case.losses, inputs.gradients, strict=True)):
+    for step, (loss, gradients) in enumerate(zip(case.losses, all_gradients, strict=True)):
         for group, of_case, row in zip(optimizer.param_groups, case.groups, gradients, strict=True):
             if of_case.rates:
                 group["lr"] = lr_at(version, of_case, step)
             for param, tensor, gradient in zip(group["params"], of_case.tensors, row, strict=True):
                 layout = tensor.gradient_layout or tensor.layout
                 param.grad = None if gradient is None else laid_out(gradient.clone(), layout)
-        given = [[param.grad for param in row] for row in params]
         if loss is not None:
             optimizer.observe(loss)
         optimizer.step()
-        assert_identical(given, gradients)  # a step leaves the gradients as they were
+        assert_identical([[param.grad for param in row] for row in params], gradients)  # a step leaves them alone
     reference = run_of_reference(cls, version.name, case, doubt_about(optimizer, case))
     coarsest = max(TOLERANCE[tensor.dtype] for tensor in case.groups[0].tensors)
     least = coarsest if "norm" in optimizer._rule.memory() else 0.0  # a norm over the first group, and its rounding
-    compared = [keep.double().mean().item() for keep in assert_close(params, reference, least) if keep.numel()]
-    return sum(compared) / max(len(compared), 1)
-
-
-def assert_close(params: list[list[nn.Parameter]], reference: ReferenceOptimizer, least: float) -> Iterator[Tensor]:
-    """Compares, and tells for each tensor which elements it could compare."""
+    shares = []
     for group, row in zip(reference.groups, params, strict=True):
         for param, expected, state in zip(row, group.params, group.states, strict=True):
             keep = ~state.get("doubtful", torch.zeros_like(expected, dtype=torch.bool))
             tolerance = max(TOLERANCE[param.dtype], least)
             torch.testing.assert_close(param.detach().double()[keep], expected[keep], atol=tolerance, rtol=tolerance)
-            yield keep
+            shares += [keep.double().mean().item()] if keep.numel() else []
+    return sum(shares) / max(len(shares), 1)

@@ -7,18 +7,7 @@ L the loss of a step, σ the scalar, a = |σ|, τ = copysign(1 − a, σ) the tr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-from torch import Tensor
-
-Shadow = Callable[[Tensor, "Tensor | None"], "tuple[Tensor, Tensor | None]"]
-"""Takes a parameter and its shadow, if it has one, and returns both as they are before the update."""
-
-
-def no_shadow(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The shadow is neither made nor moved."""
-    return p, shadow
 
 
 @dataclass(frozen=True)
@@ -30,7 +19,8 @@ class Step:
         factor: on the learning rate of the step.
         decay_factor: on the learning rate of the weight decay.
         floor: the lowest rate that either may come to, where the learning rate is above 0.
-        shadow: what is done with a parameter and its shadow.
+        shadow: keep, pull and follow: p ← keep·p + pull·shadow, then shadow ← shadow + follow·(p − shadow), and
+            before that the shadow is made of p where there is none; None leaves it alone, or unmade.
         stop_begins: whether the stop signal is on now and was off before.
     """
 
@@ -38,7 +28,7 @@ class Step:
     factor: float = 1.0
     decay_factor: float = 1.0
     floor: float = 0.0
-    shadow: Shadow = no_shadow
+    shadow: tuple[float, float, float] | None = None
     stop_begins: bool = False
 
     def rate(self, lr: float) -> float:
@@ -48,18 +38,14 @@ class Step:
         return 0.0 if lr == 0 else max(lr * self.decay_factor, self.floor)
 
 
-def average(losses: list[float], gain: float, rest: float) -> float:
-    """The average of a gain: the first loss, then gain·L + rest·average; 0 before there is a loss."""
-    result = losses[0] if losses else 0.0
-    for loss in losses[1:]:
-        result = gain * loss + rest * result
-    return result
+def average(losses: list[float], gain: float, *, from_a_sum: bool = False) -> float:
+    """The average of a gain: the first loss, then gain·L + (1−gain)·average; 0 before there is a loss.
 
-
-def average_from_a_sum(losses: list[float], gain: float, rest: float) -> float:
-    """The same, but begun with gain·L + rest·L, which may differ from L in the last bit."""
+    From v3.6 on it begins with gain·L + (1−gain)·L, which may differ from L in the last bit.
+    """
+    rest = {0.3: 0.7, 0.05: 0.95, 0.01: 0.99}[gain]
     result = losses[0] if losses else 0.0
-    for loss in losses:
+    for loss in losses if from_a_sum else losses[1:]:
         result = gain * loss + rest * result
     return result
 
@@ -67,16 +53,16 @@ def average_from_a_sum(losses: list[float], gain: float, rest: float) -> float:
 def is_quiet(scalars: list[float]) -> bool:
     """Whether the last 32 scalars say that nothing happens any more."""
     window = scalars[-32:]
-    if len(window) < 32:
-        return False
     mean = sum(window) / 32
     mean_size = sum(abs(sigma) for sigma in window) / 32
     variance = sum((sigma - mean) ** 2 for sigma in window) / 32
-    return mean_size < 0.05 and variance < 0.005
+    return len(window) == 32 and mean_size < 0.05 and variance < 0.005
 
 
 class ReferenceLaw:
-    """The emotion of one optimizer. A law gives the averages, `sigma` and `say`, and the stop signal if it differs."""
+    """The emotion of one optimizer. A law gives `sigma` and `say`, averages and stop signal if they differ."""
+
+    from_a_sum = False  # how averages begin
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -93,17 +79,22 @@ class ReferenceLaw:
         return replace(self.say(self.scalars[-1]), stop_begins=self.should_stop and not before)
 
     @property
+    def felt(self) -> list[float]:
+        """The losses that the averages are of."""
+        return self.losses
+
+    @property
     def short(self) -> float:
-        return average(self.losses, 0.3, 0.7)
+        return average(self.felt, 0.3, from_a_sum=self.from_a_sum)
 
     @property
     def long(self) -> float:
-        return average(self.losses, 0.01, 0.99)
+        return average(self.felt, 0.01, from_a_sum=self.from_a_sum)
 
     @property
     def sigma(self) -> float:
-        """σ of the losses so far."""
-        raise NotImplementedError
+        """σ of the losses so far; relative to the slow average, and above 0 while the loss improves."""
+        return math.tanh((self.long - self.short) / max(self.long, 1e-5))
 
     def say(self, sigma: float) -> Step:
         """All that follows from σ."""
@@ -123,55 +114,23 @@ class V30(ReferenceLaw):
 
     def say(self, sigma: float) -> Step:
         a = abs(sigma)
-
-        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            if shadow is None:
-                return p, p.clone()
-            p = (1 - a) * p + a * shadow
-            return p, shadow + 0.05 * (p - shadow)
-
-        return Step(sigma, 1 - a, shadow=shadow_step if a > 0.1 else no_shadow)
-
-
-def coefficient(sigma: float) -> float:
-    """c(σ) of v3.1, row by row as the table has it."""
-    if abs(sigma) > 0.625:
-        return 1 - abs(sigma)
-    if 0.125 < sigma <= 0.625:
-        return 1 + sigma
-    if -0.625 <= sigma < -0.125:
-        return 1 + sigma
-    return 1.0
-
-
-def shadow_ratio(sigma: float) -> float:
-    """ρ(σ) of v3.1."""
-    if abs(sigma) > 0.75:
-        return 0.75
-    if 0.25 < abs(sigma) <= 0.75:
-        return -0.1
-    return 0.0
+        return Step(sigma, 1 - a, shadow=(1 - a, a, 0.05) if a > 0.1 else None)
 
 
 class V31(ReferenceLaw):
     """Accelerate while the loss improves, slow down while it worsens, brake on sudden change."""
 
-    @property
-    def sigma(self) -> float:
-        return math.tanh((self.long - self.short) / max(self.long, 1e-5))
-
     def say(self, sigma: float) -> Step:
-        c, rho = coefficient(sigma), shadow_ratio(sigma)
-
-        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            shadow = p.clone() if shadow is None else shadow
-            if rho > 0:
-                return (1 - rho) * p + c * shadow, shadow
-            if rho < 0:
-                return p, shadow + 0.1 * (p - shadow)
-            return p, shadow + 0.1 * c * (p - shadow)
-
-        return Step(sigma, c, shadow=shadow_step)
+        a, c = abs(sigma), 1.0
+        if a > 0.625:
+            c = 1 - a
+        elif 0.125 < sigma <= 0.625 or -0.625 <= sigma < -0.125:
+            c = 1 + sigma
+        if a > 0.75:  # ρ = 0.75
+            return Step(sigma, c, shadow=(1 - 0.75, c, 0))
+        if 0.25 < a <= 0.75:  # ρ = −0.1
+            return Step(sigma, c, shadow=(1, 0, 0.1))
+        return Step(sigma, c, shadow=(1, 0, 0.1 * c))
 
 
 class Robust(V31):
@@ -183,21 +142,13 @@ class Robust(V31):
         return self.losses[first:]
 
     @property
-    def short(self) -> float:
-        return average(self.felt, 0.3, 0.7)
-
-    @property
-    def long(self) -> float:
-        return average(self.felt, 0.01, 0.99)
-
-    @property
     def sigma(self) -> float:
-        size = average([abs(loss) for loss in self.felt], 0.01, 0.99)
+        size = average([abs(loss) for loss in self.felt], 0.01)
         below = next((index for index, loss in enumerate(self.felt) if loss <= 0.0), None)
         if below is None:
-            return math.tanh((self.long - self.short) / max(self.long, 1e-5))
+            return super().sigma
         until = self.felt[: below + 1]
-        loud = max(average([abs(loss) for loss in until], 0.01, 0.99), abs(average(until, 0.3, 0.7)))
+        loud = max(average([abs(loss) for loss in until], 0.01), abs(average(until, 0.3)))
         for loss in self.felt[below + 1 :]:
             loud = 0.3 * abs(loss) + 0.7 * loud if abs(loss) > loud else 0.01 * abs(loss) + 0.99 * loud
         return math.tanh((self.long - self.short) / max(loud + 4 * (size - abs(self.long)), 1e-5))
@@ -212,6 +163,8 @@ class V36(ReferenceLaw):
         stop_scalar: what the stop signal looks at: `early`, the change relative to the long average, or `sigma`.
     """
 
+    from_a_sum = True
+
     def __init__(self, denominator: str = "published", stop_scalar: str = "early") -> None:
         super().__init__()
         self.denominator = denominator
@@ -219,69 +172,36 @@ class V36(ReferenceLaw):
         self.early_scalars: list[float] = []
 
     @property
-    def short(self) -> float:
-        return average_from_a_sum(self.losses, 0.3, 0.7)
-
-    @property
     def medium(self) -> float:
-        return average_from_a_sum(self.losses, 0.05, 0.95)
-
-    @property
-    def long(self) -> float:
-        return average_from_a_sum(self.losses, 0.01, 0.99)
+        return average(self.losses, 0.05, from_a_sum=True)
 
     @property
     def sigma(self) -> float:
         base_long, base_medium = max(self.long, 1e-5), max(self.medium, 1e-5)
         x_long, x_medium = (self.long - self.short) / base_long, (self.long - self.short) / base_medium
         by_long, by_medium = math.tanh(x_long), math.tanh(x_medium)
-        if abs(x_long) < 0.05:
-            return by_long
-        if self.denominator == "long":
+        if abs(x_long) < 0.05 or self.denominator == "long":
             return by_long
         if self.denominator == "quieter":
             return by_medium if abs(x_medium) < abs(x_long) else by_long
         return by_medium if abs(x_medium) * base_medium < abs(x_long) * base_long else by_long
 
-    @property
-    def early_scalar(self) -> float:
-        return math.tanh((self.long - self.short) / max(self.long, 1e-5))
-
     def say(self, sigma: float) -> Step:
-        a = abs(sigma)
-        trust = math.copysign(1 - a, sigma)
+        a, drive = abs(sigma), 1.0
         if 0.25 < a < 0.5:
-            drive = 8 * (1 - a) * (1 + 0.1 * trust)
+            drive = 8 * (1 - a) * (1 + 0.1 * math.copysign(1 - a, sigma))
         elif a > 0.75:
             drive = 1 - a
-        else:
-            drive = 1.0
         return Step(sigma, drive, shadow=self.shadow(a))
 
     @staticmethod
-    def shadow(a: float) -> Shadow:
-        def shadow_step(p: Tensor, shadow: Tensor | None) -> tuple[Tensor, Tensor | None]:
-            shadow = p.clone() if shadow is None else shadow
-            if 0.625 < a < 1:
-                return a * p + (1 - a) * shadow, shadow
-            return p, shadow + 0.1 * (1 - a) * (p - shadow)
-
-        return shadow_step
+    def shadow(a: float) -> tuple[float, float, float]:
+        return (a, 1 - a, 0) if 0.625 < a < 1 else (1, 0, 0.1 * (1 - a))
 
     def stops(self) -> bool:
-        self.early_scalars.append(self.early_scalar)
+        self.early_scalars.append(super().sigma)
         looked_at = self.early_scalars if self.stop_scalar == "early" else self.scalars
         return self.should_stop or is_quiet(looked_at)
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """The running numbers of v3.9."""
-
-    noise: float = 1.0
-    distance: float = 0.02
-    chain: float = 0.0
-    ratio: float = 1.0
 
 
 class V39(V36):
@@ -297,7 +217,8 @@ class V39(V36):
         self.stopcoef = stopcoef
 
     @property
-    def rhythm(self) -> Rhythm:
+    def rhythm(self) -> tuple[float, float, float, float]:
+        """Noise, distance, chain and ratio."""
         n, d, e, h = 1.0, 0.02, 0.0, 1.0
         for sigma in self.scalars:
             a = abs(sigma)
@@ -310,25 +231,16 @@ class V39(V36):
                 h = min(q, 1.5 * h)
             elif -0.5 <= trust <= 0.5:
                 h = 0.8 * q
-        return Rhythm(n, d, e, h)
+        return n, d, e, h
 
     def say(self, sigma: float) -> Step:
-        now = self.rhythm
-        f = min(now.ratio * max(100**now.chain, 0.01) * 1e-4, 3e-3)
+        _, _, e, h = self.rhythm
+        f = min(h * max(100**e, 0.01) * 1e-4, 3e-3)
         return Step(sigma, f, f, 1e-8, self.shadow(abs(sigma)))
 
     def stops(self) -> bool:
-        return self.rhythm.distance - self.rhythm.noise >= 0.3 and max(self.medium, 1e-5) <= self.stopcoef
-
-
-class Nothing:
-    """Feels as another law does, and leaves the rate alone."""
-
-    def __init__(self, law: ReferenceLaw) -> None:
-        self.law = law
-
-    def feel(self, loss: float | None) -> Step:
-        return replace(self.law.feel(loss), factor=1.0, decay_factor=1.0, floor=0.0)
+        n, d, _, _ = self.rhythm
+        return d - n >= 0.3 and max(self.medium, 1e-5) <= self.stopcoef
 
 
 LAWS: dict[str, type[ReferenceLaw]] = {"v3.0": V30, "v3.1": V31, "robust": Robust, "v3.6": V36, "v3.9": V39}

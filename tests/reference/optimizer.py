@@ -1,37 +1,27 @@
-"""Several groups of parameters and one emotion, in float64."""
+"""Several groups of parameters and one emotion, in float64.
+
+EmoTion and EmoVoid look at the first group once a step, before any parameter moves.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tests.reference.laws import LAWS, Nothing, Step
-from tests.reference.once_per_optimizer import Freshness, Pull
-from tests.reference.rules import RULES, Numbers, State
+from tests.reference.laws import LAWS, Step
+from tests.reference.rules import RULES, Options, State
 
 BY_SIGMA = {("EmoFact", "v3.6"), ("EmoLynx", "v3.6")}  # whose stop signal looks at σ
 RELATIVE_DECAY = {("EmoLynx", "v3.0"), ("EmoNeco", "v3.0"), ("EmoClan", "v3.0")}
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of one parameter group, by the names of the papers.
-
-    Attributes:
-        first_lr: the constructor's learning rate, lr₀, that `decoupled_weight_decay` divides by.
-    """
-
-    lr: float
-    wd: float
-    beta1: float
-    beta2: float
-    eps: float
-    lynx_betas: tuple[float, float] = (0.9, 0.99)
-    decoupled_weight_decay: bool = False
-    first_lr: float = 1e-3
+def l1_norm(params: list[Tensor]) -> float:
+    """G = Σ ‖p‖₁."""
+    return sum((p.abs().sum() for p in params), torch.zeros((), dtype=torch.float64)).item()
 
 
 @dataclass
@@ -52,7 +42,6 @@ class ReferenceOptimizer:
         name: of the class.
         version: the generation.
         groups: the parameter groups.
-        dtype: what to compute in.
         law: the law, if not the generation's own; `none` feels as its own does, and does nothing.
         law_options: for the law.
         remember_true_norm: EmoTion with its slip mended.
@@ -65,7 +54,6 @@ class ReferenceOptimizer:
         name: str,
         version: str,
         groups: list[ReferenceGroup],
-        dtype: torch.dtype = torch.float64,
         *,
         law: str | None = None,
         law_options: dict[str, Any] | None = None,
@@ -73,59 +61,68 @@ class ReferenceOptimizer:
         beta1: float | None = None,
         doubt: float = 1e-3,
     ) -> None:
-        self.rule = RULES[name, version]
+        self.name, self.rule, self.groups = name, RULES[name, version], groups
         self.relative_decay = (name, version) in RELATIVE_DECAY
-        self.groups = groups
-        self.dtype = dtype
         for group in groups:
-            group.params = [p.detach().to(dtype).clone(memory_format=torch.contiguous_format) for p in group.params]
+            group.params = [p.detach().double().clone(memory_format=torch.contiguous_format) for p in group.params]
             group.states = [{} for _ in group.params]
         chosen = version if law in (None, "none") else law
         preset = {"stop_scalar": "sigma"} if chosen == version and (name, version) in BY_SIGMA else {}
         self.emotion = LAWS[chosen](**{**preset, **(law_options or {})})
-        self.feel = Nothing(self.emotion).feel if law == "none" else self.emotion.feel
+        self.leaves_the_rate = law == "none"
         self.doubt = doubt
-        least = 1 - (groups[0].options.beta1 if beta1 is None else beta1)
-        self.freshness = Freshness(least, remember_true_norm) if name == "EmoTion" else None
-        self.pull = Pull() if name == "EmoVoid" else None
+        self.true_norm = remember_true_norm
+        self.least_freshness = 1 - (groups[0].options.beta1 if beta1 is None else beta1)  # β₃
+        self.norm: float | None = None  # G'
+        self.freshness = 1.0  # f of EmoTion
+        self.counter = 0  # j of EmoVoid
 
     def step(self, loss: float | None, gradients: list[list[Tensor | None]]) -> None:
         """Feel the loss, then move every parameter that has a gradient."""
-        felt = self.feel(loss)
-        first = self.groups[0]
-        if self.freshness is not None and first.options.lr:  # at a rate of 0 nothing moves, and nothing is counted
-            self.freshness.look(first.params)
-        if self.pull is not None and first.options.lr:
-            first.params = self.pull.look(first.params)
+        felt = self.emotion.feel(loss)
+        if self.leaves_the_rate:
+            felt = replace(felt, factor=1.0, decay_factor=1.0, floor=0.0)
+        if self.groups[0].options.lr:  # at a rate of 0 nothing moves, and nothing is counted
+            self.look_at_first_group(self.groups[0])
         for group, row in zip(self.groups, gradients, strict=True):
             numbers = self.numbers(group.options, felt)
             for index, gradient in enumerate(row):
                 if gradient is None or gradient.numel() == 0:
                     continue
-                p, state, g = group.params[index], group.states[index], gradient.to(self.dtype).contiguous()
-                if group.maximize:
-                    g = -g
-                if group.use_shadow:
-                    p, shadow = felt.shadow(p, state.get("shadow"))
-                    if shadow is not None:
-                        state["shadow"] = shadow
-                group.params[index] = self.rule(p, g, state, numbers)
-        if self.pull is not None and felt.stop_begins:
-            self.pull.stop_begins()
+                p, state, g = group.params[index], group.states[index], gradient.double().contiguous()
+                if group.use_shadow and felt.shadow is not None:
+                    keep, pull, follow = felt.shadow
+                    shadow = state.get("shadow", p.clone())
+                    p = keep * p + pull * shadow
+                    state["shadow"] = shadow + follow * (p - shadow)
+                group.params[index] = self.rule(p, -g if group.maximize else g, state, numbers)
+        if felt.stop_begins:
+            self.counter = 55
 
-    def numbers(self, o: Options, felt: Step) -> Numbers:
-        """The numbers of this step for a group."""
+    def look_at_first_group(self, group: ReferenceGroup) -> None:
+        """EmoTion: how much the norm has changed. EmoVoid: back to the norm of before, but not while that is 0."""
+        now = l1_norm(group.params)
+        if self.name == "EmoTion" and self.norm is not None:
+            change = abs(now - self.norm) / (self.norm + 1e-8)
+            self.freshness = max(math.tanh(change / 0.03), self.least_freshness)
+            now = now if self.true_norm else now * change  # as published
+        if self.name == "EmoVoid" and self.norm and self.counter <= 55:
+            gamma = self.norm / (now + 1e-8)
+            group.params = [gamma * p for p in group.params]
+            now = now * gamma
+        self.norm = now
+        self.counter += 1
+
+    def numbers(self, o: Options, felt: Step) -> Options:
+        """The options of a group with the numbers of this step."""
         decay = felt.decay_rate(o.lr) * o.wd
         relative = self.relative_decay and o.decoupled_weight_decay
-        return Numbers(
+        return replace(
+            o,
             rate=felt.rate(o.lr),
             decay=decay / o.first_lr if relative else decay,
             decay_beside=decay,
-            beta1=o.beta1,
-            beta2=o.beta2,
-            eps=o.eps,
             sigma=felt.sigma,
-            lynx_betas=o.lynx_betas,
-            freshness=self.freshness.f if self.freshness is not None else 1.0,
+            freshness=self.freshness,
             doubt=self.doubt,
         )

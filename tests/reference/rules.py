@@ -17,10 +17,11 @@ State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers of one step of one parameter group.
+class Options:
+    """The options of one parameter group, by the names of the papers, and the numbers of a step with them.
 
     Attributes:
+        first_lr: the constructor's learning rate, lr₀, that `decoupled_weight_decay` divides by.
         rate: the learning rate of the step, η.
         decay: the share of the parameter that decays, the rate of the decay times wd.
         decay_beside: the same where `decoupled_weight_decay` does not reach.
@@ -29,14 +30,18 @@ class Numbers:
         doubt: the share of its terms below which the sign of a sum is a matter of rounding.
     """
 
-    rate: float
-    decay: float
-    decay_beside: float
+    lr: float
+    wd: float
     beta1: float
     beta2: float
     eps: float
-    sigma: float = 0.0
     lynx_betas: tuple[float, float] = (0.9, 0.99)
+    decoupled_weight_decay: bool = False
+    first_lr: float = 1e-3
+    rate: float = 0.0
+    decay: float = 0.0
+    decay_beside: float = 0.0
+    sigma: float = 0.0
     freshness: float = 1.0
     doubt: float = 1e-3
 
@@ -46,7 +51,7 @@ def kept(state: State, key: str, like: Tensor) -> Tensor:
     return state.get(key, torch.zeros_like(like))
 
 
-def sign_of_sum(state: State, first: Tensor, second: Tensor, n: Numbers) -> Tensor:
+def sign_of_sum(state: State, first: Tensor, second: Tensor, n: Options) -> Tensor:
     """sign(first + second)."""
     magnitude = first.abs() + second.abs()
     doubtful = ((first + second).abs() < n.doubt * magnitude) & (magnitude > 0)
@@ -54,7 +59,7 @@ def sign_of_sum(state: State, first: Tensor, second: Tensor, n: Numbers) -> Tens
     return (first + second).sign()
 
 
-def adam_step(g: Tensor, state: State, n: Numbers) -> Tensor:
+def adam_step(g: Tensor, state: State, n: Options) -> Tensor:
     """u = m/(√v + ε), without bias correction."""
     m = n.beta1 * kept(state, "m", g) + (1 - n.beta1) * g
     v = n.beta2 * kept(state, "v", g) + (1 - n.beta2) * g**2
@@ -62,7 +67,7 @@ def adam_step(g: Tensor, state: State, n: Numbers) -> Tensor:
     return m / (v.sqrt() + n.eps)
 
 
-def factored_step(g: Tensor, state: State, n: Numbers) -> Tensor:
+def factored_step(g: Tensor, state: State, n: Options) -> Tensor:
     """u = g/(√(r·k) + ε), of two and more dimensions."""
     r_hat = (g**2).mean(dim=list(range(1, g.dim())), keepdim=True) + n.eps
     k_hat = (g**2).mean(dim=0, keepdim=True) + n.eps
@@ -72,14 +77,14 @@ def factored_step(g: Tensor, state: State, n: Numbers) -> Tensor:
     return g / ((r * k).sqrt() + n.eps)
 
 
-def navi(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def navi(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """p ← p − decay·p; p ← p − η·m/(√v + ε)."""
     u = adam_step(g, state, n)
     p = p - n.decay * p
     return p - n.rate * u
 
 
-def fact(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def fact(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """p ← p − decay·p; p ← p − η·u; below two dimensions v decays by β1 and gains 1−β2."""
     if g.dim() >= 2:
         u = factored_step(g, state, n)
@@ -91,14 +96,14 @@ def fact(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return p - n.rate * u
 
 
-def fact_v30(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def fact_v30(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """As `fact`, but Adam's step below two dimensions."""
     u = factored_step(g, state, n) if g.dim() >= 2 else adam_step(g, state, n)
     p = p - n.decay * p
     return p - n.rate * u
 
 
-def lynx(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def lynx(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """p ← (1 − decay)·p; p ← p − η·sign(β1·m + (1−β1)·g); m ← β2·m + (1−β2)·g."""
     m = kept(state, "m", g)
     direction = sign_of_sum(state, n.beta1 * m, (1 - n.beta1) * g, n)
@@ -108,13 +113,13 @@ def lynx(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return p
 
 
-def sign(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def sign(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """p ← p − decay·p; p ← p − η·sign(g)."""
     p = p - n.decay * p
     return p - n.rate * g.sign()
 
 
-def clan(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def clan(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """One of three rules by a = |σ|, each with a state of its own that stands still while another is chosen."""
     a = abs(n.sigma)
     chosen = "lynx" if a > 0.6 else "fact" if a > 0.3 else "navi"
@@ -132,12 +137,12 @@ def clan(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return p
 
 
-def softened(b: Tensor, g: Tensor, n: Numbers) -> Tensor:
+def softened(b: Tensor, g: Tensor, n: Options) -> Tensor:
     """(‖g‖₂ + ε)·b/(1 + |b|)."""
     return (g.square().sum().sqrt() + n.eps) * b / (1 + b.abs())
 
 
-def zeal(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def zeal(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """Of two and more dimensions an extra step by b = (1−β1)·g, chosen by a = |σ|, then the step of Fact."""
     if g.dim() >= 2:
         a, b = abs(n.sigma), (1 - n.beta1) * g
@@ -148,7 +153,7 @@ def zeal(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return fact_v30(p, g, state, n)
 
 
-def neco(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def neco(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """A softened step where 0.2 < a ≤ 0.5; elsewhere sign(b), where gradient and blend agree on it."""
     m = kept(state, "m", g)
     p = (1 - n.decay) * p
@@ -162,7 +167,7 @@ def neco(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return p
 
 
-def tion(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def tion(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """With α = (1−β1)·f:  m ← (1−α)·m + α·g; p ← p − η·sign(m). No weight decay."""
     alpha = (1 - n.beta1) * n.freshness
     m = kept(state, "m", g)
@@ -171,12 +176,12 @@ def tion(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
     return p - n.rate * direction
 
 
-def void(p: Tensor, g: Tensor, state: State, n: Numbers) -> Tensor:
+def void(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """p ← p − η·sign(g). No weight decay."""
     return p - n.rate * g.sign()
 
 
-Rule = Callable[[Tensor, Tensor, State, Numbers], Tensor]
+Rule = Callable[[Tensor, Tensor, State, Options], Tensor]
 RULES: dict[tuple[str, str], Rule] = {
     ("EmoNavi", "v3.0"): navi,
     ("EmoNavi", "v3.1"): navi,
