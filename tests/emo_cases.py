@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from emo_hf import FAMILY, EmoOptimizer
 from emo_hf.optim.rules.rule import Rule
@@ -53,6 +56,15 @@ SHAPES = [(3, 4), (5,), (2, 3, 2, 2), ()]
 each_optimizer = pytest.mark.parametrize("cls", OPTIMIZERS)
 each_implementation = pytest.mark.parametrize(
     ("cls", "implementation"), IMPLEMENTATIONS, ids=[f"{cls.__name__}-{name}" for cls, name in IMPLEMENTATIONS]
+)
+
+
+OF_EACH_RULE: list[type[EmoOptimizer]] = list({rule_of(cls): cls for cls in reversed(OPTIMIZERS)}.values())
+"""The first optimizer with each update rule."""
+
+each_rule = pytest.mark.parametrize("cls", OF_EACH_RULE)
+each_implementation_of_a_rule = pytest.mark.parametrize(
+    ("cls", "implementation"), [(cls, name) for cls, name in IMPLEMENTATIONS if cls in OF_EACH_RULE]
 )
 
 
@@ -105,7 +117,30 @@ def run(optimizer: EmoOptimizer, steps: range) -> None:
         optimizer.step()
 
 
-def snapshot(optimizer: EmoOptimizer) -> tuple[list[Tensor], dict[str, Any]]:
+class ScalarReads(TorchDispatchMode):
+    """Counts how often a tensor is read as a number, for which a device would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def held(params: Sequence[Tensor]) -> list[Tensor]:
+    """Copies of what parameters hold."""
+    return [param.detach().clone() for param in params]
+
+
+def through_a_file(value: Any, *, weights_only: bool = True) -> Any:
+    """What comes back of something that is saved and loaded."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=weights_only)
+
+
+def snapshot(optimizer: Optimizer) -> tuple[list[Tensor], dict[str, Any]]:
     """Copies of everything an optimizer moves or remembers."""
     params = [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
     return params, _copied(optimizer.state_dict())
@@ -119,6 +154,14 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(entry) for entry in value]
     return value
+
+
+def assert_refused(optimizer: Optimizer, state: Any, said: str) -> None:
+    """A state is refused in words that `said` is found in, and nothing has changed."""
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(state)
+    assert_identical(snapshot(optimizer), before)
 
 
 def assert_identical(one: Any, other: Any) -> None:

@@ -14,9 +14,13 @@ from emo_hf.losses.rank_mean import GLOBAL
 from emo_hf.optim.attachment import MODES, Attachment, attached_to
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.engine import EmotionEngine
+from emo_hf.optim.facts import innermost
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.options import TABLE
 from emo_hf.reading import read_value
+
+SCALE = 1e-3
+"""Under a law that takes the learning rate as a scale around 1, a lower one is an oversight."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +58,7 @@ def attach(
             weights of its own and another is asked for, or an argument is not acceptable.
         RuntimeError: later, at its first step, if it moves parameters within backward.
     """
-    inner = _innermost(optimizer)
+    inner = innermost(optimizer)
     name = type(inner).__name__
     if not isinstance(inner, Optimizer):
         raise TypeError(
@@ -74,15 +78,26 @@ def attach(
     asked = read_value("average_weights", average_weights, TABLE["average_weights"].read)
     average = WeightAverage(made.averages_weights if asked is None else asked, is_default=asked is None)
     if any(hasattr(inner, mode) for mode in MODES):
-        said = average.give_way(f"{name}, which keeps an average of the weights of its own (it has eval()),")
-        if said is not None:
-            logger.warning(said)
-    return Attachment(inner, EmotionEngine(made, sync, name), average)
+        average.give_way(f"{name}, which keeps an average of the weights of its own (it has eval()),")
+    takes_a_scale = made.decision.floor > 0.0  # and makes the rate itself; a state that is taken up may change it
+    handle = Attachment(inner, EmotionEngine(made, sync, name), average)
+    _warn_about_rates(inner, made.label if takes_a_scale else None)
+    return handle
 
 
-def _innermost(optimizer: Any) -> Any:
-    seen: list[Any] = []
-    while hasattr(optimizer, "optimizer") and all(optimizer is not known for known in seen):
-        seen.append(optimizer)
-        optimizer = optimizer.optimizer
-    return optimizer
+def _warn_about_rates(optimizer: Optimizer, law_that_takes_a_scale: str | None) -> None:
+    name, groups = type(optimizer).__name__, optimizer.param_groups
+    # Where a scheduler has begun with warm-up, the rate itself is 0 now.
+    rates = [float(group.get("initial_lr", group["lr"])) for group in groups if group.get("lr") is not None]
+    if len(rates) < len(groups):
+        logger.warning(
+            "%s finds a learning rate by itself (it has none in its groups), so that the emotion feels and logs but "
+            "scales nothing there. For Adafactor give lr=… and relative_step=False.",
+            name,
+        )
+    if law_that_takes_a_scale and rates and max(rates) < SCALE:
+        logger.warning(
+            "The law %s makes the learning rate, and takes the optimizer's as a scale around 1. With lr=%g the steps "
+            "of %s are next to nothing: try 1.0 for adapters, 0.01 to 0.1 for a whole model.",
+            law_that_takes_a_scale, max(rates), name,
+        )  # fmt: skip

@@ -10,19 +10,13 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss, detached
-from emo_hf.optim import average_tensors
-from emo_hf.optim.attach_limits import (
-    optimizers_within,
-    refuse_step_within_backward,
-    refuse_step_without_gradients,
-)
+from emo_hf.losses.accumulation import detached
 from emo_hf.optim.average import WeightAverage
+from emo_hf.optim.average_tensors import averages_in
 from emo_hf.optim.engine import EmotionEngine
-from emo_hf.optim.facts import Facts
 from emo_hf.optim.has_emotion import HasEmotion
-from emo_hf.optim.overlay import give, lay_over
-from emo_hf.optim.saving import EMOTION_KEY, FORMAT, SO_DO, find_emotion, put_emotion
+from emo_hf.optim.methods import around, put_on
+from emo_hf.optim.saving import EMOTION_KEY, FORMAT, emotion_in, find_emotion, kept_average, put_emotion
 from emo_hf.optim.state_keys import AVERAGE
 
 ATTRIBUTE = "_emo_attachment"
@@ -30,8 +24,10 @@ ATTRIBUTE = "_emo_attachment"
 MODES = ("train", "eval")
 """Methods of optimizers that show an average of the weights in evaluations; the Trainer and accelerate call them."""
 
-SCALE = 1e-3
-"""Under a law that takes the learning rate as a scale around 1, a lower one is an oversight."""
+WITHIN_BACKWARD = (
+    "{name} moves parameters one by one within backward ({sign}), so that there is no step for all of them whose rate "
+    "could be scaled: use it without that, or take an emo optimizer and emo_hf.step_in_backward"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +46,20 @@ class Attachment(HasEmotion):
         self._engine = engine
         self._average = average
         self._fresh = {**engine.state_dict(), **average.state_dict()}
-        takes_a_scale = engine.law.decision.floor > 0.0  # and makes the rate itself
         self._plain_lr: list[tuple[dict[str, Any], Any]] | None = None  # the user's, while a step has others instead
         self._hidden: list[tuple[torch.Tensor, torch.Tensor]] = []  # gradients of a step that is left out
         self._depth = 0  # of calls of step() within each other, as where a subclass calls super().step()
         self._in_closure = False
         self._loading: Mapping[str, Any] = {}
         self._state_id = id(optimizer.state)
-        if _saved_in(optimizer.param_groups):
+        if emotion_in(optimizer.param_groups):
             self._read(find_emotion(optimizer.param_groups, engine.name))
         optimizer.__dict__[ATTRIBUTE] = self
         self._pick_up()
+        stepping = [optimizer, *optimizers_within(optimizer)]
         self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            *(held.register_step_pre_hook(self._before_step) for held in optimizers_within(optimizer)),
-            *(held.register_step_post_hook(self._after_step) for held in optimizers_within(optimizer)),
+            *(each.register_step_pre_hook(self._before_step) for each in stepping),
+            *(each.register_step_post_hook(self._after_step) for each in stepping),
             optimizer.register_state_dict_pre_hook(self._put_in_order),
             optimizer.register_state_dict_post_hook(self._pack),
             optimizer.register_load_state_dict_pre_hook(self._before_load),
@@ -73,12 +67,10 @@ class Attachment(HasEmotion):
         ]
         # torch has hooks for neither: a step that raises, and zero_grad.
         self._take_off = [
-            lay_over(optimizer, "step", self._giving_back),
-            lay_over(optimizer, "zero_grad", self._dropping_losses),
+            put_on(optimizer, "step", around(optimizer.step, self._giving_back)),
+            put_on(optimizer, "zero_grad", around(optimizer.zero_grad, self._dropping_losses)),
+            *(put_on(optimizer, name, getattr(self, name)) for name in MODES if average.kept),
         ]
-        if average.kept:
-            self._take_off += [give(optimizer, name, getattr(self, name)) for name in MODES]
-        self._warn_about_rates(takes_a_scale)
         engine.begin()
 
     def __reduce__(self) -> Any:
@@ -105,46 +97,11 @@ class Attachment(HasEmotion):
             group.pop(EMOTION_KEY, None)
         del self.optimizer.__dict__[ATTRIBUTE]
 
-    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
-        """Show the loss that the next step belongs to; see `EmoOptimizer.observe`."""
+    def _before_a_loss(self, *, last: bool = True, in_parts: bool = False) -> None:
         self._put_in_order()
-        self._engine.observe(loss, weight, self._facts)
-
-    def tap_loss(
-        self,
-        loss: torch.Tensor,
-        weight: float | None = None,
-        *,
-        last: bool = True,
-        together: bool = False,
-        in_parts: bool = False,
-        graph: torch.Tensor | None = None,
-    ) -> None:
-        """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
-        self._put_in_order()
-        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def _between_steps(self) -> None:
         self._pick_up()
-
-    @property
-    def effective_lr(self) -> dict[str, float]:
-        """The learning rate that the last step was taken with, for each parameter group by its name.
-
-        Groups without a learning rate are left out.
-        """
-        self._pick_up()
-        return self._engine.effective_lr(self._rated_groups())
-
-    def metrics(self) -> dict[str, float]:
-        """What to log now: plain numbers under `emo/…`; see `EmoOptimizer.metrics`."""
-        self._pick_up()
-        return self._engine.metrics(Facts(self._rated_groups(), self.state))
-
-    def current_metrics(self) -> dict[str, float]:
-        """What the last step was like, under `emo/…`; `metrics` goes on with its window."""
-        self._pick_up()
-        return self._engine.current_metrics(Facts(self._rated_groups(), self.state))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -191,32 +148,12 @@ class Attachment(HasEmotion):
             )
         return self._engine.read_state(saved), self._average.read_state(saved)
 
-    def _rated_groups(self) -> list[dict[str, Any]]:
-        # Adafactor with a relative step has no learning rate in its groups.
-        return [group for group in self.optimizer.param_groups if group.get("lr") is not None]
-
-    def _warn_about_rates(self, takes_a_scale: bool) -> None:
-        name, rated = self._engine.name, self._rated_groups()
-        if len(rated) < len(self.optimizer.param_groups):
-            logger.warning(
-                "%s finds a learning rate by itself (it has none in its groups), so that the emotion feels and logs "
-                "but scales nothing there. For Adafactor give lr=… and relative_step=False.",
-                name,
-            )
-        # Where a scheduler has begun with warm-up, the rate itself is 0 now.
-        rates = [float(group.get("initial_lr", group["lr"])) for group in rated] if takes_a_scale else []
-        if takes_a_scale and rates and max(rates) < SCALE:
-            logger.warning(
-                "The law %s makes the learning rate, and takes the optimizer's as a scale around 1. With lr=%g the "
-                "steps of %s are next to nothing: try 1.0 for adapters, 0.01 to 0.1 for a whole model.",
-                self._engine.law.label, max(rates), name,
-            )  # fmt: skip
-
     def _before_step(self, _: Optimizer, args: Any, kwargs: dict[str, Any]) -> Any:
         self._depth += 1
         if self._depth > 1:
             return None
-        refuse_step_within_backward(self._engine.name)
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(WITHIN_BACKWARD.format(name=self._engine.name, sign="step() was called there"))
         self._give_back()
         self._pick_up()
         self._refuse_step_of_average()
@@ -248,12 +185,13 @@ class Attachment(HasEmotion):
         return run
 
     def _decide(self) -> Decision:
-        if self._engine.losses.of_next_step and not self._engine.in_parts:
-            refuse_step_without_gradients(self.optimizer, self._engine.name)
-        return self._engine.decide(self._facts)
+        facts, has_loss = self._facts, self._engine.losses.of_next_step and not self._engine.in_parts
+        if has_loss and facts.device is not None and not facts.have_gradients:  # they were used and freed before
+            raise RuntimeError(WITHIN_BACKWARD.format(name=self._engine.name, sign="no gradient was left at step()"))
+        return self._engine.decide(facts)
 
     def _scale(self, decision: Decision) -> None:
-        self._plain_lr = [(group, group["lr"]) for group in self._rated_groups()]
+        self._plain_lr = [(group, group["lr"]) for group in self._rated_groups]
         if decision.skip:  # optimizers leave parameters without a gradient alone, and their averages with them
             params = (param for group in self.optimizer.param_groups for param in group["params"])
             self._hidden = [(param, param.grad) for param in params if param.grad is not None]
@@ -304,37 +242,33 @@ class Attachment(HasEmotion):
         put_emotion(packed, self.emotion_state())
 
     def _after_load(self, optimizer: Optimizer) -> None:
-        average_tensors.keep_precision(optimizer, self._loading, self._average.kept)
+        # torch has brought them to the dtype and the device of their parameters.
+        for param, average in averages_in(self._loading, optimizer.param_groups):
+            optimizer.state[param].pop(AVERAGE, None)
+            if self.keeps_average:
+                optimizer.state[param][AVERAGE] = kept_average(average, param, self._average.kept).clone()
         self._loading = {}
         self._pick_up()
 
     def _before_load(self, _: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
         self._put_in_order()
         self._loading = state
-        if _saved_in(state["param_groups"]):
+        if emotion_in(state["param_groups"]):
             self._read(find_emotion(state["param_groups"], self._engine.name))
-            self._check_averages(state)
+            for param, average in averages_in(state, self.param_groups):
+                kept_average(average, param, self._average.kept)
             return None
         groups = [dict(group) for group in state["param_groups"]]
         for group in groups:  # an unattached copy has the key, with nothing in it
             group.pop(EMOTION_KEY, None)
         return {**state, "param_groups": groups}
 
-    def _check_averages(self, state: Mapping[str, Any]) -> None:
-        names = [name for group in state["param_groups"] for name in group["params"]]
-        params = [param for group in self.param_groups for param in group["params"]]
-        if len(names) == len(params):  # else torch says what is wrong
-            for name, param in zip(names, params, strict=True):
-                of_param = state.get("state", {}).get(name, {})
-                if AVERAGE in of_param:
-                    average_tensors.check(of_param[AVERAGE], param, SO_DO)
-
     def _pick_up(self, *_: Any) -> None:
         """Take up what the groups say of the emotion; some optimizers load past the hooks, bitsandbytes' for one."""
         if attached_to(self.optimizer) is not self:
             return
         groups, state_id = self.optimizer.param_groups, id(self.optimizer.state)
-        saved = _saved_in(groups)
+        saved = emotion_in(groups)
         if saved is not None:
             self.load_emotion(saved)
         elif state_id != self._state_id and not any(EMOTION_KEY in group for group in groups):
@@ -346,12 +280,21 @@ class Attachment(HasEmotion):
             group[EMOTION_KEY] = None
 
 
-def _saved_in(groups: list[dict[str, Any]]) -> Mapping[str, Any] | None:
-    return next((group[EMOTION_KEY] for group in groups if group.get(EMOTION_KEY)), None)
-
-
 def _scaled(lr: Any, decision: Decision) -> Any:
     if not isinstance(lr, torch.Tensor):
         return decision.step_size(lr)
     scaled = lr * decision.coefficient  # a new tensor, without waiting for the device
     return scaled if not decision.floor else torch.where(lr > 0, scaled.clamp(min=decision.floor), scaled)
+
+
+def optimizers_within(optimizer: Optimizer) -> list[Optimizer]:
+    """Optimizers that another one holds and steps, perhaps past its own `step()`, as SAM's `second_step` does.
+
+    Only those with the same parameter groups: what is scaled in the one is scaled in the other.
+    """
+    groups = {id(group) for group in optimizer.param_groups}
+    return [
+        held
+        for held in vars(optimizer).values()
+        if isinstance(held, Optimizer) and held is not optimizer and groups & set(map(id, held.param_groups))
+    ]

@@ -13,6 +13,7 @@ Optimization, 2013; that it takes the place of a schedule, A. Defazio et al., Th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,8 @@ KEPT = (ROUNDED, CPU)
 """What `average_weights` takes beside true and false."""
 
 SAVED: Mapping[str, codec.Reader] = {"average_age": codec.count, "average_shown": codec.flag}
+
+logger = logging.getLogger(__name__)
 
 Groups = Sequence[Mapping[str, Any]]
 States = Mapping[torch.Tensor, dict[str, Any]]
@@ -152,24 +155,21 @@ class WeightAverage:
                     states[param].pop(AVERAGE, None)
         self.age, self._shown = 0, False
 
-    def give_way(self, to: str) -> str | None:
-        """Make room for something that does not go with an average of the weights.
+    def give_way(self, to: str) -> None:
+        """Make room for something that does not go with an average of the weights, and say so.
 
         Args:
-            to: what it is, for messages.
-
-        Returns:
-            What there is to say if it was on by default, None if there was no average.
+            to: what it is, for the message.
 
         Raises:
-            ValueError: if the user asked for it.
+            ValueError: if the user asked for the average.
         """
         if not self.kept:
-            return None
+            return
         if not self.is_default:
             raise ValueError(f"{to} does not go with average_weights={self.kept}: leave one of them out")
         self.kept = False
-        return f"{to}: training goes on without the average of the weights, which does not go with it"
+        logger.warning("%s: training goes on without the average of the weights, which does not go with it", to)
 
     def state_dict(self) -> dict[str, Any]:
         """What is saved beside the tensors."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from emo_hf.optim.precision.low import LOW_PRECISION
-from emo_hf.optim.sharding import is_sharded, own_elements
+from emo_hf.optim.sharding import local_elements
 from emo_hf.optim.state_keys import AVERAGE
 
 PIECE = 1 << 22  # elements that change places at a time
@@ -39,7 +39,7 @@ def sample(moved: Sequence[tuple[torch.Tensor, dict[str, Any]]], share: float, k
             continue
         if average.device != device or average.dtype is not dtype:  # the parameter was moved
             average = state[AVERAGE] = average.to(device, dtype)
-        own, own_average = own_elements(param), own_elements(average)
+        own, own_average = local_elements(param), local_elements(average)
         if kept == "rounded" and dtype in DROPPED_BITS:
             exact = own_average.float().lerp_(own.float(), share)
             own_average.copy_(rounded_at_random(exact, dtype, seed=age * len(moved) + index))
@@ -92,7 +92,7 @@ class Exchange:
 
 
 def _pieces(param: torch.Tensor, average: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    own, own_average = own_elements(param), own_elements(average)
+    own, own_average = local_elements(param), local_elements(average)
     if own.dim() == 0 or own.numel() <= PIECE:
         return [(own, own_average)] if own.numel() else []
     rows = max(PIECE // (own.numel() // own.shape[0]), 1)
@@ -119,36 +119,11 @@ def _exchanged(own: torch.Tensor, average: torch.Tensor, to_average: bool) -> tu
     return new_held.to(torch.int16).view(torch.bfloat16).to(own.device), new_place.view(torch.float32)
 
 
-def check(average: Any, param: torch.Tensor, what_to_do: str) -> None:
-    """Refuse what cannot be the average of a parameter.
-
-    Raises:
-        ValueError: naming what is wrong.
-    """
-    if not isinstance(average, torch.Tensor) or not average.is_floating_point():
-        raise ValueError(f"the saved average of the weights is no tensor of floating point numbers. {what_to_do}")
-    if is_sharded(param) or is_sharded(average):
-        return
-    if average.shape != param.shape:
-        raise ValueError(
-            f"the saved average of the weights has the shape {tuple(average.shape)}, where a parameter has "
-            f"{tuple(param.shape)}. {what_to_do}"
-        )
-    if not bool(average.isfinite().all()):
-        raise ValueError(f"the saved average of the weights is not finite. {what_to_do}")
-
-
-def keep_precision(optimizer: Any, saved: Mapping[str, Any], kept: bool | str) -> None:
-    """Put back averages which torch, loading `saved`, has brought to the dtype and the device of their parameters."""
-    states = saved.get("state", {})
+def averages_in(saved: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> Iterator[tuple[torch.Tensor, Any]]:
+    """The parameters in these groups with their averages in a saved state, if it is one of so many parameters."""
     names = [name for group in saved.get("param_groups", ()) for name in group["params"]]
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    for name, param in zip(names, params, strict=False):
-        average = states.get(name, {}).get(AVERAGE)
-        if average is None:
-            continue
-        if not kept:
-            optimizer.state[param].pop(AVERAGE, None)
-        elif kept == "cpu" or average.dtype is not param.dtype:
-            device = torch.device("cpu") if kept == "cpu" else param.device
-            optimizer.state[param][AVERAGE] = average.to(device, dtype_of_average(param, kept), copy=True)
+    params = [param for group in groups for param in group["params"]]
+    for name, param in zip(names, params, strict=True) if len(names) == len(params) else ():
+        average = saved.get("state", {}).get(name, {}).get(AVERAGE)
+        if average is not None:
+            yield param, average

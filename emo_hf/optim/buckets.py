@@ -21,7 +21,7 @@ from emo_hf.optim.precision.low import LOW_PRECISION, first_compensation, in_eig
 from emo_hf.optim.precision.moved import follow_parameters
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.shadow import make_shadow, mix_shadows
-from emo_hf.optim.sharding import is_sharded, on_own_elements
+from emo_hf.optim.sharding import is_sharded, on_local_elements
 from emo_hf.optim.state_keys import COMPENSATION
 from emo_hf.optim.update import PLAIN, Bucket, Hyperparameters, Implementation, State, any_lazy, as_memory_says
 
@@ -210,7 +210,7 @@ class Buckets:
         else:
             careful = rule.implementations.get("finite") or masked(update, elementwise=rule.elementwise)
             moving = leaving_out(prepared(update), prepared(careful))
-        return on_own_elements(moving) if sharded and not whole_shards else moving
+        return on_local_elements(moving) if sharded and not whole_shards else moving
 
 
 def _is_sharded(param: torch.Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -19,14 +19,14 @@ from emo_hf.losses.accumulation import Loss
 from emo_hf.losses.rank_mean import RankMean
 from emo_hf.losses.step_loss import StepLoss
 from emo_hf.optim.facts import Facts, group_names
-from emo_hf.optim.finite import SeenNorm
-from emo_hf.optim.left_out import LEAVE_OUT, LeftOut, not_finite
+from emo_hf.optim.finite import SeenNorm, count_not_finite, gradients_are_finite
+from emo_hf.optim.left_out import LEAVE_OUT, PROPAGATE, LeftOut, not_finite
 from emo_hf.optim.loss_warnings import missing_loss, warn_at_the_caller
 
 WIRED_BY = {"accelerate": "emo_hf.integrations.accelerate"}
 """Where a process has imported the one, `wire()` of the other has losses reach an optimizer that is made."""
 
-SAVED: Mapping[str, codec.Reader] = {"coefficients": codec.numbers(4)}
+SAVED: Mapping[str, codec.Reader] = {"coefficients": codec.Numbers(4)}
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -51,9 +51,7 @@ class EmotionEngine:
         self.in_parts = False
         self.is_new_step = True  # and not another part of the one before
         self._decision_for_parts: Decision | None = None
-        self._has_warned_of_missing_loss = False
-        self._has_passed_on_complaint = False
-        self._has_warned_of_left_out = False
+        self._has_said: set[str] = set()
         self._norm: SeenNorm | None = None
         self._gradients_are_finite = False  # known of the step that is being taken
 
@@ -87,20 +85,13 @@ class EmotionEngine:
         """Take in a loss that a framework is about to send to backward; see `EmoOptimizer.tap_loss`."""
         self.in_parts, self._decision_for_parts = in_parts, None
         self.rank_mean.cancel()  # what is under way lacks this loss
-        if self.losses.tap(loss, weight, facts.param_groups, last=last, graph=graph):
+        if self.losses.add(loss, weight, facts.param_groups, tapped=True, last=last, graph=graph):
             self.law.drop_loss()
         if last and together and not self.losses.shown:
             self.rank_mean.start(self.losses.of_next_step, facts.device)
 
     def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
-        """Take note of a norm that clipping has taken: it says for nothing whether gradients are finite.
-
-        It holds for the gradients as they are now: the next backward pass, and the next step, end that.
-
-        Args:
-            norm: a number or a tensor of one element, of a norm of order 1 or more.
-            params: the parameters whose gradients it is of.
-        """
+        """Take note of a norm that clipping has taken, for as long as the gradients are what they are now."""
         self._norm = SeenNorm(norm, params)
 
     def left_out_by(self, group: Mapping[str, Any]) -> LeftOut | None:
@@ -131,13 +122,14 @@ class EmotionEngine:
         self.losses.clear()
         if loss is None:
             # Checkpointing code steps at learning rate 0 to create the state: that needs no loss and no warning.
-            if self.law.needs_losses and not self._has_warned_of_missing_loss and not facts.are_at_rate_0:
-                self._has_warned_of_missing_loss = True
+            if self.law.acts and not facts.are_at_rate_0 and self._is_first("a missing loss"):
                 warn_at_the_caller(missing_loss(self.name))
             neutral = self.law.neutral() if only_creates_state else self.law.neutral_step()
             return neutral if only_creates_state else self._guarded(neutral, facts, norm)
         decision = self._guarded(self.law.feel(loss), facts, norm)
-        self._pass_on_complaint()
+        complaint = self.law.complaint()
+        if complaint is not None and self._is_first("a complaint"):
+            warn_at_the_caller(f"{self.name}: {complaint}")
         self.coefficients.add(decision.coefficient)
         self._decision_for_parts = decision if self.in_parts else None
         return decision
@@ -145,39 +137,36 @@ class EmotionEngine:
     def _guarded(self, decision: Decision, facts: Facts, norm: SeenNorm | None) -> Decision:
         """The decision, or another if a gradient on any rank is not finite and such steps are to be left out."""
         # The same on all ranks, as the loss is.
-        if decision.skip or not (self.law.guards_gradients or facts.skip_nonfinite):
+        if decision.skip or not (self.law.guard or facts.skip_nonfinite):
             return decision
         spoilt = not (
             self._gradients_are_finite
             or (norm is not None and norm.says_finite(facts.param_groups))
-            or facts.gradients_are_finite()
+            or gradients_are_finite(facts.param_groups)
         )
         self._gradients_are_finite = not spoilt
         if not self.rank_mean.on_any(spoilt, facts.device):
             return decision
         if spoilt:
-            self.left_out.add(sum(facts.not_finite().values()))
+            self.left_out.add(sum(count_not_finite(facts.param_groups).values()))
             self.warn_of_left_out(facts)
         return self.law.refuse_gradients()
 
     def warn_of_left_out(self, facts: Facts) -> None:
         """Say once that gradients were not finite, as far as it is known without waiting for a device."""
         if self.left_out.count_in_main_memory:
-            self._warn_once_of_left_out(facts.not_finite)
+            self._warn_once_of_left_out(facts.param_groups)
 
-    def _warn_once_of_left_out(self, find: Callable[[], dict[str, int]]) -> None:
-        if not self._has_warned_of_left_out:
-            self._has_warned_of_left_out = True
-            found = ", ".join(f"{name} ({count} elements)" for name, count in find().items())
+    def _warn_once_of_left_out(self, groups: Groups) -> None:
+        if self._is_first("gradients"):
+            found = ", ".join(f"{name} ({count} elements)" for name, count in count_not_finite(groups).items())
             warn_at_the_caller(not_finite(self.name, self.law.observations, found))
 
-    def _pass_on_complaint(self) -> None:
-        if self._has_passed_on_complaint:
-            return
-        complaint = self.law.complaint()
-        if complaint is not None:
-            self._has_passed_on_complaint = True
-            warn_at_the_caller(f"{self.name}: {complaint}")
+    def _is_first(self, what: str) -> bool:
+        """Whether nothing has been said of something so far; what is, is said once."""
+        is_first = what not in self._has_said
+        self._has_said.add(what)
+        return is_first
 
     def effective_lr(self, groups: Groups) -> dict[str, float]:
         """The learning rate of the last step for each group, by its name (`group_0`, … where it has none)."""
@@ -186,29 +175,27 @@ class EmotionEngine:
             applied = [self.law.decision.step_size(float(group["lr"])) for group in groups]
         return dict(zip(group_names(groups), map(float, applied), strict=True))
 
-    def metrics(self, facts: Facts) -> dict[str, float]:
-        """What to log now; begins a new window for the coefficient's mean, minimum and maximum."""
-        values = self._metrics(facts, self.coefficients) | self._gradient_metrics(facts)
-        self.coefficients.clear()
+    def metrics(self, groups: Groups, *, ends_window: bool) -> dict[str, float]:
+        """What to log now, under `emo/…`.
+
+        Args:
+            groups: the parameter groups that have a learning rate.
+            ends_window: whether the coefficient's mean, minimum and maximum, and elements that have been counted on a
+                device, are wanted too; a new window begins then.
+        """
+        window = self.coefficients if ends_window else CoefficientWindow()
+        named = [group["name"] for group in groups if "name" in group]
+        values = metrics(self.law.view(), self.effective_lr(groups), named, window)
+        are_counted = any(group.get("nonfinite", PROPAGATE) != PROPAGATE for group in groups)
+        # For a device one waits where something is logged, not before.
+        if are_counted and (ends_window or not self.left_out.is_on_devices):
+            count = self.left_out.count
+            values[f"{PREFIX}nonfinite_gradients"] = float(count)
+            if count:
+                self._warn_once_of_left_out(())
+        if ends_window:
+            self.coefficients.clear()
         return values
-
-    def current_metrics(self, facts: Facts) -> dict[str, float]:
-        """What this step was like, without ending the window."""
-        values = self._metrics(facts, CoefficientWindow())
-        return values if self.left_out.is_on_devices else values | self._gradient_metrics(facts)
-
-    def _metrics(self, facts: Facts, window: CoefficientWindow) -> dict[str, float]:
-        named = [group["name"] for group in facts.param_groups if "name" in group]
-        return metrics(self.law.view(), self.effective_lr(facts.param_groups), named, window)
-
-    def _gradient_metrics(self, facts: Facts) -> dict[str, float]:
-        if not facts.count_nonfinite:
-            return {}
-        # It may lie on a device, for which one waits where something is logged, not before.
-        count = self.left_out.count
-        if count:
-            self._warn_once_of_left_out(dict)
-        return {f"{PREFIX}nonfinite_gradients": float(count)}
 
     def state_dict(self) -> dict[str, Any]:
         """The emotion and the window for the logs, as plain numbers, strings and lists."""

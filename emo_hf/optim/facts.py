@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from emo_hf.laws.law import Law
-from emo_hf.optim.finite import count_not_finite, gradients_are_finite
-from emo_hf.optim.left_out import PROPAGATE, SKIP_STEP
-from emo_hf.optim.sharding import own_elements
+from emo_hf.optim.left_out import SKIP_STEP
+from emo_hf.optim.sharding import local_elements
 
 MAY_DIFFER = ("params", "lr", "foreach", "fused", "native", "capturable", "differentiable")
 """Options that change nothing but the speed, and the learning rate, which belongs to each rank's scheduler."""
@@ -54,26 +53,13 @@ class Facts:
         return (
             self.are_at_rate_0
             and not any(self.state.values())
-            and not any(own_elements(gradient).any() for gradient in gradients)
+            and not any(local_elements(gradient).any() for gradient in gradients)
         )
 
     @property
     def skip_nonfinite(self) -> bool:
         """Whether the user wants steps left out whose gradients are not finite."""
         return any(group.get("nonfinite") == SKIP_STEP for group in self.param_groups)
-
-    @property
-    def count_nonfinite(self) -> bool:
-        """Whether elements that are not finite are counted."""
-        return any(group.get("nonfinite", PROPAGATE) != PROPAGATE for group in self.param_groups)
-
-    def gradients_are_finite(self) -> bool:
-        """Whether no gradient of this rank holds a NaN or an infinity; one look at the device."""
-        return gradients_are_finite(self)
-
-    def not_finite(self) -> dict[str, int]:
-        """How many elements of which gradients are NaN or infinite on this rank, by the parameters' names."""
-        return count_not_finite(self)
 
     @property
     def have_gradients(self) -> bool:
@@ -106,3 +92,12 @@ def group_names(groups: Iterable[Mapping[str, Any]]) -> list[str]:
             name += "_"
         names.append(name)
     return names
+
+
+def innermost(optimizer: Any) -> Any:
+    """What any number of wrappers hold as `.optimizer`."""
+    seen: list[Any] = []
+    while hasattr(optimizer, "optimizer") and all(optimizer is not known for known in seen):
+        seen.append(optimizer)
+        optimizer = optimizer.optimizer
+    return optimizer

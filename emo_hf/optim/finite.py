@@ -9,37 +9,33 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdRef
 
 from emo_hf.optim.kernels.look import counts_not_finite
-from emo_hf.optim.sharding import is_sharded, own_elements
+from emo_hf.optim.sharding import is_sharded, local_elements
 
 PIECE = 1 << 22
 """Elements that are looked at at once: what is temporary then are a few bytes for each."""
 
 
-class HasGroups(Protocol):
-    """What has parameter groups."""
-
-    @property
-    def param_groups(self) -> Sequence[Mapping[str, Any]]: ...
+Groups = Sequence[Mapping[str, Any]]
 
 
-def gradients_are_finite(facts: HasGroups) -> bool:
+def gradients_are_finite(groups: Groups) -> bool:
     """Whether no gradient that this rank has holds a NaN or an infinity; on a GPU it waits once for each device."""
-    gradients = [gradient for _, gradient in _named_gradients(facts)]
+    gradients = [gradient for _, gradient in _named_gradients(groups)]
     return all(not count_elements(gradients[i]) for i in norms_not_finite(gradients))
 
 
-def count_not_finite(facts: HasGroups) -> dict[str, int]:
+def count_not_finite(groups: Groups) -> dict[str, int]:
     """How many elements of which gradients are NaN or infinite on this rank, by the parameters' names.
 
     Parameters that the optimizer was not told the names of are called by their place in their group.
     """
-    named = list(_named_gradients(facts))
+    named = list(_named_gradients(groups))
     counts = {named[i][0]: count_elements(named[i][1]) for i in norms_not_finite([of_one for _, of_one in named])}
     return {name: count for name, count in counts.items() if count}
 
@@ -82,15 +78,21 @@ def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from _pieces(part)
 
 
-def _named_gradients(facts: HasGroups) -> Iterator[tuple[str, torch.Tensor]]:
-    for at, group in enumerate(facts.param_groups):
+def named_parameters(groups: Groups) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters with their names, or else their place in their group."""
+    for at, group in enumerate(groups):
         names = group.get("param_names")
         for i, param in enumerate(group["params"]):
-            if param.grad is not None:
-                own = own_elements(param.grad)
-                own = own.coalesce().values() if own.is_sparse else own
-                if own.numel():
-                    yield names[i] if names else f"parameter {i} of {group.get('name', f'group_{at}')}", own
+            yield names[i] if names else f"parameter {i} of {group.get('name', f'group_{at}')}", param
+
+
+def _named_gradients(groups: Groups) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, param in named_parameters(groups):
+        if param.grad is not None:
+            own = local_elements(param.grad)
+            own = own.coalesce().values() if own.is_sparse else own
+            if own.numel():
+                yield name, own
 
 
 class SeenNorm:
@@ -112,7 +114,7 @@ class SeenNorm:
         """Whether the norm can be read without waiting for a device."""
         return not isinstance(self._norm, torch.Tensor) or self._norm.is_cpu
 
-    def says_finite(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+    def says_finite(self, groups: Groups) -> bool:
         """Whether the gradients of all parameters in these groups are still those of the norm, and are finite."""
         if self._first is None or (isinstance(self._norm, torch.Tensor) and is_sharded(self._norm)):
             return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import torch
 
 from emo_hf.laws.decision import Decision, EmotionView, Note
+from emo_hf.losses.accumulation import Loss
 from emo_hf.optim.average import WeightAverage
 from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.facts import Facts
-
-logger = logging.getLogger(__name__)
 
 
 class HasEmotion:
@@ -28,6 +26,81 @@ class HasEmotion:
 
     def _between_steps(self) -> None:
         """Called before anything is shown or told: what a step has left behind is put in order."""
+
+    def _before_a_loss(self, *, last: bool = True, in_parts: bool = False) -> None:
+        """Called before a loss comes in; the arguments are those of `tap_loss`."""
+
+    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
+        """Show the loss that the next `step()` belongs to. Call it before `backward()`.
+
+        With gradient accumulation call it once per micro-batch with the loss as you scaled it for `backward()`: the
+        sum is the loss of the step. A loss shown here takes precedence over one that reached the optimizer by itself.
+
+        Args:
+            loss: a number, or a tensor with one element, of any shape, dtype and device. It is detached and copied.
+            weight: share of this micro-batch in the step; the loss of the step is then the weighted mean. Leave it
+                out for losses that are already scaled.
+
+        Raises:
+            TypeError: if `loss` is not a real number.
+            ValueError: if `loss` has several elements, or `weight` is not a positive number.
+        """
+        self._before_a_loss()
+        self._engine.observe(loss, weight, self._facts)
+
+    def tap_loss(
+        self,
+        loss: torch.Tensor,
+        weight: float | None = None,
+        *,
+        last: bool = True,
+        together: bool = False,
+        in_parts: bool = False,
+        graph: torch.Tensor | None = None,
+    ) -> None:
+        """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
+
+        Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
+
+        Args:
+            loss: the loss of a micro-batch, as `observe` takes it.
+            weight: as for `observe`.
+            last: whether it is the last micro-batch of the step.
+            together: whether all ranks go through its backward pass at the same time, so that the exchange of the loss
+                can start now.
+            in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
+                as DeepSpeed does; the decision then holds until the next loss comes in.
+            graph: the tensor that goes to backward, where `loss` is not it.
+        """
+        self._before_a_loss(last=last, in_parts=in_parts)
+        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
+
+    @property
+    def _rated_groups(self) -> list[dict[str, Any]]:
+        # Adafactor with a relative step has no learning rate in its groups.
+        return [group for group in self.param_groups if group.get("lr") is not None]
+
+    @property
+    def effective_lr(self) -> dict[str, float]:
+        """The learning rate that the last step was taken with, for each parameter group by its name.
+
+        Groups without a name are called `group_0`, …; those without a learning rate are left out.
+        """
+        self._between_steps()
+        return self._engine.effective_lr(self._rated_groups)
+
+    def metrics(self) -> dict[str, float]:
+        """What to log now: plain numbers under `emo/…`, for any logger.
+
+        The coefficient's mean, minimum and maximum cover all steps since the last call.
+        """
+        self._between_steps()
+        return self._engine.metrics(self._rated_groups, ends_window=True)
+
+    def current_metrics(self) -> dict[str, float]:
+        """What the last step was like, under `emo/…`; `metrics` goes on with its window."""
+        self._between_steps()
+        return self._engine.metrics(self._rated_groups, ends_window=False)
 
     @property
     def _facts(self) -> Facts:
@@ -59,7 +132,7 @@ class HasEmotion:
     def decisions(self) -> list[Note]:
         """The last things that the law has decided; `emo_hf.laws.words.text_of` puts one into words."""
         self._between_steps()
-        return self._engine.law.decisions
+        return list(self._engine.law.decisions)
 
     def saw_gradient_norm(self, norm: Any, params: Iterable[torch.Tensor]) -> None:
         """Tell of a gradient norm that clipping has taken, which says for nothing whether the gradients are finite.
@@ -138,10 +211,9 @@ class HasEmotion:
         Raises:
             ValueError: if the user has asked for the average.
         """
-        said = self._average.give_way(to)
-        if said is not None:
+        self._average.give_way(to)
+        if not self._average.kept:
             self._average.drop(self.param_groups, self.state)
-            logger.warning(said)
 
     def _refuse_step_of_average(self) -> None:
         """Refuse a step while the parameters hold the average: its gradients would be of other weights."""

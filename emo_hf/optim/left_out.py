@@ -6,7 +6,7 @@ import torch
 
 from emo_hf.optim.finite import PIECE, norms_not_finite
 from emo_hf.optim.pieces import bounded
-from emo_hf.optim.sharding import own_elements, placed_like
+from emo_hf.optim.sharding import local_elements, placed_like
 from emo_hf.optim.update import Bucket, Hyperparameters, Implementation
 
 LEAVE_OUT, SKIP_STEP, PROPAGATE = "leave_out", "skip_step", "propagate"
@@ -95,14 +95,14 @@ def masked(update: Implementation, *, elementwise: bool = False) -> Implementati
             return update(bucket, h)
         grads = [placed_like(grad, param) for param, grad, _ in bucket]
         put_back = []
-        for i in norms_not_finite(list(map(own_elements, grads))):
-            finite = own_elements(grads[i]).isfinite()
-            own_param = own_elements(bucket.params[i])
-            values = [own_param, *map(own_elements, bucket.states[i].values())]
+        for i in norms_not_finite(list(map(local_elements, grads))):
+            finite = local_elements(grads[i]).isfinite()
+            own_param = local_elements(bucket.params[i])
+            values = [own_param, *map(local_elements, bucket.states[i].values())]
             each = [value for value in values if value.shape == own_param.shape]
             put_back.append((finite, [(value, value.clone()) for value in each]))
             grads[i] = grads[i].clone()
-            own_elements(grads[i]).masked_fill_(~finite, 0.0)
+            local_elements(grads[i]).masked_fill_(~finite, 0.0)
             h.left_out.add(finite.numel() - finite.sum())
         update(Bucket(bucket.params, grads, bucket.states), h)
         for finite, changed in put_back:

@@ -13,22 +13,20 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from emo_hf.laws import LAWS, make_law
 from emo_hf.laws.decision import Decision
-from emo_hf.losses.accumulation import Loss, detached
+from emo_hf.losses.accumulation import detached
 from emo_hf.losses.same_options import GLOBAL
 from emo_hf.optim import saving
 from emo_hf.optim.average import WeightAverage
-from emo_hf.optim.backward_steps import BackwardSteps, arm
+from emo_hf.optim.backward import StepInBackward
 from emo_hf.optim.buckets import Buckets
 from emo_hf.optim.display import optimizer_html, optimizer_text
 from emo_hf.optim.engine import EmotionEngine
 from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.loss_warnings import warn_about_flat_parameters
-from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group, without_empty_groups
-from emo_hf.optim.precision.eight_bits import EIGHT_BITS
+from emo_hf.optim.options import as_list, without_empty_groups
 from emo_hf.optim.rules.rule import Rule
 from emo_hf.optim.update import Hyperparameters
 from emo_hf.optim.version import Version, describe
-from emo_hf.reading import read_value
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
     """The generations that there are of this optimizer, the default one first."""
 
     _rule: Rule
-    _backward: BackwardSteps | None = None  # steps that are taken in backward, see `step_in_backward`
+    _backward: StepInBackward | None = None  # steps that are taken in backward, see `step_in_backward`
 
     def __init_subclass__(cls, versions: tuple[Version, ...] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -66,7 +64,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
         **options: Any,
     ) -> None:
         self._version = version = self.version_named(options.pop("version", None))
-        given = self._sort_options(options)
+        given = version.read_options(type(self).__name__, options)
         law, average = given.pop("emo_law", None) or version.law, given.pop("average_weights", None)
         of_law = LAWS[law if law in LAWS else version.law].options.keys()
         law_options = {key: value for key, value in version.law_options.items() if key in of_law}
@@ -77,14 +75,15 @@ class EmoOptimizer(HasEmotion, Optimizer):
                 f"emo_law={law!r}: the rule of {type(self).__name__} {version.name} reads the scalar of the law "
                 f"{version.law}, so that no other law can drive it; leave emo_law out, or take emo_law='none'"
             )
-        defaults = self._read_group(
+        defaults = version.read_group(
+            type(self).__name__,
             {
                 "lr": version.lr if lr is None else lr,
                 "betas": version.betas if betas is None else betas,
                 "eps": eps,
                 "weight_decay": weight_decay,
                 **given,
-            }
+            },
         )
         self._engine = EmotionEngine(
             make_law(law, version.law, law_options), others["emo_sync"] or GLOBAL, type(self).__name__
@@ -98,14 +97,14 @@ class EmoOptimizer(HasEmotion, Optimizer):
         super().__init__(without_empty_groups(params), defaults)
         self._begin()
         if others["step_in_backward"]:
-            arm(self, others["clip_value"])
+            StepInBackward(self).arm(others["clip_value"])
         elif others["clip_value"] is not None:
             raise ValueError(
                 f"clip_value={others['clip_value']!r} is for step_in_backward=True: elsewhere clip before step()"
             )
 
     def _begin(self) -> None:
-        self.register_state_dict_post_hook(_pack, prepend=True)  # before those of users
+        self.register_state_dict_post_hook(saving.pack, prepend=True)  # before those of users
         self._engine.begin()
 
     @classmethod
@@ -123,43 +122,6 @@ class EmoOptimizer(HasEmotion, Optimizer):
             raise ValueError(f"version of {cls.__name__} must be one of {', '.join(cls.versions)}, got {name!r}")
         return cls.versions[name]
 
-    def _sort_options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """All options but `version`, read, defaults filled in; the law's only where they were given."""
-        version = self._version
-        law = read_value("emo_law", given.get("emo_law"), TABLE["emo_law"].read) if "emo_law" in TABLE else None
-        own = version.own_options(law)
-        unknown = sorted(given.keys() - own.keys() - TABLE.keys())
-        if unknown:
-            hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
-            if any(name.startswith("self_stop") for name in unknown):
-                hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
-            instead = LAWS[law].instead if law in LAWS else {}
-            hint += "".join(f" ({instead[name]})" for name in unknown if name in instead)
-            raise TypeError(
-                f"{type(self).__name__} {version.name} has no option {', '.join(unknown)}{hint}; beside those of all "
-                f"emo optimizers it has: {', '.join(own) or 'none'}"
-            )
-        wanted = {**TABLE, **version.rule.options, **{name: own[name] for name in own if name in given}}
-        return {
-            name: read_value(name, given.get(name, option.default), option.read)
-            for name, option in wanted.items()
-            if name != "version"
-        }
-
-    def _read_group(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of a parameter group, checked and brought to their types."""
-        rule, version = self._version.rule, self._version.name
-        read = read_group(options, rule.options)
-        for name in IMPLEMENTATION_OPTIONS:
-            if read[name] and name not in rule.implementations:
-                raise ValueError(f"{type(self).__name__} has no {name} implementation: leave {name}=None")
-        if read["state"] == EIGHT_BITS and not rule.eight_bit_state:
-            raise ValueError(
-                f"state={EIGHT_BITS!r}: {type(self).__name__} {version} keeps no averages that 8 bits would make "
-                f"smaller: leave state out (compensate={EIGHT_BITS!r} is for all optimizers)"
-            )
-        return read
-
     @property
     def rule(self) -> Rule:
         """The update rule at work."""
@@ -174,25 +136,6 @@ class EmoOptimizer(HasEmotion, Optimizer):
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity, "version": self.version}
 
-    @property
-    def effective_lr(self) -> dict[str, float]:
-        """The learning rate that the last step was taken with, for each parameter group by its name.
-
-        Groups without a name are called `group_0`, …
-        """
-        return self._engine.effective_lr(self.param_groups)
-
-    def metrics(self) -> dict[str, float]:
-        """What to log now: plain numbers under `emo/…`, for any logger.
-
-        The coefficient's mean, minimum and maximum cover all steps since the last call.
-        """
-        return self._engine.metrics(self._facts)
-
-    def current_metrics(self) -> dict[str, float]:
-        """What the last step was like, under `emo/…`; `metrics` goes on with its window."""
-        return self._engine.current_metrics(self._facts)
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; its options are checked as the constructor's are, and its name must be new.
 
@@ -204,65 +147,21 @@ class EmoOptimizer(HasEmotion, Optimizer):
             raise ValueError(f"there is a parameter group named {name!r} already: names must be different")
         if "params" not in param_group:
             raise ValueError(f"a parameter group needs 'params', and this has {sorted(map(str, param_group))}")
-        params = param_group["params"]
-        if not isinstance(params, torch.Tensor):
-            param_group["params"] = params if isinstance(params, (set, frozenset)) else list(params)
-            if not param_group["params"]:
-                raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
-        read = self._read_group(self.defaults | {key: value for key, value in param_group.items() if key != "params"})
+        param_group["params"] = as_list(param_group["params"])
+        if not param_group["params"]:
+            raise ValueError("the parameter group is empty: distributed checkpoints cannot be loaded with such")
+        options = self.defaults | {key: value for key, value in param_group.items() if key != "params"}
+        read = self._version.read_group(type(self).__name__, options)
         param_group.update((key, read[key]) for key in param_group.keys() & read.keys())
         # A place in the live groups, so that torch's flattened state dicts carry the emotion too.
         param_group.setdefault(saving.EMOTION_KEY, None)
         super().add_param_group(param_group)
 
-    def observe(self, loss: Loss, *, weight: float | None = None) -> None:
-        """Show the optimizer the loss that the next `step()` belongs to. Call it before `backward()`.
-
-        With gradient accumulation call it once per micro-batch with the loss as you scaled it for `backward()`: the
-        sum is the loss of the step. A loss shown here takes precedence over one that reached the optimizer by itself.
-
-        Args:
-            loss: a number, or a tensor with one element, of any shape, dtype and device. It is detached and copied.
-            weight: share of this micro-batch in the step; the loss of the step is then the weighted mean. Leave it
-                out for losses that are already scaled.
-
-        Raises:
-            TypeError: if `loss` is not a real number.
-            ValueError: if `loss` has several elements, or `weight` is not a positive number.
-        """
-        if self._backward is not None:
-            self._backward.expect_loss()
-        self._engine.observe(loss, weight, self._facts)
-
-    def tap_loss(
-        self,
-        loss: torch.Tensor,
-        weight: float | None = None,
-        *,
-        last: bool = True,
-        together: bool = False,
-        in_parts: bool = False,
-        graph: torch.Tensor | None = None,
-    ) -> None:
-        """Take in a loss that a framework is about to send to backward; for `emo_hf.integrations`.
-
-        Losses whose gradients were thrown away without a step (an fp16 overflow, a skipped batch) are dropped.
-
-        Args:
-            loss: the loss of a micro-batch, as `observe` takes it.
-            weight: as for `observe`.
-            last: whether it is the last micro-batch of the step.
-            together: whether all ranks go through its backward pass at the same time, so that the exchange of the loss
-                can start now.
-            in_parts: whether the framework takes one step by calling `step()` for a part of the parameters at a time,
-                as DeepSpeed does; the decision then holds until the next loss comes in.
-            graph: the tensor that goes to backward, where `loss` is not it.
-        """
+    def _before_a_loss(self, *, last: bool = True, in_parts: bool = False) -> None:
         if self._backward is not None:
             self._backward.expect_loss(last=last, in_parts=in_parts)
         if in_parts and not self._engine.in_parts and not self._version.rule.takes_parts():
             warn_about_flat_parameters(type(self).__name__)
-        self._engine.tap(loss, weight, self._facts, last=last, together=together, in_parts=in_parts, graph=graph)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients; a loss that came with them and was not followed by a step is dropped with them."""
@@ -324,7 +223,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
                 `step_in_backward`, or the parameter is not the optimizer's.
         """
         if self._backward is None:
-            self._backward = BackwardSteps(self)
+            self._backward = StepInBackward(self)
         self._backward.move(param)
 
     def _begin_step(self) -> Decision:
@@ -377,15 +276,10 @@ class EmoOptimizer(HasEmotion, Optimizer):
             "rule": self._rule.memory(),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as any torch optimizer's, with the emotion in every parameter group.
-
-        It holds tensors, plain numbers, strings, lists and dicts only: `torch.load(weights_only=True)` reads it.
-        """
-        return super().state_dict()
-
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over what `state_dict()` gave, emotion included: all of it, or nothing if anything is wrong with it.
+
+        A state holds tensors, plain numbers, strings, lists and dicts only: `torch.load(weights_only=True)` reads it.
 
         Raises:
             ValueError: if the state is not of an optimizer of this class and version, or does not fit the parameters.
@@ -394,18 +288,7 @@ class EmoOptimizer(HasEmotion, Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, given)
             given = given if changed is None else changed
-        saved = saving.read(
-            given,
-            groups=self.param_groups,
-            name=type(self).__name__,
-            version=self._version.name,
-            rule=self._rule,
-            engine=self._engine,
-            average=self._average,
-            first_state=self._buckets.first_state,
-            read_options=self._read_group,
-        )
-        self._put(saved)
+        self._put(saving.read(given, self))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -431,12 +314,6 @@ class EmoOptimizer(HasEmotion, Optimizer):
         self._begin()
 
     __repr__, _repr_html_ = optimizer_text, optimizer_html
-
-
-def _pack(optimizer: Any, packed: dict[str, Any]) -> None:
-    """Put the emotion into each parameter group of a packed state; a state-dict hook."""
-    device = next((param.device for group in optimizer.param_groups for param in group["params"]), torch.device("cpu"))
-    saving.pack(packed, optimizer.emotion_state(), optimizer.rule, device)
 
 
 FAMILY: dict[str, type[EmoOptimizer]] = {}

@@ -32,36 +32,38 @@ def _text(value: Any) -> str:
 
 
 TABLE: dict[str, Option] = {
-    "version": Option(None, optional(_text), "generation of the optimizer; None for its first one"),
+    "version": Option(None, optional(_text), "generation of the optimizer; by default its first one"),
     "use_shadow": Option(
-        False, boolean, "keep a slow copy of the parameters and mix it in as the law says; one more tensor", True
+        False, boolean, "keep a slow copy of each parameter (one more tensor), and mix it in as the law says", True
     ),
-    "maximize": Option(False, boolean, "climb instead of descend", True),
-    "foreach": Option(None, boolean_or_auto, "the multi-tensor implementation: true, false, or the best one", True),
-    "fused": Option(None, boolean_or_auto, "torch's fused Adam kernel, where the rule can use it", True),
-    "native": Option(None, boolean_or_auto, "our kernels in C (on a GPU in Triton)", True),
-    "state": Option(None, optional(one_of(EIGHT_BITS)), "8bit keeps averages of the gradient in 8 bits", True),
+    "maximize": Option(False, boolean, "maximize instead of minimize", True),
+    "foreach": Option(None, boolean_or_auto, "use torch's multi-tensor operators", True),
+    "fused": Option(None, boolean_or_auto, "use torch's fused Adam kernel, where the rule can", True),
+    "native": Option(None, boolean_or_auto, "use this package's kernels, in C or, on a GPU, in Triton", True),
+    "state": Option(None, optional(one_of(EIGHT_BITS)), "8bit: keep the averages of the gradient in 8 bits", True),
     "compensate": Option(
-        False, boolean_or(EIGHT_BITS), "keep what rounding takes from bfloat16 and float16 parameters: in a tensor of "
-        "their dtype, or in a byte (8bit, bfloat16 only)", True
+        False, boolean_or(EIGHT_BITS), "keep what rounding takes from bfloat16 and float16 parameters: true, in a "
+        "tensor of their dtype; 8bit, in a byte (bfloat16 only)", True
     ),
     "nonfinite": Option(
-        LEAVE_OUT, one_of(*NONFINITE), "NaN and infinite gradients: leave_out, their elements stay as they are; "
-        "skip_step, no parameter moves in such a step, on any rank; propagate, what torch's optimizers do", True
+        LEAVE_OUT, one_of(*NONFINITE), "NaN and infinite gradients: leave_out, the elements that have one do not "
+        "move; skip_step, no parameter moves in that step, on any rank; propagate, as torch's optimizers do", True
     ),
-    "emo_sync": Option(GLOBAL, one_of(*SYNC_MODES), "one emotion for all ranks of a job, or local: each its own"),
+    "emo_sync": Option(GLOBAL, one_of(*SYNC_MODES), "the law takes in the mean over the ranks; local: its rank's"),
     "emo_law": Option(
-        None, optional(read_law), "another law than the version's; none follows the loss, logs and changes nothing"
+        None, optional(read_law), "a law in the place of the version's own; none only logs, and changes nothing"
     ),
     "average_weights": Option(
-        None, optional(boolean_or(*KEPT)), "keep an average of the weights, which is what is evaluated and saved: in "
-        "float32, rounded (in the parameters' dtype, rounded at random), or cpu (in main memory); None as the law has "
-        "it (settle: true, others: false)"
+        None, optional(boolean_or(*KEPT)), "keep an average of the weights, and evaluate and save it: true, in "
+        "float32; rounded, in the parameters' dtype, rounded at random; cpu, in main memory. By default true with the "
+        "law settle, else false"
     ),
     "step_in_backward": Option(
         False, boolean, "move each parameter as soon as backward has its gradient, and free the gradient"
     ),
-    "clip_value": Option(None, optional(number(0)), "what elements of gradients are clipped to then"),
+    "clip_value": Option(
+        None, optional(number(0, above=True)), "with step_in_backward: clip elements of gradients to ± this"
+    ),
 }  # fmt: skip
 """The options of all emo optimizers, beside lr, betas, eps and weight_decay."""
 
@@ -123,30 +125,21 @@ def without_empty_groups(params: ParamsT) -> ParamsT:
 
     Raises:
         TypeError: for a single tensor or group, or a set, which has another order in each run.
-        ValueError: for no parameters at all, or a group without `params`.
     """
-    if isinstance(params, (torch.Tensor, dict)):
+    if isinstance(params, (torch.Tensor, dict, set, frozenset)):
         raise TypeError(
             "params argument given to the optimizer should be an iterable of Tensors or dicts, but got "
-            f"{type(params).__name__}: put it into a list"
+            f"{type(params).__name__}: put it into a list, in an order that is the same in each run"
         )
-    _refuse_sets(params)
     entries: list[Any] = list(params)
-    if entries and all(isinstance(entry, dict) for entry in entries):
-        for entry in entries:
-            if "params" not in entry:
-                raise ValueError(
-                    f"a parameter group needs 'params', got one with {sorted(map(str, entry)) or 'nothing'}"
-                )
-            if not isinstance(entry["params"], torch.Tensor):
-                _refuse_sets(entry["params"])
-                entry["params"] = list(entry["params"])
-        entries = [entry for entry in entries if isinstance(entry["params"], torch.Tensor) or entry["params"]]
-    if not entries:
-        raise ValueError("optimizer got an empty parameter list: give it parameters that require gradients")
-    return entries
+    for entry in entries:
+        if isinstance(entry, dict) and "params" in entry:
+            entry["params"] = as_list(entry["params"])
+    return [entry for entry in entries if not isinstance(entry, dict) or entry.get("params") != []]
 
 
-def _refuse_sets(params: Any) -> None:
-    if isinstance(params, (set, frozenset)):
-        raise TypeError("params must be ordered, e.g. a list: a set has another order in each run")
+def as_list(params: Any) -> Any:
+    """The parameters of a group as a list, but for sets, which torch refuses."""
+    if isinstance(params, torch.Tensor):
+        return [params]
+    return params if isinstance(params, (set, frozenset)) else list(params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from emo_hf.laws.decision import ShadowMix
-from emo_hf.optim.sharding import own_elements
+from emo_hf.optim.sharding import local_elements
 from emo_hf.optim.state_keys import SHADOW
 from emo_hf.optim.update import State
 
@@ -19,7 +19,7 @@ def mix_shadows(params: list[torch.Tensor], states: list[State], mix: ShadowMix)
         shadow = state.get(SHADOW)
         if shadow is None:
             shadow = make_shadow(param, state)
-        own, own_shadow = own_elements(param), own_elements(shadow)
+        own, own_shadow = local_elements(param), local_elements(shadow)
         if (mix.keep, mix.pull) != (1.0, 0.0):
             own.mul_(mix.keep).add_(own_shadow, alpha=mix.pull)
         if mix.follow != 0.0:

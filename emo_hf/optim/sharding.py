@@ -22,7 +22,7 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def own_elements(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+def local_elements(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
     """The elements that lie on this rank, sharing their memory; a plain tensor is returned as it is.
 
     Args:
@@ -46,7 +46,7 @@ def placed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return placed
 
 
-def part_like(own: torch.Tensor, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
+def as_local_part_of(own: torch.Tensor, like: torch.Tensor, shape: Sequence[int] | None = None) -> torch.Tensor:
     """`own` as this rank's part of a tensor that is dealt out as `like` is; a plain one if `like` is plain.
 
     Args:
@@ -75,7 +75,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return collected.to(tensor.device)
 
 
-def dealt_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def distributed_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor, the same on all ranks, dealt out as `like` is, all ranks together; plain if `like` is plain."""
     if not is_sharded(like) or is_sharded(tensor):
         return tensor
@@ -136,14 +136,14 @@ def whole_norms(params: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor],
     return norms
 
 
-def on_own_elements(update: Implementation) -> Implementation:
+def on_local_elements(update: Implementation) -> Implementation:
     """`update` on the elements that lie on this rank: all that an elementwise rule needs of sharded tensors."""
 
     def run(bucket: Bucket, h: Hyperparameters) -> None:
         own = Bucket.of(
-            (own_elements(param), own_elements(grad, like=param), own_state(param, state))
+            (local_elements(param), local_elements(grad, like=param), local_state(param, state))
             for param, grad, state in bucket
-            if own_elements(param).numel()  # a rank may hold none of a small one
+            if local_elements(param).numel()  # a rank may hold none of a small one
         )
         if len(own):
             update(own, h)
@@ -151,9 +151,9 @@ def on_own_elements(update: Implementation) -> Implementation:
     return run
 
 
-def own_state(param: torch.Tensor, state: State) -> State:
+def local_state(param: torch.Tensor, state: State) -> State:
     """What of the state of a parameter lies on this rank."""
-    own = {key: own_elements(value) for key, value in state.items()}
+    own = {key: local_elements(value) for key, value in state.items()}
     # Only what is rounded at random asks for its place.
     return StateOfPart(own, place_of_shard(param)) if any(map(is_eight_bit, own.values())) else own
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emo_hf.laws import LAWS
-from emo_hf.optim.options import TABLE
+from emo_hf.optim.options import IMPLEMENTATION_OPTIONS, TABLE, read_group
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS
 from emo_hf.optim.rules.rule import Rule
-from emo_hf.reading import Option
+from emo_hf.reading import Option, read_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,48 @@ class Version:
             law: what `emo_law` says; None for the generation's own law.
         """
         return {**self.rule.options, **LAWS[law if law in LAWS else self.law].options}
+
+    def read_options(self, owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options but `version`, read, defaults filled in; the law's only where they were given.
+
+        Raises:
+            TypeError: if the optimizer, which is called `owner`, has no such option.
+            ValueError: if a value is not acceptable.
+        """
+        law = read_value("emo_law", given.get("emo_law"), TABLE["emo_law"].read) if "emo_law" in TABLE else None
+        own = self.own_options(law)
+        unknown = sorted(given.keys() - own.keys() - TABLE.keys())
+        if unknown:
+            hint = " (give betas=(beta1, beta2))" if {"beta1", "beta2"} & set(unknown) else ""
+            if any(name.startswith("self_stop") for name in unknown):
+                hint = " (an optimizer cannot stop a loop: use EmoEarlyStoppingCallback, or the Trainer's optim_args)"
+            raise TypeError(
+                f"{owner} {self.name} has no option {', '.join(unknown)}{hint}; beside those of all emo optimizers it "
+                f"has: {', '.join(own) or 'none'}"
+            )
+        wanted = {**TABLE, **self.rule.options, **{name: own[name] for name in own if name in given}}
+        return {
+            name: read_value(name, given.get(name, option.default), option.read)
+            for name, option in wanted.items()
+            if name != "version"
+        }
+
+    def read_group(self, owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a parameter group of an optimizer called `owner`, checked and brought to their types.
+
+        Raises:
+            ValueError: if a value is not acceptable, or this rule cannot do what it says.
+        """
+        read = read_group(options, self.rule.options)
+        for name in IMPLEMENTATION_OPTIONS:
+            if read[name] and name not in self.rule.implementations:
+                raise ValueError(f"{owner} has no {name} implementation: leave {name}=None")
+        if read["state"] == EIGHT_BITS and not self.rule.eight_bit_state:
+            raise ValueError(
+                f"state={EIGHT_BITS!r}: {owner} {self.name} keeps no averages that 8 bits would make smaller: leave "
+                f"state out (compensate={EIGHT_BITS!r} is for all optimizers)"
+            )
+        return read
 
     @property
     def lr_is_a_scale(self) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
+import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from emo_hf import EmoOptimizer
-from tests.emo_cases import OPTIMIZERS
+from tests.emo_cases import OF_EACH_RULE, rule_of
 
 PEAK = Path("/proc/self/clear_refs")
 """Where a process asks that its peak of resident memory be counted anew."""
@@ -16,45 +19,59 @@ PEAK = Path("/proc/self/clear_refs")
 ROW = 1024
 """Numbers in a row of a parameter."""
 
+WAYS: dict[str, tuple[int, int, int]] = {
+    "native": (48, 1024, 4),
+    "native maximize": (48, 1024, 128),
+    "foreach": (1, 48 * 1024, 72),
+}
+"""Options → how many parameters of how many rows, which are 192 MiB, and the MiB that a step of them may take."""
+
+MEASURED = {
+    f"{cls.__name__} {way}": (cls, way)
+    for cls in OF_EACH_RULE
+    for way in WAYS
+    if way.split()[0] in rule_of(cls).implementations
+}
+
+
+def measure(file: str) -> None:
+    """Write down by how many KiB the second step's peak is above what was resident before it."""
+    torch.set_num_threads(2)
+    found = {}
+    for name, (cls, way) in MEASURED.items():
+        count, rows, _ = WAYS[way]
+        options = dict.fromkeys(way.split(), True)
+        small = with_gradients(cls, count, 1, options)
+        for _ in range(3):  # the code of a step is in memory from here on
+            take_a_step(small)
+        optimizer = with_gradients(cls, count, rows, options)
+        take_a_step(optimizer)
+        give_back_what_is_free()
+        PEAK.write_text("5")
+        before = resident("VmRSS")
+        take_a_step(optimizer)
+        found[name] = resident("VmHWM") - before
+    Path(file).write_text(json.dumps(found))
+
+
+def give_back_what_is_free() -> None:
+    """Return free memory to the system: a step that takes such memory again would seem to take none."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
 
 def resident(field: str) -> int:
-    """A figure of this process's memory, in KiB.
-
-    Args:
-        field: its name in `/proc/self/status`.
-    """
+    """A figure of this process's memory by its name in `/proc/self/status`, in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def measure(name: str, count: int, rows: int, options: dict[str, bool], file: str) -> None:
-    """Write down by how many KiB the second step's peak is above what was resident before it.
-
-    Args:
-        name: class name of the optimizer.
-        count: number of parameters.
-        rows: rows of 1024 numbers in each.
-        options: of the optimizer.
-        file: what takes the figure.
-    """
-    torch.set_num_threads(2)
-    cls = next(cls for cls in OPTIMIZERS if cls.__name__ == name)
-    small = cls(with_gradients(count, 1), **options)
-    for _ in range(3):  # the code of a step is in memory from here on
-        take_a_step(small)
-    optimizer = cls(with_gradients(count, rows), **options)
-    take_a_step(optimizer)
-    PEAK.write_text("5")
-    before = resident("VmRSS")
-    take_a_step(optimizer)
-    Path(file).write_text(str(resident("VmHWM") - before))
-
-
-def with_gradients(count: int, rows: int) -> list[nn.Parameter]:
+def with_gradients(cls: type[EmoOptimizer], count: int, rows: int, options: dict[str, bool]) -> EmoOptimizer:
     params = [nn.Parameter(torch.ones(rows, ROW)) for _ in range(count)]
     for param in params:
         param.grad = torch.ones_like(param)
-    return params
+    return cls(params, **options)
 
 
 def take_a_step(optimizer: EmoOptimizer) -> None:

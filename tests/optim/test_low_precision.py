@@ -1,48 +1,36 @@
-"""Parameters in bfloat16 and float16, with and without compensation."""
+"""Parameters and state in fewer than 32 bits: what is kept, that it trains, resumes, and crosses to other ways."""
 
 from __future__ import annotations
 
 import copy
-import io
+import logging
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoOptimizer
+from emo_hf import EmoAiry, EmoCats, EmoFact, EmoLynx, EmoNavi, EmoOptimizer, EmoTion, EmoVoid
+from emo_hf.optim.kernels import build
 from emo_hf.optim.precision import low
-from emo_hf.optim.precision.eight_bits import join
-from emo_hf.optim.rules.void import Void
-from tests.emo_cases import (
-    OPTIMIZERS,
-    assert_identical,
-    each_implementation,
-    each_optimizer,
-    give_gradients,
-    losses,
-    make,
-    rule_of,
-)
+from emo_hf.optim.precision.eight_bits import BLOCK, SIZES, SMALLEST, decode, join
+from emo_hf.optim.state_keys import COMPENSATION, EXP_AVG, EXP_AVG_SQ
+from tests.emo_cases import OF_EACH_RULE, assert_identical, each_rule, held, lr_for, run, through_a_file
 
-LOW = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+BOTH: dict[str, Any] = {"state": "8bit", "compensate": "8bit"}
+IN_8_BITS: list[type[EmoOptimizer]] = [EmoNavi, EmoLynx, EmoCats, EmoTion]
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="there is no C compiler")
 
 
-def task(dtype: torch.dtype, width: int = 64) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
-    """A small network of a dtype, and what it has to learn: a network of its kind."""
+def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, **options: Any) -> float:
+    """Mean square error of a small network after 1000 steps at a small rate; the weights are read in float32."""
     torch.manual_seed(0)
-    teacher, student = (
-        nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 1)),
-        nn.Sequential(nn.Linear(16, width), nn.Tanh(), nn.Linear(width, 1)),
-    )
+    width = SMALLEST // 16 if "state" in options else 64
+    teacher, model = (nn.Sequential(nn.Linear(16, w), nn.Tanh(), nn.Linear(w, 1)) for w in (64, width))
     inputs = torch.randn(1024, 16)
-    return student.to(dtype), inputs, 3 * teacher(inputs).detach()
-
-
-def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, width: int = 64, **options: Any) -> float:
-    """Mean square error after 1000 steps at a small learning rate; the weights are read in float32."""
-    model, inputs, targets = task(dtype, width)
-    optimizer = cls(model.parameters(), **{"lr": 1e-4, **options})
+    targets = 3 * teacher(inputs).detach()
+    options = {name: value for name, value in options.items() if value is not None}
+    optimizer = cls(model.to(dtype).parameters(), lr=1e-4, **options)
     for t in range(1000):
         batch = slice(64 * (t % 16), 64 * (t % 16) + 64)
         loss = (model(inputs[batch].to(dtype)).float() - targets[batch]).square().mean()
@@ -54,147 +42,193 @@ def final_error(cls: type[EmoOptimizer], dtype: torch.dtype, width: int = 64, **
         return float((model.float()(inputs) - targets).square().mean())
 
 
-@pytest.mark.parametrize(("cls", "at_least"), [(EmoNavi, 1.2), (EmoFact, 5.0), (EmoLynx, 5.0)])
-def test_compensated_bfloat16_training_ends_where_float32_does_and_plain_does_not(
-    cls: type[EmoOptimizer], at_least: float
+@pytest.mark.parametrize(
+    ("cls", "options", "at_least"),
+    [
+        (EmoNavi, {"compensate": True}, 1.2),
+        (EmoFact, {"compensate": True, "native": False}, 5.0),
+        (EmoLynx, BOTH, 1.2),
+    ],
+)
+def test_compensated_training_ends_where_float32_does_and_in_plain_bfloat16_does_not(
+    cls: type[EmoOptimizer], options: dict[str, Any], at_least: float
 ) -> None:
-    exact = final_error(cls, torch.float32)
-    assert final_error(cls, torch.bfloat16, compensate=True) == pytest.approx(exact, rel=0.05)
-    assert final_error(cls, torch.bfloat16) > at_least * exact
+    nothing = dict.fromkeys(options)
+    exact = final_error(cls, torch.float32, **nothing)
+    assert final_error(cls, torch.bfloat16, **options) == pytest.approx(exact, rel=0.1 if options == BOTH else 0.05)
+    assert final_error(cls, torch.bfloat16, **nothing) > at_least * exact
 
 
-def low_params(dtype: torch.dtype) -> list[nn.Parameter]:
+def low_params(dtype: torch.dtype, *, large: bool = False) -> list[nn.Parameter]:
+    """Some parameters; `large` ones of which two are kept in 8 bits."""
     torch.manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in [(6, 5), (7,), (2, 3, 4)]]
+    shapes: list[tuple[int, ...]] = [(80, 70), (5,), (SMALLEST + 3,)] if large else [(6, 5), (7,), (2, 3, 4)]
+    return [nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes]
 
 
-def train(optimizer: EmoOptimizer, steps: range) -> None:
-    values = losses(steps.stop)
-    for t in steps:
-        give_gradients([param for group in optimizer.param_groups for param in group["params"]], t)
-        optimizer.observe(values[t])
-        optimizer.step()
-
-
-@LOW
-@each_optimizer
-def test_a_compensated_run_resumes_to_the_last_bit(cls: type[EmoOptimizer], dtype: torch.dtype) -> None:
-    params = low_params(dtype)
-    optimizer = cls(params, lr=1e-3, compensate=True)
-    train(optimizer, range(5))
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    resumed_params = [nn.Parameter(param.detach().clone()) for param in params]
-    resumed = cls(resumed_params, lr=1e-3, compensate=True)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    clone = copy.deepcopy(resumed)
-    for one in (optimizer, resumed, clone):
-        train(one, range(5, 10))
-    assert_identical(optimizer.state_dict(), resumed.state_dict())
-    assert_identical(optimizer.state_dict(), clone.state_dict())
-    assert all(torch.equal(one, other) for one, other in zip(params, resumed_params, strict=True))
-
-
-@LOW
-@each_optimizer
-def test_working_on_less_at_a_time_changes_no_bit(
-    cls: type[EmoOptimizer], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    results = []
-    for elements in (1 << 18, 4):
-        monkeypatch.setattr(low, "ELEMENTS_IN_CACHES", elements)
-        params = low_params(dtype)
-        train(cls(params, lr=1e-3, compensate=True), range(4))
-        results.append(params)
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-
-
-@LOW
-def test_emonavi_leaves_low_precision_to_the_kernel_that_needs_no_copies(dtype: torch.dtype) -> None:
-    chosen, fused = low_params(dtype), low_params(dtype)
-    train(EmoNavi(chosen, lr=1e-3), range(4))
-    train(EmoNavi(fused, lr=1e-3, fused=True), range(4))
-    assert all(torch.equal(one, other) for one, other in zip(chosen, fused, strict=True))
-
-
-STATE_BYTES: list[tuple[type[EmoOptimizer], bool, int]] = [
-    (EmoNavi, False, 4),
-    (EmoNavi, True, 10),
-    (EmoLynx, False, 2),
-    (EmoLynx, True, 6),
-    (EmoFact, True, 2),
+RESUMED: list[tuple[type[EmoOptimizer], torch.dtype, dict[str, Any]]] = [
+    *[(cls, (torch.bfloat16, torch.float16)[i % 2], {"compensate": True}) for i, cls in enumerate(OF_EACH_RULE)],
+    *[(cls, torch.bfloat16, BOTH) for cls in IN_8_BITS],
+    (EmoLynx, torch.float16, {"compensate": True, "native": False}),
+    (EmoNavi, torch.bfloat16, BOTH | {"native": False}),
 ]
 
 
-@LOW
-@pytest.mark.parametrize(("cls", "compensate", "per_element"), STATE_BYTES)
+@pytest.mark.parametrize(("cls", "dtype", "options"), RESUMED)
+def test_a_run_resumes_to_the_last_bit_and_working_on_less_at_a_time_changes_none(
+    cls: type[EmoOptimizer], dtype: torch.dtype, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"lr": lr_for(cls, 1e-3), **options}
+    params = low_params(dtype, large="state" in options)
+    optimizer = cls(params, **options)
+    run(optimizer, range(4))
+    resumed_params = [nn.Parameter(param) for param in held(params)]
+    resumed = cls(resumed_params, **options)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    clone = copy.deepcopy(resumed)
+    run(optimizer, range(4, 8))
+    monkeypatch.setattr(low, "ELEMENTS_IN_CACHES", 4 * BLOCK if "state" in options else 4)
+    for one in (resumed, clone):
+        run(one, range(4, 8))
+        assert_identical(optimizer.state_dict(), one.state_dict())
+    assert all(map(torch.equal, params, resumed_params))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cls", IN_8_BITS)
+def test_kernels_and_torch_keep_the_same_codes(cls: type[EmoOptimizer], dtype: torch.dtype) -> None:
+    kept = []
+    for native in (True, False):
+        params = low_params(dtype, large=True)
+        optimizer = cls(params, lr=lr_for(cls, 1e-3), state="8bit", native=native)
+        run(optimizer, range(3))
+        kept.append([optimizer.state[param] for param in params])
+    for by_kernel, by_torch in zip(*kept, strict=True):
+        assert by_kernel.keys() == by_torch.keys()
+        for key, codes in by_kernel.items():
+            different = (codes.float() - by_torch[key].float()).abs()
+            if codes.dtype in (torch.int8, torch.uint8):  # sums are rounded in another order: a code may be the next
+                assert float(different.max()) <= 1
+                assert float((different > 0).float().mean()) < 1e-3
+            else:
+                torch.testing.assert_close(codes, by_torch[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision_is_moved_in_float32_by_our_kernel_and_torchs_fused_one_and_where_strides_differ(
+    dtype: torch.dtype,
+) -> None:
+    """torch's fused kernel cannot take unequal strides; what does has to round no more often than it."""
+    chosen, fused, turned = (low_params(dtype, large=True) for _ in range(3))
+    turned[0].data = turned[0].data.t().contiguous().t()  # its gradients will not be
+    run(EmoNavi(chosen, lr=1e-3), range(8))
+    run(EmoNavi(fused, lr=1e-3, fused=True), range(8))
+    run(EmoNavi(turned, lr=1e-3), range(8))
+    for other in (fused, turned):
+        same = torch.cat([(one == two).flatten() for one, two in zip(chosen, other, strict=True)])
+        assert float(same.float().mean()) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("cls", "dtype", "options", "per_element"),
+    [
+        (EmoNavi, torch.float32, {"compensate": True}, 8),  # which is not compensated
+        (EmoLynx, torch.float32, {}, 4),
+        (EmoFact, torch.float32, {}, 0),
+        (EmoAiry, torch.float32, {}, 0),
+        (EmoVoid, torch.float32, {"compensate": True}, 0),
+        (EmoNavi, torch.bfloat16, {}, 4),
+        (EmoNavi, torch.float16, {"compensate": True}, 10),
+        (EmoLynx, torch.bfloat16, {"compensate": True}, 6),
+        (EmoFact, torch.bfloat16, {"compensate": True}, 2),
+        (EmoNavi, torch.bfloat16, BOTH, 3),
+        (EmoLynx, torch.bfloat16, BOTH, 2),
+    ],
+)
 def test_the_state_takes_the_bytes_that_are_stated(
-    cls: type[EmoOptimizer], compensate: bool, per_element: int, dtype: torch.dtype
+    cls: type[EmoOptimizer], dtype: torch.dtype, options: dict[str, Any], per_element: int
 ) -> None:
-    param = nn.Parameter(torch.ones(20, 30, dtype=dtype))
-    optimizer = cls([param], compensate=compensate)
-    train(optimizer, range(1))
-    rows_and_columns = 4 * (20 + 30) if cls is EmoFact else 0
-    size = sum(value.numel() * value.element_size() for value in optimizer.state[param].values())
-    assert size == per_element * 600 + rows_and_columns
+    params = low_params(dtype, large=True)
+    optimizer = cls(params, **options)
+    run(optimizer, range(1))
+    state, n = optimizer.state[params[0]], params[0].numel()
+    sizes = sum(4 * -(-n // BLOCK) for key in state if key.endswith(SIZES))
+    rows_and_columns = 4 * (80 + 70) if cls is EmoFact else 0
+    size = sum(value.numel() * value.element_size() for value in state.values())
+    assert size == per_element * n + sizes + rows_and_columns
+    if options == BOTH:  # small tensors keep floats
+        assert optimizer.state[params[1]][EXP_AVG].dtype is torch.float32
+        assert cls is not EmoNavi or state[EXP_AVG_SQ].dtype is torch.uint8
 
 
-def test_float32_parameters_are_not_compensated() -> None:
-    for cls in OPTIMIZERS:
-        param = nn.Parameter(torch.ones(4))
-        state: dict[str, Any] = {}
-        for compensate in (False, True):
-            optimizer = cls([param], compensate=compensate)
-            train(optimizer, range(1))
-            state[str(compensate)] = set(optimizer.state[param])
-        assert state["True"] == state["False"]
+def with_rest(param: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """What a parameter and its compensation hold together."""
+    return join(param, rest) if rest.dtype is torch.int8 else param.detach().float() + rest
 
 
-@LOW
-@pytest.mark.parametrize("how", [True, "8bit"])
-@each_implementation
+@pytest.mark.parametrize(("dtype", "how"), [(torch.float16, True), (torch.bfloat16, "8bit")])
+@each_rule
 def test_a_parameter_that_becomes_float32_takes_up_its_compensation(
-    cls: type[EmoOptimizer], implementation: str, how: Any, dtype: torch.dtype
+    cls: type[EmoOptimizer], dtype: torch.dtype, how: Any
 ) -> None:
-    if implementation in ("sharded", "fused") or (how == "8bit" and dtype is torch.float16):
-        pytest.skip("needs a mesh, moves no such parameters, or is refused")
-    optimizer = make(cls, low_params(dtype), implementation, lr=1e-3, compensate=how)
-    params = optimizer.param_groups[0]["params"]
-    train(optimizer, range(4))
-    rest = [optimizer.state[param]["compensation"].clone() for param in params]
-    narrow = [param.detach().clone() for param in params]
-    wide = [join(p, r) if how == "8bit" else p.float() + r for p, r in zip(narrow, rest, strict=True)]
+    params = low_params(dtype)
+    optimizer = cls(params, lr=lr_for(cls, 1e-3), compensate=how)
+    run(optimizer, range(4))
+    kept_in = [optimizer.state[param][COMPENSATION].dtype for param in params]
+    wide = [with_rest(param, optimizer.state[param][COMPENSATION]) for param in params]
     for param in params:
         param.data, param.grad = param.data.float(), None
-    for param in params:
-        param.grad = torch.zeros_like(param)
     optimizer.param_groups[0]["lr"] = 0.0
-    optimizer.observe(1.0)
-    optimizer.step()
-    if rule_of(cls) is not Void:  # which pulls the group to a size
+    run(optimizer, range(4, 5))
+    if cls is not EmoVoid:  # which pulls the group to a size
         assert all(map(torch.equal, params, wide))
-    assert all("compensation" not in optimizer.state[param] for param in params)
+    assert all(COMPENSATION not in optimizer.state[param] for param in params)
     for param in params:
         param.data, param.grad = param.data.to(dtype), None
-    train(optimizer, range(4, 6))
-    assert all(optimizer.state[param]["compensation"].dtype is rest[0].dtype for param in params)
+    run(optimizer, range(5, 7))
+    assert [optimizer.state[param][COMPENSATION].dtype for param in params] == kept_in
 
 
-@LOW
-def test_tensors_of_unequal_strides_are_moved_in_float32_too(dtype: torch.dtype) -> None:
-    """torch's fused kernel cannot take them; what does has to round no more often than it."""
-    results = []
-    for turned in (False, True):
-        torch.manual_seed(0)
-        param = nn.Parameter(torch.randn(40, 50, dtype=dtype))
-        optimizer = EmoNavi([param], lr=1e-3)
-        for t, loss in enumerate(losses(20)):
-            give_gradients([param], t)
-            if turned:
-                param.grad = param.grad.t().contiguous().t()
-            optimizer.observe(loss)
-            optimizer.step()
-        results.append(param.detach())
-    same = (results[0] == results[1]).float().mean()
-    assert same > 0.98
+WAYS: list[dict[str, Any]] = [{}, {"state": "8bit"}, {"compensate": True}, {"compensate": "8bit"}, BOTH]
+
+
+@pytest.mark.parametrize("there", WAYS, ids=str)
+def test_a_state_crosses_from_any_way_of_keeping_it_to_any_other(
+    there: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    saved_params = low_params(torch.bfloat16, large=True)
+    saved = EmoNavi(saved_params, lr=1e-3, **there)
+    run(saved, range(3))
+    for here in WAYS:
+        params = [nn.Parameter(param) for param in held(saved_params)]
+        loaded, wanted = (EmoNavi(params, lr=1e-3, **here) for _ in range(2))
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            loaded.load_state_dict(saved.state_dict())
+        assert ("kept in another way" in caplog.text) is (there != here)
+        for param, before in zip(params, saved_params, strict=True):
+            now, then = loaded.state[param], saved.state[before]
+            like = wanted._buckets.first_state(wanted.param_groups[0], param)
+            assert {k: (v.dtype, v.shape) for k, v in now.items()} == {k: (v.dtype, v.shape) for k, v in like.items()}
+            for key in (EXP_AVG, EXP_AVG_SQ):
+                one, other = (
+                    decode(s[key], s[key + SIZES]) if key + SIZES in s else s[key].float() for s in (now, then)
+                )
+                assert float((one - other).abs().max()) <= 0.0625 * float(other.abs().max())
+            if there.get("compensate") and there.get("compensate") == here.get("compensate"):
+                assert torch.equal(now[COMPENSATION], then[COMPENSATION])
+        run(loaded, range(3, 5))
+        assert all(bool(param.isfinite().all()) for param in params)
+        assert not any(map(torch.equal, params, saved_params))
+
+
+def test_what_cannot_be_kept_in_8_bits_says_so() -> None:
+    with pytest.raises(ValueError, match=r"state='8bit': EmoFact v3\.1 keeps no averages that 8 bits would make"):
+        EmoFact(low_params(torch.float32), state="8bit")
+    with pytest.raises(ValueError, match="it takes one of 8bit"):
+        EmoNavi(low_params(torch.float32), state="4bit")
+    with pytest.raises(ValueError, match=r"compensate=8 .* it takes true, false or 8bit"):
+        EmoNavi(low_params(torch.float32), compensate=8)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="is for bfloat16, and a parameter is float16: take compensate=True"):
+        run(EmoNavi(low_params(torch.float16), compensate="8bit"), range(1))

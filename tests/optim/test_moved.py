@@ -14,9 +14,8 @@ from emo_hf.optim.rules.tion import Tion
 from emo_hf.optim.rules.void import Void
 from tests.emo_cases import (
     assert_identical,
-    each_implementation,
-    each_optimizer,
-    give_gradients,
+    each_implementation_of_a_rule,
+    each_rule,
     losses,
     make,
     rule_of,
@@ -54,17 +53,16 @@ def of_state(optimizer: EmoOptimizer, param: nn.Parameter) -> list[torch.Tensor]
     return list(optimizer.state[param].values())
 
 
-@each_implementation
-@pytest.mark.parametrize("options", [{}, {"use_shadow": True}], ids=["plain", "shadow"])
+@each_implementation_of_a_rule
 def test_a_part_of_the_model_that_joins_the_dtype_of_the_rest_takes_its_state_along(
-    cls: type[EmoOptimizer], implementation: str, options: dict[str, Any]
+    cls: type[EmoOptimizer], implementation: str
 ) -> None:
     model = two_layers(torch.float64, torch.float32)
-    optimizer = make(cls, model.parameters(), implementation, lr=0.01, **options)
+    optimizer = make(cls, model.parameters(), implementation, lr=0.01, use_shadow=True)
     steps(optimizer, range(HALF))
     alone = two_layers(torch.float64, torch.float64)
     alone.load_state_dict(model.state_dict())
-    other = make(cls, alone.parameters(), implementation, lr=0.01, **options)
+    other = make(cls, alone.parameters(), implementation, lr=0.01, use_shadow=True)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # which casts the state
     model[1].double()
     for each in (optimizer, other):
@@ -73,20 +71,25 @@ def test_a_part_of_the_model_that_joins_the_dtype_of_the_rest_takes_its_state_al
     assert_identical(list(model.state_dict().values()), list(alone.state_dict().values()))
 
 
-@each_optimizer
-def test_compensation_and_shadow_follow_a_new_dtype_and_what_is_kept_in_float32_stays(cls: type[EmoOptimizer]) -> None:
+@pytest.mark.parametrize("compensate", [True, False])
+@each_rule
+def test_compensation_and_shadow_follow_a_new_dtype_and_what_is_kept_in_float32_stays(
+    cls: type[EmoOptimizer], compensate: bool
+) -> None:
     model = two_layers(torch.bfloat16, torch.float16)
-    optimizer = cls(model.parameters(), lr=0.01, compensate=True, use_shadow=True)
+    optimizer = cls(model.parameters(), lr=0.01, compensate=compensate, use_shadow=True)
     steps(optimizer, range(HALF))
     model[1].bfloat16()
     steps(optimizer, range(HALF, STEPS))
     for param in model.parameters():
         dtypes = {key: value.dtype for key, value in optimizer.state[param].items()}
-        assert dtypes.pop("compensation") is dtypes.pop("shadow") is torch.bfloat16
-        assert set(dtypes.values()) <= {torch.float32}
+        assert dtypes.pop("shadow") is torch.bfloat16
+        assert dtypes.pop("compensation", None) is (torch.bfloat16 if compensate else None)
+        for key, dtype in dtypes.items():
+            assert dtype is (torch.float32 if compensate or key in rule_of(cls).float32_state else torch.bfloat16)
 
 
-@each_implementation
+@each_implementation_of_a_rule
 def test_data_that_is_swapped_below_a_parameter_is_what_is_trained(
     cls: type[EmoOptimizer], implementation: str
 ) -> None:
@@ -106,35 +109,27 @@ def test_data_that_is_swapped_below_a_parameter_is_what_is_trained(
 
 
 @pytest.mark.usefixtures("swapped")
-@each_optimizer
+@each_rule
 @pytest.mark.parametrize("moved", ["all", "the second layer"])
 def test_state_goes_to_the_device_where_its_parameter_is(cls: type[EmoOptimizer], moved: str) -> None:
     """The meta device holds no numbers; where the state lies shows on it as on any other."""
     if rule_of(cls) in (Tion, Void) and moved != "all":
         pytest.skip("the norm of a group needs the numbers of all of its parameters")
-    model = two_layers()
-    optimizer = cls(model.parameters(), lr=0.01, use_shadow=True, foreach=False, fused=False)
+    in_8_bits = {"state": "8bit"} if rule_of(cls).eight_bit_state else {}
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(64, 64))
+    optimizer = cls(model.parameters(), lr=0.01, use_shadow=True, foreach=False, fused=False, **in_8_bits)
     steps(optimizer, range(HALF))
+    saved = copy.deepcopy(optimizer.state_dict())
     (model if moved == "all" else model[1]).to("meta")
     steps(optimizer, range(HALF, STEPS))
+    assert optimizer.emotion.observations == STEPS
+    loaded = cls(model.parameters(), foreach=False, fused=False, use_shadow=True, **in_8_bits)
+    loaded.load_state_dict(saved)
+    assert loaded.emotion.observations == HALF
     for layer, device in zip(model, ("meta" if moved == "all" else "cpu", "meta"), strict=True):
         for param in layer.parameters():
-            assert {value.device.type for value in of_state(optimizer, param)} == {param.device.type} == {device}
-    assert optimizer.emotion.observations == STEPS
-
-
-@pytest.mark.usefixtures("swapped")
-@each_optimizer
-def test_a_state_saved_on_one_device_is_loaded_onto_that_of_the_parameters(cls: type[EmoOptimizer]) -> None:
-    source, model = two_layers(), two_layers().to("meta")
-    saved, optimizer = (cls(each.parameters(), foreach=False, fused=False) for each in (source, model))
-    steps(saved, range(HALF))
-    optimizer.load_state_dict(saved.state_dict())
-    if not rule_of(cls)(saved.defaults).new_state(source[0].weight):
-        pytest.skip("this rule keeps nothing for a parameter")
-    assert {value.device.type for param in model.parameters() for value in of_state(optimizer, param)} == {"meta"}
-    assert optimizer.emotion == saved.emotion
-    assert {value.device.type for param in source.parameters() for value in of_state(saved, param)} == {"cpu"}
+            for each in (optimizer, loaded):
+                assert {value.device.type for value in of_state(each, param)} == {param.device.type} == {device}
 
 
 def test_a_loss_on_a_device_without_numbers_is_an_error_and_not_a_feeling() -> None:
@@ -145,16 +140,16 @@ def test_a_loss_on_a_device_without_numbers_is_an_error_and_not_a_feeling() -> N
 
 
 @on_cuda
-@each_optimizer
-@pytest.mark.parametrize("use_shadow", [False, True])
-def test_a_model_goes_to_the_gpu_and_back_in_mid_run(cls: type[EmoOptimizer], use_shadow: bool) -> None:
+@each_rule
+@pytest.mark.parametrize("part", ["all", "the second layer"])
+def test_a_model_or_half_of_it_goes_to_the_gpu_and_back_in_mid_run(cls: type[EmoOptimizer], part: str) -> None:
     travelled, stayed = two_layers(), two_layers()
-    optimizers = [cls(model.parameters(), lr=0.01, use_shadow=use_shadow) for model in (travelled, stayed)]
+    optimizers = [cls(model.parameters(), lr=0.01, use_shadow=part == "all") for model in (travelled, stayed)]
     for place, numbers in (("cpu", range(2)), ("cuda", range(2, 4)), ("cpu", range(4, 6))):
-        travelled.to(place)
+        (travelled if part == "all" else travelled[1]).to(place)
         for optimizer in optimizers:
             steps(optimizer, numbers)
-        for param in travelled.parameters():
+        for param in travelled[1].parameters():
             assert {value.device.type for value in of_state(optimizers[0], param)} == {place}
     for one, other in zip(travelled.parameters(), stayed.parameters(), strict=True):
         torch.testing.assert_close(one, other)
@@ -162,22 +157,7 @@ def test_a_model_goes_to_the_gpu_and_back_in_mid_run(cls: type[EmoOptimizer], us
 
 
 @on_cuda
-@each_optimizer
-def test_half_a_model_on_the_gpu_trains_as_the_whole_on_the_cpu(cls: type[EmoOptimizer]) -> None:
-    split, whole = two_layers(), two_layers()
-    optimizers = [cls(model.parameters(), lr=0.01) for model in (split, whole)]
-    for optimizer in optimizers:
-        steps(optimizer, range(HALF))
-    split[1].to("cuda")
-    for optimizer in optimizers:
-        steps(optimizer, range(HALF, STEPS))
-    split.to("cpu")
-    for one, other in zip(split.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@on_cuda
-@each_optimizer
+@each_rule
 def test_a_state_saved_on_the_gpu_is_read_on_the_cpu_and_the_other_way_round(
     cls: type[EmoOptimizer], tmp_path: Any
 ) -> None:
@@ -193,30 +173,3 @@ def test_a_state_saved_on_the_gpu_is_read_on_the_cpu_and_the_other_way_round(
         assert optimizer.emotion == saved.emotion
         for one, other in zip(source.parameters(), target.parameters(), strict=True):
             torch.testing.assert_close(one.cpu(), other.cpu())
-
-
-@each_optimizer
-def test_parameters_added_in_mid_run_begin_their_own_state_under_the_emotion_that_is_there(
-    cls: type[EmoOptimizer],
-) -> None:
-    first, added = two_layers()
-    optimizer = cls(first.parameters(), lr=0.01)
-    steps(optimizer, range(HALF))
-    felt = optimizer.emotion
-    before = [param.detach().clone() for param in added.parameters()]
-    optimizer.add_param_group({"params": list(added.parameters()), "lr": 0.02, "name": "added"})
-    assert optimizer.emotion == felt
-    steps(optimizer, range(HALF, STEPS))
-    assert optimizer.emotion.observations == STEPS
-    assert optimizer.effective_lr["added"] == pytest.approx(0.02 * optimizer.emotion.coefficient)
-    for param, old in zip(added.parameters(), before, strict=True):
-        assert not torch.equal(param, old)
-    fresh = cls(added.parameters(), lr=0.02)
-    give_gradients(list(added.parameters()), 0)
-    fresh.observe(1.0)
-    fresh.step()
-    for param in added.parameters():
-        assert optimizer.state[param].keys() == fresh.state[param].keys()
-    again = cls([{"params": list(first.parameters()), "lr": 0.01}, {"params": list(added.parameters()), "lr": 0.02}])
-    again.load_state_dict(optimizer.state_dict())
-    assert again.emotion == optimizer.emotion

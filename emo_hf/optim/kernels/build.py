@@ -1,8 +1,9 @@
 """Compiles the C sources of this folder once per machine, with whatever C compiler there is, and loads the library.
 
 It takes about a second; the library is kept in the user's cache folder under a name that stands for the sources, the
-compiler and the processor, so that a home shared by unlike machines is safe. Without a compiler there are no kernels,
-and one line of log says so.
+compiler and the processor, so that a home shared by unlike machines is safe. What is loaded runs with the rights of
+this user: it has to belong to this user, as its folder has, and nobody else may write to either. Without a compiler
+there are no kernels, and one line of log says so.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import os
 import platform
 import shlex
 import shutil
-import signal
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from emo_hf.optim.kernels.cache import cache_folder, find_library, library_name, objection
 from emo_hf.optim.kernels.library import Library
 
 SOURCES = Path(__file__).parent
+CACHE_VARIABLE = "EMO_HF_CACHE"
 FLAGS_VARIABLE = "EMO_HF_CFLAGS"
 """The environment variable with further compiler flags, for sanitizers and debuggers."""
 
@@ -58,50 +59,71 @@ def kernels() -> Library | None:
 def find_compiler() -> tuple[str, ...] | None:
     """The command of a C compiler: `$CC` if it is set and works out (`ccache gcc`, say), otherwise the system's."""
     asked = os.environ.get("CC", "")
-    commands = [(asked,), tuple(_split(asked)), ("cc",), ("gcc",), ("clang",)]
-    for name, *arguments in filter(None, commands):
+    words: list[str] = []
+    with contextlib.suppress(ValueError):  # a quotation that does not end
+        words = shlex.split(asked)
+    for name, *arguments in filter(None, [(asked,), words, ("cc",), ("gcc",), ("clang",)]):
         path = shutil.which(name) if name else None
         if path:
             return path, *arguments
     return None
 
 
-def _split(command: str) -> list[str]:
-    try:
-        return shlex.split(command)
-    except ValueError:  # a quotation that does not end
-        return []
-
-
 def load(compiler: Sequence[str]) -> Library:
     """The library from the cache, or built into it; otherwise from a folder that goes at once."""
-    made_from = fingerprint(compiler)
+    name = f"kernels-{fingerprint(compiler)}.so"
     no_cache: Exception | None = None
     try:
         folder = cache_folder()
         why_not = objection(folder)
         if why_not is None:
-            return _from_cache(folder, made_from) or build(compiler, folder, made_from)
+            return _from_cache(folder / name) or build(compiler, folder / name)
         logger.warning("%s: the kernels are compiled for this process alone", why_not)
     except (OSError, subprocess.CalledProcessError) as error:  # a full disk shows as either
         no_cache = error
     with tempfile.TemporaryDirectory(prefix="emo_hf-") as temporary:
-        library = build(compiler, Path(temporary), made_from)
+        library = build(compiler, Path(temporary, name))
     if no_cache is not None:
         logger.info("no cache for the kernels (%s): they are compiled for this process alone", _last_line(no_cache))
     return library
 
 
-def _from_cache(folder: Path, made_from: str) -> Library | None:
-    path = find_library(folder, made_from)
-    if path is None:
+def cache_folder() -> Path:
+    """`$EMO_HF_CACHE`, or `emo_hf` in the user's cache folder; readable by the user alone when it is made here.
+
+    Raises:
+        OSError: if there is none and it cannot be made.
+    """
+    parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(parent) / "emo_hf")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def objection(path: Path) -> str | None:
+    """Why nothing may be loaded from a folder, or a library be loaded; None if it is this user's alone."""
+    if not hasattr(os, "geteuid"):  # Windows has neither these owners nor these modes
+        return None
+    status = path.stat()
+    if status.st_uid != os.geteuid():
+        return f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}, who runs this"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{path} may be changed by others (mode {stat.S_IMODE(status.st_mode):o}): chmod go-w would prevent it"
+    return None
+
+
+def _from_cache(path: Path) -> Library | None:
+    if not os.path.lexists(path):
         return None
     try:
-        return Library(ctypes.CDLL(str(path)))
+        why_not = f"{path} is a link" if path.is_symlink() else objection(path)
+        if why_not is None:
+            return Library(ctypes.CDLL(str(path)))
     except OSError as error:
-        logger.warning("%s cannot be used (%s): the kernels are compiled anew", path, error)
-        path.unlink(missing_ok=True)
-        return None
+        why_not = f"{path} cannot be used ({error})"
+    logger.warning("%s: it is not loaded, and the kernels are compiled anew", why_not)
+    path.unlink(missing_ok=True)
+    return None
 
 
 def _last_line(error: Exception) -> str:
@@ -144,59 +166,32 @@ def processor_flags() -> str:
     return next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
 
 
-def build(compiler: Sequence[str], folder: Path, made_from: str) -> Library:
+def build(compiler: Sequence[str], target: Path) -> Library:
     """Compile the sources for this processor; processes that do so at once do not disturb each other.
 
     Args:
         compiler: its command.
-        folder: where the library is put, once it has been loaded.
-        made_from: the fingerprint that goes into its name.
+        target: where the library is put, once it has been loaded.
 
     Raises:
         subprocess.SubprocessError: if the compiler cannot, or does not come to an end.
         OSError: if the library cannot be written or loaded.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="build-") as temporary:
-        path = Path(temporary) / "kernels.so"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as temporary:
+        path = Path(temporary) / target.name
         files = [str(source) for source in sources("*.c")]
         for tuning in TUNING:
             command = [*compiler, *FLAGS, *LOOSE, *tuning, *more_flags(), *files, "-o", str(path), "-lm"]
-            code, said = _run(command, Path(temporary) / "said")
-            if code == 0:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                errors="replace", timeout=TIMEOUT, check=False,
+            )  # fmt: skip
+            if done.returncode == 0:
                 break
         else:
-            raise subprocess.CalledProcessError(code, command, output=said)
+            done.check_returncode()
         library = Library(ctypes.CDLL(str(path)))
         path.chmod(0o700)  # whatever the umask is, or it would not be loaded next time
-        target = folder / library_name(made_from, path.read_bytes())
         path.replace(target)
     logger.info("compiled kernels with %s into %s", shlex.join(compiler), target)
     return library
-
-
-def _run(command: list[str], output: Path) -> tuple[int, str]:
-    """Run a command to its end, or end it and whatever it has begun; its exit status and what it said.
-
-    Raises:
-        subprocess.TimeoutExpired: if it takes too long.
-    """
-    with output.open("w+", encoding="utf-8", errors="replace") as said:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        code = None
-        try:
-            code = process.wait(TIMEOUT)
-        finally:
-            if code != 0:
-                _end_with_children(process)
-        said.seek(0)
-        return code, said.read()
-
-
-def _end_with_children(process: subprocess.Popen[bytes]) -> None:
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # it leads a group of its own
-    process.kill()
-    process.wait()

@@ -50,10 +50,9 @@ struct layout {
     int64_t seed;         /* of the step, for the rounding to 8 bits */
 };
 
-/* An elementwise rule, exported under its name; Python reads the first two fields. */
+/* An elementwise rule, exported under its name. */
 struct rule {
     int64_t state_tensors; /* 0, 1 or 2 */
-    int64_t takes_scales;  /* whether a scale per tensor may be given */
     piece *run;
 };
 

@@ -19,7 +19,7 @@ static void fact_vector(int64_t n, float *restrict p, const float *restrict g, f
     }
 }
 
-const struct rule emo_fact_vector = {.state_tensors = 1, .takes_scales = 0, .run = fact_vector};
+const struct rule emo_fact_vector = {.state_tensors = 1, .run = fact_vector};
 
 /* A matrix of `columns` columns, or what is the same, its rows from one on. */
 struct rows {

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ctypes import POINTER, c_float, c_int64, c_void_p
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from emo_hf.optim.update import Hyperparameters
-
-NOTHING_LACKS_MEMORY = -1
-"""What the functions return that have moved all tensors; otherwise it is the index of one whose pointer is null."""
 
 
 class Team(ctypes.Structure):
@@ -29,8 +27,12 @@ class KernelHyperparameters(ctypes.Structure):
 
     @classmethod
     def of(cls, h: Hyperparameters) -> KernelHyperparameters:
-        # The differences are taken in double precision, as torch's operators do.
-        return cls(h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps)
+        return cls(*numbers_of(h))
+
+
+def numbers_of(h: Hyperparameters) -> tuple[float, ...]:
+    """What kernels are told of a step; the differences are taken in double precision, as torch's operators do."""
+    return h.lr, h.decay, 1 - h.decay, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.eps
 
 
 class Layout(ctypes.Structure):
@@ -43,36 +45,27 @@ BY_DTYPE = {torch.float32: 1, torch.bfloat16: 2, torch.float16: 3, torch.int8: 4
 """`enum format` of formats.h."""
 
 
-class ElementwiseRule(ctypes.Structure):
-    """`struct rule` of common.h."""
-
-    _fields_ = [("state_tensors", c_int64), ("takes_scales", c_int64), ("run", c_void_p)]
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+"""What parameters and gradients may be."""
 
 
-ADDRESSES = POINTER(c_int64)  # an array of pointers to elements; common.c makes sure that they are of one size
-COUNTS = POINTER(c_int64)
-FLOATS = c_void_p
-
-RULES = ("emo_navi", "emo_lynx", "emo_sign", "emo_fact_vector", "emo_neco", "emo_tion", "emo_zeal")
+RULES = ("emo_navi", "emo_lynx", "emo_sign", "emo_fact_vector", "emo_neco", "emo_zeal")
 """The elementwise rules that there are."""
 
-TYPES: dict[str, list[Any]] = {
+INTEGERS = POINTER(c_int64)  # counts, or pointers to elements; common.c makes sure that these are of one size
+LAST = [POINTER(Layout), POINTER(KernelHyperparameters)]
+FUNCTIONS: dict[str, list[Any]] = {
     "emo_elementwise": [
-        POINTER(ElementwiseRule), POINTER(Team), c_int64, *[COUNTS] * 3, *[ADDRESSES] * 7, FLOATS, COUNTS,
-        POINTER(Layout), POINTER(KernelHyperparameters),
+        c_void_p, POINTER(Team), c_int64, *[INTEGERS] * 10, c_void_p, INTEGERS, *LAST,
     ],
-    "emo_fact_matrices": [
-        POINTER(Team), c_int64, COUNTS, COUNTS, *[ADDRESSES] * 5, FLOATS, c_int64, COUNTS, POINTER(Layout),
-        POINTER(KernelHyperparameters),
-    ],
-    "emo_fact_large_matrix": [
-        POINTER(Team), c_int64, c_int64, *[FLOATS] * 6, POINTER(Layout), POINTER(KernelHyperparameters),
-    ],
-    "emo_count_not_finite": [POINTER(Team), c_int64, COUNTS, COUNTS, ADDRESSES, c_int64, COUNTS],
+    "emo_fact_matrices": [POINTER(Team), c_int64, *[INTEGERS] * 7, c_void_p, c_int64, INTEGERS, *LAST],
+    "emo_fact_large_matrix": [POINTER(Team), c_int64, c_int64, *[c_void_p] * 6, *LAST],
+    "emo_count_not_finite": [POINTER(Team), c_int64, *[INTEGERS] * 3, c_int64, INTEGERS],
 }  # fmt: skip
+CONSTANTS = ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block", "emo_has_float16")
 
 
-def addresses(tensors: list[torch.Tensor] | None) -> ctypes.Array[ctypes.c_int64] | None:
+def addresses(tensors: Sequence[torch.Tensor] | None) -> ctypes.Array[ctypes.c_int64] | None:
     """Where the tensors' elements lie, as the kernels read it."""
     return None if tensors is None else integers(map(torch.Tensor.data_ptr, tensors))
 
@@ -87,8 +80,9 @@ class Library:
     """The functions and constants of the C sources.
 
     Attributes:
+        rules: the addresses of the elementwise rules by their names in C.
         elementwise, fact_matrices, fact_large_matrix, count_not_finite: the functions; what they take is written
-            beside them in C.
+            beside them in C. They return −1 if they have moved all, or the index of a tensor whose pointer is null.
         piece: elements of an elementwise task.
         blocks: row blocks in which a large matrix is taken apart.
         most_threads: threads that the library starts at most, without torch's pool.
@@ -100,34 +94,19 @@ class Library:
     """
 
     def __init__(self, loaded: ctypes.CDLL) -> None:
-        self._loaded = loaded
         try:
-            self.elementwise, self.fact_matrices, self.fact_large_matrix, self.count_not_finite = map(
-                self._function, TYPES
-            )
-            self.piece, self.blocks, self.most_threads, self.block = map(
-                self._constant, ("emo_piece", "emo_blocks", "emo_most_threads", "emo_block")
-            )
-            self.has_float16 = bool(self._constant("emo_has_float16"))
-            self._rules = {name: ElementwiseRule.in_dll(loaded, name) for name in RULES}
+            functions = [getattr(loaded, name) for name in FUNCTIONS]
+            constants = [c_int64.in_dll(loaded, name).value for name in CONSTANTS]
+            self.rules = {name: ctypes.addressof(c_int64.in_dll(loaded, name)) for name in RULES}
         except (AttributeError, ValueError) as error:
             raise OSError(f"the library lacks what was compiled into it: {error}") from error
+        for function, takes in zip(functions, FUNCTIONS.values(), strict=True):
+            function.argtypes, function.restype = takes, c_int64
+        self.elementwise, self.fact_matrices, self.fact_large_matrix, self.count_not_finite = functions
+        self.piece, self.blocks, self.most_threads, self.block, has_float16 = constants
+        self.has_float16 = bool(has_float16)
 
-    def _function(self, name: str) -> Any:
-        function = getattr(self._loaded, name)
-        function.argtypes = TYPES[name]
-        function.restype = c_int64
-        return function
 
-    def _constant(self, name: str) -> int:
-        return c_int64.in_dll(self._loaded, name).value
-
-    def rule(self, name: str) -> ElementwiseRule:
-        """An elementwise rule by its name in C.
-
-        Raises:
-            ValueError: if there is none of this name.
-        """
-        if name not in self._rules:
-            raise ValueError(f"there is no rule {name}: choose one of {', '.join(RULES)}")
-        return self._rules[name]
+def ends_of(counts: Sequence[int], library: Library) -> ctypes.Array[ctypes.c_int64]:
+    """Where tensors with so many elements end if they follow one another, each to the end of a block."""
+    return integers(accumulate([-(-count // library.block) * library.block for count in counts]))

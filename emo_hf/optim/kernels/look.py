@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 
 from emo_hf.optim.kernels.build import kernels
-from emo_hf.optim.kernels.checks import all_fit, check_memory
-from emo_hf.optim.kernels.library import BY_DTYPE, addresses, integers
+from emo_hf.optim.kernels.library import BY_DTYPE, FLOATS, addresses, ends_of, integers
 from emo_hf.optim.kernels.team import team_for
-
-LOOKED_AT = (torch.float32, torch.bfloat16, torch.float16)
+from emo_hf.optim.kernels.tensors import all_fit, check_memory
 
 
 def counts_not_finite(tensors: Sequence[torch.Tensor]) -> list[int] | None:
@@ -21,14 +18,13 @@ def counts_not_finite(tensors: Sequence[torch.Tensor]) -> list[int] | None:
     Args:
         tensors: of one device and one dtype.
     """
-    library = kernels() if tensors and tensors[0].is_cpu and tensors[0].dtype in LOOKED_AT else None
+    library = kernels() if tensors and tensors[0].is_cpu and tensors[0].dtype in FLOATS else None
     if library is None or not all_fit(tensors):
         return None
     counts = list(map(torch.Tensor.numel, tensors))
-    ends = integers(accumulate([-(-count // library.block) * library.block for count in counts]))
-    bad = integers([0] * len(tensors))
+    ends, bad = ends_of(counts, library), integers([0] * len(tensors))
     lacking = library.count_not_finite(
-        team_for(ends[-1], library), len(tensors), integers(counts), ends, addresses(list(tensors)),
+        team_for(ends[-1], library), len(tensors), integers(counts), ends, addresses(tensors),
         BY_DTYPE[tensors[0].dtype], bad,
     )  # fmt: skip
     check_memory(lacking)

@@ -17,4 +17,4 @@ static void lynx(int64_t n, float *restrict p, const float *restrict g, float *r
     }
 }
 
-const struct rule emo_lynx = {.state_tensors = 1, .takes_scales = 0, .run = lynx};
+const struct rule emo_lynx = {.state_tensors = 1, .run = lynx};

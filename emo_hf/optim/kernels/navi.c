@@ -17,4 +17,4 @@ static void navi(int64_t n, float *restrict p, const float *restrict g, float *r
     }
 }
 
-const struct rule emo_navi = {.state_tensors = 2, .takes_scales = 0, .run = navi};
+const struct rule emo_navi = {.state_tensors = 2, .run = navi};

@@ -42,4 +42,4 @@ static void neco(int64_t n, float *restrict p, const float *restrict g, float *r
     else cautious(n, p, g, m, h);
 }
 
-const struct rule emo_neco = {.state_tensors = 1, .takes_scales = 1, .run = neco};
+const struct rule emo_neco = {.state_tensors = 1, .run = neco};

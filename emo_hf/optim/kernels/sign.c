@@ -14,4 +14,4 @@ static void sign(int64_t n, float *restrict p, const float *restrict g, float *r
     }
 }
 
-const struct rule emo_sign = {.state_tensors = 0, .takes_scales = 0, .run = sign};
+const struct rule emo_sign = {.state_tensors = 0, .run = sign};

@@ -25,4 +25,4 @@ static void zeal(int64_t n, float *restrict p, const float *restrict g, float *r
     else loud(n, p, g, h->lr);
 }
 
-const struct rule emo_zeal = {.state_tensors = 0, .takes_scales = 1, .run = zeal};
+const struct rule emo_zeal = {.state_tensors = 0, .run = zeal};

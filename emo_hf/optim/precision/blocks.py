@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 
 from emo_hf.optim.precision.eight_bits import BLOCK, SMALLEST, blocks_of
-from emo_hf.optim.sharding import deals_of_rows, is_sharded, own_elements, part_like
+from emo_hf.optim.sharding import as_local_part_of, deals_of_rows, is_sharded, local_elements
 
 
 def shape_of_sizes(shape: Sequence[int]) -> tuple[int, ...]:
@@ -36,11 +36,11 @@ def _rows_to_a_block_end(shape: Sequence[int]) -> int:
 
 def sizes_for(tensor: torch.Tensor) -> torch.Tensor:
     """Zeros for the sizes of a tensor's blocks, in float32 on its device; dealt out as it is, if it is a DTensor."""
-    own, shape = own_elements(tensor), shape_of_sizes(tensor.shape)
+    own, shape = local_elements(tensor), shape_of_sizes(tensor.shape)
     if not is_sharded(tensor):
         return torch.zeros(shape, device=own.device)
     rows = own.shape[0] // _rows_to_a_block_end(tensor.shape)
-    return part_like(torch.zeros([rows, *shape[1:]], device=own.device), tensor, shape)
+    return as_local_part_of(torch.zeros([rows, *shape[1:]], device=own.device), tensor, shape)
 
 
 def are_whole(tensor: torch.Tensor) -> bool:

@@ -28,11 +28,11 @@ SMALLEST = 4096
 """Elements from which on a parameter's state is kept in 8 bits; below, it is float32 and costs nothing."""
 
 D = {torch.int8: 2.0**-16, torch.uint8: 2.0**-32}
+D_BITS = {torch.int8: (127 - 16) << 3, torch.uint8: (127 - 32) << 3}
+"""What is kept of the bits of d: its exponent, and the first three bits of its mantissa, which are 0."""
+
 DROPPED_BITS = 20
 HALF = 1 << (DROPPED_BITS - 1)
-
-HALF_A_BYTE = 0x80 << 24
-"""The chance that rounds a 24-bit number to the nearest."""
 
 _WORD = 0xFFFFFFFF
 
@@ -86,7 +86,7 @@ def encode(values: torch.Tensor, dtype: torch.dtype, chance: torch.Tensor | None
     by = torch.where(sizes > 1e-30, (0.9375 - d) / sizes, torch.zeros_like(sizes))
     y = (x.abs() * by[:, None]).view(-1)[:n]
     bits: int | torch.Tensor = HALF if chance is None else chance >> 32 - DROPPED_BITS
-    codes = ((y + d).view(torch.int32) + bits >> DROPPED_BITS) - (_bits(d) >> DROPPED_BITS)
+    codes = ((y + d).view(torch.int32) + bits >> DROPPED_BITS) - D_BITS[dtype]
     if is_signed:
         codes = codes.clamp(max=127)
         codes = torch.where(x.view(-1)[:n] < 0, -codes, codes)
@@ -99,13 +99,9 @@ def decode(codes: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """The values that codes and sizes stand for, in float32."""
     d = D[codes.dtype]
     flat = codes.reshape(-1).int()
-    values = ((flat.abs() + (_bits(d) >> DROPPED_BITS)) << DROPPED_BITS).view(torch.float32) - d
+    values = ((flat.abs() + D_BITS[codes.dtype]) << DROPPED_BITS).view(torch.float32) - d
     values = values * (sizes / (0.9375 - d)).repeat_interleave(BLOCK)[: flat.numel()]
     return torch.where(flat < 0, -values, values).view(codes.shape)
-
-
-def _bits(x: float) -> int:
-    return int(torch.tensor(x, dtype=torch.float32).view(torch.int32))
 
 
 def join(param: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:

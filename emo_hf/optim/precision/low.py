@@ -11,16 +11,11 @@ is a byte an element (see `eight_bits.py`). Together that is 3 bytes for EmoNavi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 
-from emo_hf.optim.pieces import runs_of
+from emo_hf.optim.pieces import bounded
 from emo_hf.optim.precision.blocks import sizes_for
 from emo_hf.optim.precision.eight_bits import (
-    BLOCK,
     EIGHT_BITS,
     SIZES,
     decode,
@@ -30,9 +25,9 @@ from emo_hf.optim.precision.eight_bits import (
     join,
     split,
 )
-from emo_hf.optim.sharding import own_elements, part_like, place_of_shard
+from emo_hf.optim.sharding import as_local_part_of, local_elements, place_of_shard
 from emo_hf.optim.state_keys import AVERAGE, COMPENSATION, EXP_AVG_SQ, SHADOW
-from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, is_flat, place_of
+from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, place_of
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -41,98 +36,65 @@ ELEMENTS_ON_DEVICE = 1 << 22
 """What is held in float32 at once; with a rule that is not elementwise, at least one parameter."""
 
 
-@dataclass(slots=True)
-class _Piece:
-    """A parameter, or part of one, and the place in the whole of its first element, or the first on this rank.
+def in_wide(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """Copies in float32 of what a parameter, its gradient and its state stand for.
 
-    Formats of 8 bits are read and written where they lie, by this rank's elements of DTensors.
+    Formats of 8 bits are read, and written by `take_back`, where they lie: by this rank's elements of DTensors.
     """
+    correction = state.get(COMPENSATION)
+    if correction is None:
+        wide = param.detach().to(torch.float32, copy=True)
+    elif is_eight_bit(correction):
+        wide = as_local_part_of(join(local_elements(param), local_elements(correction)), param)
+    else:
+        wide = param.detach().float().add_(correction)
 
-    param: torch.Tensor
-    grad: torch.Tensor
-    state: State
-    place: int = 0
-
-    def in_float32(self) -> tuple[torch.Tensor, torch.Tensor, State]:
-        """Copies of the parameter, its gradient and its state."""
-        correction = self.state.get(COMPENSATION)
-        if correction is None:
-            wide = self.param.detach().to(torch.float32, copy=True)
-        elif is_eight_bit(correction):
-            wide = part_like(join(own_elements(self.param), own_elements(correction)), self.param)
-        else:
-            wide = self.param.detach().float().add_(correction)
-        return wide, self.grad.float(), {key: self._wide(key) for key in self._names()}
-
-    def _names(self) -> list[str]:
-        return [key for key in self.state if key not in (COMPENSATION, SHADOW, AVERAGE) and not key.endswith(SIZES)]
-
-    def _wide(self, key: str) -> torch.Tensor:
-        value = self.state[key]
+    def in_float32(key: str, value: torch.Tensor) -> torch.Tensor:
         if not is_eight_bit(value):
             return value.float()
-        return part_like(decode(own_elements(value), own_elements(self.state[key + SIZES])), value)
+        return as_local_part_of(decode(local_elements(value), local_elements(state[key + SIZES])), value)
 
-    def take_back(self, wide: torch.Tensor, wide_state: State, seed: int) -> None:
-        """Round what has been moved to what it is kept in."""
-        correction = self.state.get(COMPENSATION)
-        codes = any(map(is_eight_bit, self.state.values()))
-        chance = draw(own_elements(self.grad, like=self.param), self.place, seed) if codes else torch.empty(0)
-        if correction is not None and is_eight_bit(correction):
-            param, low = split(own_elements(wide), chance)
-            own_elements(self.param).copy_(param)
-            own_elements(correction).copy_(low)
-        else:
-            self.param.copy_(wide)
-            if correction is not None:
-                correction.copy_(wide.sub_(self.param))
-        for key, value in wide_state.items():
-            kept = self.state[key]
-            if is_eight_bit(kept):
-                rounded, sizes = encode(own_elements(value), kept.dtype, chance)
-                own_elements(kept).copy_(rounded)
-                own_sizes = own_elements(self.state[key + SIZES])
-                own_sizes.copy_(sizes.view_as(own_sizes))
-            elif value is not kept:
-                kept.copy_(value)
+    moved = [key for key in state if key not in (COMPENSATION, SHADOW, AVERAGE) and not key.endswith(SIZES)]
+    return wide, grad.float(), {key: in_float32(key, state[key]) for key in moved}
 
 
-def in_wide(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
-    """What a parameter, its gradient and its state stand for, in float32."""
-    return _Piece(param, grad, state).in_float32()
-
-
-def _pieces(piece: _Piece, elements: int) -> Iterator[_Piece]:
-    """Flat pieces of at most so many elements, a multiple of what shares a size, where the tensors can be cut."""
-    n = piece.param.numel()
-    if n <= elements or not is_flat(piece.param, piece.grad, *piece.state.values()):
-        yield piece
-        return
-    flat = {key: value.view(-1) for key, value in piece.state.items()}
-    param, grad = piece.param.view(-1), piece.grad.view(-1)
-    for at in range(0, n, elements):
-        to = min(at + elements, n)
-        blocks = slice(at // BLOCK, -(-to // BLOCK))
-        state = {key: value[blocks] if key.endswith(SIZES) else value[at:to] for key, value in flat.items()}
-        yield _Piece(param[at:to], grad[at:to], state, piece.place + at)
+def take_back(
+    param: torch.Tensor, grad: torch.Tensor, state: State, wide: torch.Tensor, wide_state: State, seed: int
+) -> None:
+    """Round what has been moved to what it is kept in."""
+    correction = state.get(COMPENSATION)
+    codes = any(map(is_eight_bit, state.values()))
+    place = (place_of(state) or place_of_shard(param)) if codes else 0
+    chance = draw(local_elements(grad, like=param), place, seed) if codes else torch.empty(0)
+    if correction is not None and is_eight_bit(correction):
+        upper, low = split(local_elements(wide), chance)
+        local_elements(param).copy_(upper)
+        local_elements(correction).copy_(low)
+    else:
+        param.copy_(wide)
+        if correction is not None:
+            correction.copy_(wide.sub_(param))
+    for key, value in wide_state.items():
+        kept = state[key]
+        if is_eight_bit(kept):
+            rounded, sizes = encode(local_elements(value), kept.dtype, chance)
+            local_elements(kept).copy_(rounded)
+            own_sizes = local_elements(state[key + SIZES])
+            own_sizes.copy_(sizes.view_as(own_sizes))
+        elif value is not kept:
+            kept.copy_(value)
 
 
 def in_float32(update: Implementation, *, elementwise: bool, on_cpu: bool) -> Implementation:
     """`update` on float32 copies; what does not fit into the parameter goes into its compensation, if it has one."""
 
     def run(bucket: Bucket, h: Hyperparameters) -> None:
-        limit = ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE
-        pieces = [_Piece(p, g, state, place_of(state) or place_of_shard(p)) for p, g, state in bucket]
-        if elementwise:
-            pieces = [part for whole in pieces for part in _pieces(whole, limit)]
-        for begin, end in runs_of([piece.param.numel() for piece in pieces], limit):
-            some = pieces[begin:end]
-            wide = Bucket.of(piece.in_float32() for piece in some)
-            update(wide, h)
-            for piece, (moved, _, state) in zip(some, wide, strict=True):
-                piece.take_back(moved, state, h.seed)
+        wide = Bucket.of(in_wide(*of_one) for of_one in bucket)
+        update(wide, h)
+        for of_one, (moved, _, state) in zip(bucket, wide, strict=True):
+            take_back(*of_one, moved, state, h.seed)
 
-    return run
+    return bounded(run, ELEMENTS_IN_CACHES if on_cpu else ELEMENTS_ON_DEVICE, elementwise=elementwise)
 
 
 def in_float32_if_kept_in_less(update: Implementation, *, elementwise: bool = False) -> Implementation:
@@ -166,7 +128,7 @@ def refuse_float16_in_eight_bits(param: torch.Tensor, eight_bits: bool) -> None:
 
 def put_back(param: torch.Tensor, correction: torch.Tensor) -> None:
     """Add to a parameter what rounding had taken from it; in float32 it then holds what both held together."""
-    own, rest = own_elements(param), own_elements(correction).to(param.device)
+    own, rest = local_elements(param), local_elements(correction).to(param.device)
     if is_eight_bit(rest):
         own.copy_(join(own.bfloat16(), rest))
     else:
@@ -184,18 +146,3 @@ def in_eight_bits(state: State, names: frozenset[str]) -> State:
         kept[key] = torch.zeros_like(value, dtype=dtype, memory_format=torch.preserve_format)
         kept[key + SIZES] = sizes_for(value)
     return kept
-
-
-def restore_dtypes(
-    state: Mapping[torch.Tensor, dict[str, Any]], groups: list[dict[str, Any]], saved: Mapping[str, Any]
-) -> None:
-    """Put back what torch brought to the dtype of the parameters when it loaded `saved`."""
-    names = [name for group in saved["param_groups"] for name in group["params"]]
-    params = [param for group in groups for param in group["params"]]
-    for name, param in zip(names, params, strict=True):
-        for key, value in saved["state"].get(name, {}).items():
-            if not isinstance(value, torch.Tensor) or value.dtype is param.dtype:
-                continue
-            wider = param.dtype in LOW_PRECISION and value.dtype is torch.float32
-            if wider or is_eight_bit(value) or key.endswith(SIZES):
-                state[param][key] = value.to(param.device, copy=True)

@@ -53,6 +53,8 @@ def follow_parameters(
             wide = low and (key in float32_state or (in_float32 and key not in (COMPENSATION, SHADOW)))
             wanted = torch.float32 if wide else dtype
             if value.dtype is wanted and value.device == device:
+                if wide:  # which says nothing of the dtype of the others
+                    continue
                 break
             state[key] = value.to(device=device, dtype=wanted)
         if compensates and not has_compensation:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from emo_hf.optim.precision.eight_bits import EIGHT_BITS, HALF_A_BYTE, SIZES, decode, encode, is_eight_bit, join, split
-from emo_hf.optim.sharding import dealt_like, whole
+from emo_hf.optim.precision.eight_bits import EIGHT_BITS, SIZES, decode, encode, is_eight_bit
+from emo_hf.optim.sharding import distributed_like, whole
 from emo_hf.optim.state_keys import COMPENSATION
 from emo_hf.optim.update import State
 
@@ -16,7 +16,7 @@ HOW_IT_IS_KEPT = ("state", "compensate")
 """The options that say how tensors are kept: those of the optimizer count, not those of the saved state."""
 
 
-def kept_as_here(
+def converted(
     saved: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     first_state: Callable[[dict[str, Any], torch.Tensor], State],
@@ -81,20 +81,10 @@ def _kept_as(wanted: State, saved: Mapping[str, Any], param: torch.Tensor) -> di
             made[key + SIZES] = sizes.view(wanted[key + SIZES].shape)
         else:
             made[key] = in_float.to(wanted[key].dtype)
-    if COMPENSATION in wanted:
-        made[COMPENSATION] = _compensation(saved.get(COMPENSATION), wanted[COMPENSATION].dtype, whole(param.detach()))
+    if COMPENSATION in wanted:  # in another format it begins anew: half of a weight's last digit is lost, once
+        rest, like = saved.get(COMPENSATION), wanted[COMPENSATION]
+        is_kept = rest is not None and is_eight_bit(rest) is is_eight_bit(like)
+        made[COMPENSATION] = rest if is_kept else torch.zeros_like(whole(param.detach()), dtype=like.dtype)
     # In the order of a first state: what belongs to a tensor follows it.
     made = {**{key: made[key] for key in wanted if key in made}, **made}
-    return {key: dealt_like(value, wanted[key]) if key in wanted else value for key, value in made.items()}
-
-
-def _compensation(saved: torch.Tensor | None, dtype: torch.dtype, param: torch.Tensor) -> torch.Tensor:
-    if saved is None:
-        return torch.zeros_like(param, dtype=dtype)
-    saved = saved.to(param.device)
-    if is_eight_bit(saved) == (dtype is torch.int8):
-        return saved
-    if dtype is torch.int8:
-        nearest = torch.full((param.numel(),), HALF_A_BYTE, dtype=torch.int64, device=param.device)
-        return split(param.float() + saved, nearest)[1]
-    return (join(param, saved) - param.float()).to(dtype)
+    return {key: distributed_like(value, wanted[key]) if key in wanted else value for key, value in made.items()}

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from emo_hf.laws.decision import Decision
-from emo_hf.optim.left_out import masked
 from emo_hf.optim.rules.fact import FactAdamVectors
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
 from emo_hf.optim.rules.navi import Navi
-from emo_hf.optim.rules.rule import Rule
-from emo_hf.optim.sharding import on_own_elements
+from emo_hf.optim.rules.rule import Rule, whole_and_finite
 from emo_hf.optim.state_keys import COLUMN_RMS, COMPENSATION, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State
 from emo_hf.reading import Option, pair_below_one
@@ -23,26 +21,20 @@ LOUD = 0.6  # |σ| above: Lynx
 FELT = 0.3  # |σ| above: Fact; up to here: Navi
 
 
-@dataclass(frozen=True, slots=True)
 class _Branch:
     """One of the three rules, with a state of its own under prefixed names."""
 
-    prefix: str
-    rule: type[Rule]
+    def __init__(self, prefix: str, rule: type[Rule]) -> None:
+        self._prefix, self._rule = prefix, rule
+        self.implementations = whole_and_finite(rule.implementations) if rule.elementwise else rule.implementations
 
     def new_state(self, param: torch.Tensor) -> State:
-        state = self.rule.new_state(self.rule.__new__(self.rule), param)
-        return {self.prefix + key: value for key, value in state.items()}
+        state = self._rule.new_state(self._rule.__new__(self._rule), param)
+        return {self._prefix + key: value for key, value in state.items()}
 
     def own_part(self, state: State) -> State:
-        part = {key.removeprefix(self.prefix): value for key, value in state.items() if key.startswith(self.prefix)}
+        part = {key.removeprefix(self._prefix): value for key, value in state.items() if key.startswith(self._prefix)}
         return part | {key: state[key] for key in (COMPENSATION,) if key in state}
-
-    def implementation(self, name: str) -> Implementation:
-        if self.rule.elementwise and name in ("sharded", "finite"):
-            single = self.rule.implementations["single"]
-            return on_own_elements(single) if name == "sharded" else masked(single)
-        return self.rule.implementations[name]
 
 
 _LYNX, _FACT, _NAVI = _Branch("lynx_", Lynx), _Branch("fact_", FactAdamVectors), _Branch("navi_", Navi)
@@ -56,7 +48,7 @@ def _choosing(name: str) -> Implementation:
     def run(bucket: Bucket, h: Hyperparameters) -> None:
         branch = _branch(h.scalar)
         own = Bucket(bucket.params, bucket.grads, [branch.own_part(state) for state in bucket.states])
-        branch.implementation(name)(own, h)
+        branch.implementations[name](own, h)
 
     return run
 

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, cast
 import torch
 
 from emo_hf.optim.kernels.fact import move_matrices as move_matrices_natively
-from emo_hf.optim.kernels.gpu.fact import matrices as matrices_on_gpu
-from emo_hf.optim.kernels.launch import Kept, where_it_fits
-from emo_hf.optim.left_out import leaving_out, masked
+from emo_hf.optim.kernels.gpu.launch import matrices as matrices_on_gpu
+from emo_hf.optim.kernels.tensors import KernelTensors, where_it_fits
+from emo_hf.optim.left_out import leaving_out
 from emo_hf.optim.pieces import bounded, piece_for
 from emo_hf.optim.precision.low import in_float32_if_kept_in_less
 from emo_hf.optim.rules.navi import Navi
-from emo_hf.optim.rules.rule import Rule, each_way, zeros
-from emo_hf.optim.sharding import is_sharded, on_own_elements, own_elements, splits_rows, sum_over_shards
+from emo_hf.optim.rules.rule import Rule, each_way, whole_and_finite, zeros
+from emo_hf.optim.sharding import is_sharded, local_elements, splits_rows, sum_over_shards
 from emo_hf.optim.state_keys import COLUMN_RMS, EXP_AVG, EXP_AVG_SQ, ROW_RMS
 from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, State, is_flat, one_by_one, where
 
@@ -30,17 +30,32 @@ def _dims_of_a_row(g: torch.Tensor) -> tuple[int, ...]:
 
 
 def _matrices(bucket: Bucket, h: Hyperparameters) -> None:
-    p, g = bucket.params, bucket.grads
+    """Matrices, or this rank's shards of them: the means are those of the whole.
+
+    A row that lies on one rank is averaged there, and so is a column. What several ranks have a part of is summed over
+    them: under FSDP2, which deals out rows, the sums of the columns. One collective carries those of all matrices.
+    """
+    params = bucket.params
+    p = list(map(local_elements, params))
+    g = [local_elements(grad, like=param) for param, grad, _ in bucket]
     squared = list(torch._foreach_mul(g, g))
-    rows = [s.mean(dim=_dims_of_a_row(s), keepdim=True) for s in squared]
-    columns = [s.mean(dim=0, keepdim=True) for s in squared]
-    for key, means in ((ROW_RMS, rows), (COLUMN_RMS, columns)):
+    rows = [s.sum(dim=_dims_of_a_row(s), keepdim=True) for s in squared]
+    columns = [s.sum(dim=0, keepdim=True) for s in squared]
+    by_rows, by_columns = (lambda place, wanted=wanted: splits_rows(place) is wanted for wanted in (True, False))
+    sum_over_shards(
+        [(param, sums, by_columns) for param, sums in zip(params, rows, strict=True)]
+        + [(param, sums, by_rows) for param, sums in zip(params, columns, strict=True)]
+    )
+    widths, heights = [math.prod(param.shape[1:]) for param in params], [param.shape[0] for param in params]
+    r, k = (list(map(local_elements, bucket.state(key))) for key in (ROW_RMS, COLUMN_RMS))
+    for sizes, means, counts in ((r, rows, widths), (k, columns, heights)):
+        torch._foreach_div_(means, counts)
         torch._foreach_add_(means, h.eps)
         torch._foreach_sqrt_(means)
-        torch._foreach_mul_(bucket.state(key), h.beta1)
-        torch._foreach_add_(bucket.state(key), means, alpha=1 - h.beta1)
-    for s, state in zip(squared, bucket.states, strict=True):
-        torch.mul(state[ROW_RMS], state[COLUMN_RMS], out=s)
+        torch._foreach_mul_(sizes, h.beta1)
+        torch._foreach_add_(sizes, means, alpha=1 - h.beta1)
+    for s, of_rows, of_columns in zip(squared, r, k, strict=True):
+        torch.mul(of_rows, of_columns, out=s)
     torch._foreach_sqrt_(squared)
     torch._foreach_add_(squared, h.eps)
     torch._foreach_add_(p, p, alpha=-h.decay)
@@ -48,18 +63,17 @@ def _matrices(bucket: Bucket, h: Hyperparameters) -> None:
 
 
 def _row_blocks(bucket: Bucket, h: Hyperparameters) -> None:
-    """Matrices, some rows at a time: what is temporary stays in the caches, and is small."""
+    """Large matrices, some rows at a time: what is temporary stays in the caches and does not grow with them."""
     for p, g, state in bucket:
         r, k = state[ROW_RMS].view(-1, 1), state[COLUMN_RMS].view(1, -1)
         height = max(piece_for(p) // k.numel(), 1)
-        blocks = list(
-            zip(p.view(len(r), -1).split(height), g.view(len(r), -1).split(height), r.split(height), strict=True)
-        )
+        shape = len(r), k.numel()
+        blocks = list(zip(*(whole.view(shape).split(height) for whole in (p, g)), r.split(height), strict=True))
         sums = torch.zeros_like(k)
         for _, g_rows, r_rows in blocks:
             squared = g_rows * g_rows
-            means = squared.mean(dim=1, keepdim=True).add_(h.eps).sqrt_()
-            r_rows.mul_(h.beta1).add_(means, alpha=1 - h.beta1)
+            r_rows.mul_(h.beta1)
+            r_rows.add_(squared.mean(dim=1, keepdim=True).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
             sums.add_(squared.sum(dim=0, keepdim=True))
         k.mul_(h.beta1).add_(sums.div_(len(r)).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
         for p_rows, g_rows, r_rows in blocks:
@@ -89,39 +103,12 @@ def _matrices_of_finite(bucket: Bucket, h: Hyperparameters) -> None:
             h.left_out.add(g.numel() - finite.sum())
 
 
-def _matrices_on_shards(bucket: Bucket, h: Hyperparameters) -> None:
-    """Matrices of which each rank holds a shard: the means are those of the whole.
-
-    A row that lies on one rank is averaged there, and so is a column. What several ranks have a part of is summed over
-    them: under FSDP2, which deals out rows, the sums of the columns. One collective carries those of all matrices.
-    """
-    params = bucket.params
-    own_grads = [own_elements(grad, like=param) for param, grad, _ in bucket]
-    squares = [g * g for g in own_grads]
-    row_sums = [s.sum(dim=_dims_of_a_row(s), keepdim=True) for s in squares]
-    column_sums = [s.sum(dim=0, keepdim=True) for s in squares]
-    by_rows, by_columns = (lambda place, wanted=wanted: splits_rows(place) is wanted for wanted in (True, False))
-    sum_over_shards(
-        [(param, sums, by_columns) for param, sums in zip(params, row_sums, strict=True)]
-        + [(param, sums, by_rows) for param, sums in zip(params, column_sums, strict=True)]
-    )
-    for param, g, state, of_rows, of_columns in zip(
-        params, own_grads, bucket.states, row_sums, column_sums, strict=True
-    ):
-        p, r, k = map(own_elements, (param, state[ROW_RMS], state[COLUMN_RMS]))
-        height, width = param.shape[0], math.prod(param.shape[1:])
-        r.mul_(h.beta1).add_(of_rows.div_(width).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
-        k.mul_(h.beta1).add_(of_columns.div_(height).add_(h.eps).sqrt_(), alpha=1 - h.beta1)
-        p.add_(p, alpha=-h.decay)
-        p.addcdiv_(g, torch.mul(r, k).sqrt_().add_(h.eps), value=-h.lr)
-
-
 def _first_sizes(param: torch.Tensor) -> State:
     """r and k of a matrix before its first step: zeros, laid out as its rows and its columns are."""
     rows, columns = [1] * (param.dim() - 1), [*param.shape[1:]]
     if not is_sharded(param):
         return {ROW_RMS: param.new_zeros([param.shape[0], *rows]), COLUMN_RMS: param.new_zeros([1, *columns])}
-    own = own_elements(param)
+    own = local_elements(param)
     return {
         ROW_RMS: _dealt(param, own.new_zeros([own.shape[0], *rows]), [param.shape[0], *rows], by_rows=True),
         COLUMN_RMS: _dealt(param, own.new_zeros([1, *own.shape[1:]]), [1, *columns], by_rows=False),
@@ -149,8 +136,7 @@ def _vectors(bucket: Bucket, h: Hyperparameters) -> None:
 
 
 def _native_matrices(bucket: Bucket, h: Hyperparameters) -> None:
-    rows, columns = bucket.state(ROW_RMS), bucket.state(COLUMN_RMS)
-    for i in move_matrices_natively(bucket.params, bucket.grads, rows, columns, h, Kept.of(bucket.states)):
+    for i in move_matrices_natively(KernelTensors.of(bucket, [ROW_RMS, COLUMN_RMS]), h):
         in_float32_if_kept_in_less(_matrices_of_finite)(bucket.some([i]), h)
 
 
@@ -162,15 +148,14 @@ MATRICES: dict[str, Implementation] = {
     "foreach": where(_has_row_blocks, _row_blocks, otherwise=bounded(_matrices, elementwise=False)),
     "native": where_it_fits(_native_matrices, otherwise=_IN_TORCH),
     "triton": matrices_on_gpu(otherwise=_IN_TORCH),
-    "sharded": _matrices_on_shards,
+    "sharded": _matrices,
     "finite": _matrices_of_finite,
 }
 
 
 def _with_vectors(vectors: dict[str, Implementation]) -> dict[str, Implementation]:
     """Implementations for matrices and vectors together; those for vectors are of an elementwise rule."""
-    single = vectors["single"]
-    vectors = {**vectors, "sharded": on_own_elements(single), "finite": masked(single, elementwise=True)}
+    vectors = whole_and_finite(vectors)
     return {name: where(is_matrix, move, otherwise=vectors[name]) for name, move in MATRICES.items()}
 
 
@@ -205,22 +190,9 @@ class Fact(Rule):
 
 
 class FactAdamVectors(Fact):
-    """Gradients divided by the sizes of their rows and columns; vectors as Adam moves them.
+    """Fact of v3.0: matrices as Fact moves them, vectors as Adam does. For g with at most one dim:
 
-    For g with two or more dims:
-
-        r̂ = mean(g², dims 1…) + ε      k̂ = mean(g², dim 0) + ε
-        r ← β1·r + (1−β1)·√r̂           k ← β1·k + (1−β1)·√k̂
-        u = g / (√(r·k) + ε)
-
-    For g with at most one dim:
-
-        m ← β1·m + (1−β1)·g            v ← β2·v + (1−β2)·g²           u = m / (√v + ε)
-
-    Then, for both:
-
-        p ← p − decay·p
-        p ← p − lr·u
+    m ← β1·m + (1−β1)·g            v ← β2·v + (1−β2)·g²           u = m / (√v + ε)
     """
 
     implementations = _with_vectors(Navi.implementations)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as by_triton
-from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
-from emo_hf.optim.left_out import masked
+from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.pieces import cut, piece_for
 from emo_hf.optim.rules.lynx import Lynx, RelativeDecay
-from emo_hf.optim.sharding import own_elements, whole_norms
+from emo_hf.optim.rules.rule import careful
+from emo_hf.optim.sharding import local_elements, whole_norms
 from emo_hf.optim.state_keys import EXP_AVG
 from emo_hf.optim.update import Bucket, Hyperparameters
 
@@ -30,19 +29,12 @@ def _move(p: torch.Tensor, g: torch.Tensor, m: torch.Tensor, norm: torch.Tensor 
 
 
 def _in_pieces(bucket: Bucket, h: Hyperparameters) -> None:
-    own_grads = [own_elements(grad, like=param) for param, grad, _ in bucket]
+    own_grads = [local_elements(grad, like=param) for param, grad, _ in bucket]
     norms = whole_norms(bucket.params, own_grads, 2) if _is_by_size(h) else [None] * len(bucket)
     for param, g, m, norm in zip(bucket.params, own_grads, bucket.state(EXP_AVG), norms, strict=True):
-        p = own_elements(param)
-        for p_piece, g_piece, state in cut(Bucket([p], [g], [{EXP_AVG: own_elements(m)}]), piece_for(p)):
+        p = local_elements(param)
+        for p_piece, g_piece, state in cut(Bucket([p], [g], [{EXP_AVG: local_elements(m)}]), piece_for(p)):
             _move(p_piece, g_piece, state[EXP_AVG], norm, h)
-
-
-def _native(bucket: Bucket, h: Hyperparameters) -> None:
-    scales = torch.stack(whole_norms(bucket.params, bucket.grads, 2)) + h.eps if _is_by_size(h) else None
-    if scales is not None and h.left_out is not None and not bool(scales.isfinite().all()):
-        return masked(_in_pieces)(bucket, h)
-    return run_elementwise("emo_neco", bucket.params, bucket.grads, [bucket.state(EXP_AVG)], h, scales=scales)
 
 
 class Neco(RelativeDecay, Lynx):
@@ -59,8 +51,7 @@ class Neco(RelativeDecay, Lynx):
 
     implementations = {
         "single": _in_pieces,
-        "native": where_it_fits(_native, otherwise=masked(_in_pieces)),
-        "triton": by_triton("neco", [EXP_AVG], otherwise=_in_pieces, by_norm=_is_by_size),
+        "native": elementwise("neco", [EXP_AVG], careful(_in_pieces), _is_by_size),
         "sharded": _in_pieces,
     }
     elementwise = False

@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import torch
 
 from emo_hf.laws.decision import Decision
-from emo_hf.optim.kernels.gpu.elementwise import elementwise as by_triton
-from emo_hf.optim.kernels.launch import elementwise as by_kernel
+from emo_hf.optim.kernels import launch
+from emo_hf.optim.kernels.gpu import launch as gpu
+from emo_hf.optim.left_out import masked
 from emo_hf.optim.pieces import bounded, in_pieces
-from emo_hf.optim.sharding import own_elements, whole_norms
+from emo_hf.optim.precision.low import in_float32_if_kept_in_less
+from emo_hf.optim.sharding import local_elements, on_local_elements, whole_norms
 from emo_hf.optim.update import Hyperparameters, Implementation, State
 from emo_hf.reading import Option
 
@@ -91,12 +93,24 @@ def each_way(kernel: str, keys: Sequence[str], move: Implementation) -> dict[str
         move: the rule in operators on lists of tensors.
     """
     single = in_pieces(move)
+    otherwise = careful(single, elementwise=True)
     return {
         "single": single,
         "foreach": bounded(move),
-        "native": by_kernel(f"emo_{kernel}", keys, otherwise=single),
-        "triton": by_triton(kernel, keys, otherwise=single),
+        "native": launch.elementwise(kernel, keys, otherwise),
+        "triton": gpu.elementwise(kernel, keys, otherwise),
     }
+
+
+def careful(move: Implementation, *, elementwise: bool = False) -> Implementation:
+    """`move` as kernels do it: in float32, and without elements whose gradient is not finite, if such are left out."""
+    return in_float32_if_kept_in_less(masked(move), elementwise=elementwise)
+
+
+def whole_and_finite(implementations: Mapping[str, Implementation]) -> dict[str, Implementation]:
+    """The implementations of an elementwise rule, with those that other rules have beside."""
+    single = implementations["single"]
+    return {**implementations, "sharded": on_local_elements(single), "finite": masked(single, elementwise=True)}
 
 
 def zeros(param: torch.Tensor, *keys: str) -> State:
@@ -112,7 +126,7 @@ def first_group_norm(group: Mapping[str, Any], remembered: float | torch.Tensor 
         remembered: such a norm of an earlier step, which is returned beside it, where the present one lies.
     """
     params = list(group["params"])
-    norms = whole_norms(params, [own_elements(param.detach()) for param in params], 1)
+    norms = whole_norms(params, [local_elements(param.detach()) for param in params], 1)
     norm = torch.stack([of_one.to(norms[0].device) for of_one in norms]).sum()
     before = None if remembered is None else torch.as_tensor(remembered, dtype=norm.dtype, device=norm.device)
     return norm, before

@@ -11,7 +11,7 @@ import torch
 from emo_hf.laws.decision import Decision
 from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.pieces import bounded, in_pieces
-from emo_hf.optim.rules.rule import Rule, first_group_norm, zeros
+from emo_hf.optim.rules.rule import Rule, careful, first_group_norm, zeros
 from emo_hf.optim.state_keys import EXP_AVG
 from emo_hf.optim.update import Bucket, Hyperparameters, State
 from emo_hf.reading import Option, boolean
@@ -29,11 +29,14 @@ def _move(bucket: Bucket, h: Hyperparameters) -> None:
     torch._foreach_add_(p, torch._foreach_sign(m), alpha=-h.lr)
 
 
-_moved_natively = elementwise("emo_tion", [EXP_AVG], otherwise=in_pieces(_move))
+_SINGLE = in_pieces(_move)
+_as_lynx = elementwise("lynx", [EXP_AVG], otherwise=careful(_SINGLE, elementwise=True))
 
 
 def _native(bucket: Bucket, h: Hyperparameters) -> None:
-    _moved_natively(bucket, replace(h, beta1=1 - float(_gain(h)), extra={"freshness": 1.0}))
+    """Lynx with β1 = β2 = 1−α steps by the sign of the new m, too."""
+    beta = 1 - float(_gain(h))
+    _as_lynx(bucket, replace(h, decay=0.0, beta1=beta, beta2=beta, extra={"freshness": 1.0}))
 
 
 class Tion(Rule):
@@ -55,11 +58,11 @@ class Tion(Rule):
     no norm: for small changes two steps of three then have f = 1, whatever the weights do.
     """
 
-    implementations = {"single": in_pieces(_move), "foreach": bounded(_move), "native": _native}
+    implementations = {"single": _SINGLE, "foreach": bounded(_move), "native": _native}
     eight_bit_state = frozenset({EXP_AVG})
     reads_group = True
     options = {
-        "remember_true_norm": Option(False, boolean, "remember the norm of the weights itself, as a repaired EmoTion"),
+        "remember_true_norm": Option(False, boolean, "remember the norm of the weights: repairs the published rule"),
     }
 
     unknown_at_first = frozenset({"norm"})

@@ -10,7 +10,7 @@ import torch
 from emo_hf.laws.decision import Decision
 from emo_hf.optim.rules.rule import first_group_norm
 from emo_hf.optim.rules.sign import Sign
-from emo_hf.optim.sharding import own_elements
+from emo_hf.optim.sharding import local_elements
 from emo_hf.optim.update import Hyperparameters
 
 PULLS = 55
@@ -53,7 +53,7 @@ class Void(Sign):
         if before is not None and self._counter <= PULLS:
             factor = torch.where(before > 0, before / (norm + 1e-8), torch.ones_like(norm))
             for param in groups[0]["params"]:
-                own_elements(param.detach()).mul_(factor.to(param.device))
+                local_elements(param.detach()).mul_(factor.to(param.device))
             norm = norm * factor
         self._norm = norm
         self._counter += 1

@@ -4,48 +4,43 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
-from emo_hf.optim.kernels.launch import run_elementwise, where_it_fits
+from emo_hf.optim.kernels.launch import elementwise
 from emo_hf.optim.left_out import LeftOut, masked
 from emo_hf.optim.pieces import cut, piece_for
 from emo_hf.optim.rules.fact import FactAdamVectors, is_matrix
-from emo_hf.optim.sharding import own_elements, whole_norms
+from emo_hf.optim.rules.rule import careful
+from emo_hf.optim.sharding import local_elements, whole_norms
 from emo_hf.optim.update import Bucket, Hyperparameters, Implementation, where
 
 LOUD = 0.6  # |σ| above: an extra step by the sign
 FELT = 0.1  # |σ| above: an extra step by the size
 
 
+def _is_by_size(h: Hyperparameters) -> bool:
+    return abs(h.scalar) <= LOUD
+
+
 def _extra(bucket: Bucket, h: Hyperparameters) -> None:
-    own_grads = [own_elements(grad, like=param) for param, grad, _ in bucket]
+    own_grads = [local_elements(grad, like=param) for param, grad, _ in bucket]
     norms = whole_norms(bucket.params, own_grads, 2)
     for param, g, norm in zip(bucket.params, own_grads, norms, strict=True):
-        p = own_elements(param)
+        p = local_elements(param)
         for p_piece, g_piece, _ in cut(Bucket([p], [g], [{}]), piece_for(p)):
-            if abs(h.scalar) > LOUD:
-                p_piece.add_(g_piece.sign(), alpha=-h.lr)
-            else:
+            if _is_by_size(h):
                 b = g_piece * (1 - h.beta1)
                 p_piece.sub_(b.div_(b.abs().add_(1)).mul_(norm + h.eps).mul_(h.lr))
+            else:
+                p_piece.add_(g_piece.sign(), alpha=-h.lr)
 
 
-def _uncounted(h: Hyperparameters) -> LeftOut | None:
-    """Leaves out what is to be left out, which the step of Fact that follows counts."""
-    return None if h.left_out is None else LeftOut()
+def _uncounted(extra: Implementation) -> Implementation:
+    """`extra` without state, which counts nothing that it leaves out: the step of Fact that follows does."""
 
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        without_state = Bucket(bucket.params, bucket.grads, [{}] * len(bucket))
+        extra(without_state, replace(h, left_out=None if h.left_out is None else LeftOut()))
 
-def _extra_of_finite(bucket: Bucket, h: Hyperparameters) -> None:
-    without_state = Bucket(bucket.params, bucket.grads, [{}] * len(bucket))
-    masked(_extra)(without_state, replace(h, left_out=_uncounted(h)))
-
-
-def _native_extra(bucket: Bucket, h: Hyperparameters) -> None:
-    p, g = bucket.params, bucket.grads
-    scales = None if abs(h.scalar) > LOUD else torch.stack(whole_norms(p, g, 2)) + h.eps
-    if scales is not None and h.left_out is not None and not bool(scales.isfinite().all()):
-        return _extra_of_finite(bucket, h)
-    return run_elementwise("emo_zeal", p, g, [], replace(h, left_out=_uncounted(h)), scales=scales)
+    return run
 
 
 def _nothing(bucket: Bucket, h: Hyperparameters) -> None:
@@ -78,9 +73,9 @@ class Zeal(FactAdamVectors):
     implementations = {
         "single": _with(_extra, "single"),
         "foreach": _with(_extra, "foreach"),
-        "native": _with(where_it_fits(_native_extra, otherwise=_extra_of_finite), "native"),
+        "native": _with(_uncounted(elementwise("zeal", [], careful(_extra), _is_by_size)), "native"),
         "sharded": _with(_extra, "sharded"),
-        "finite": _with(_extra_of_finite, "finite"),
+        "finite": _with(_uncounted(masked(_extra)), "finite"),
     }
     native_in_any_format = False
     reads_scalar = True

@@ -7,16 +7,15 @@ import os
 import shlex
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from emo_hf.optim.kernels import build, cache
-from tests.optim.kernels.common import needs_compiler
-from tests.optim.kernels.references import CASES
+from emo_hf.optim.kernels import build
+
+pytestmark = pytest.mark.skipif(build.find_compiler() is None, reason="there is no C compiler")
 
 PROGRAM = """
 #include <stdio.h>
@@ -28,7 +27,7 @@ __attribute__((constructor)) static void run(void) { fclose(fopen("%s", "w")); }
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty cache folder, and a process that has not asked for kernels yet."""
     path = tmp_path / "cache"
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(path))
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(path))
     monkeypatch.setenv(build.FLAGS_VARIABLE, "-O0")  # which is faster
     build.kernels.cache_clear()
     yield path
@@ -58,35 +57,98 @@ def compiler() -> tuple[str, ...]:
     return found
 
 
-def by_others(path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can give files away")
-    os.chown(path, 65534, 65534)
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
 
 
-def writable_by_group(path: Path) -> None:
-    path.chmod(path.stat().st_mode | 0o020)
+def test_one_compilation_without_a_warning_serves_all_processes_and_its_user_alone_can_change_it(
+    folder: Path, log: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(build.FLAGS_VARIABLE, "-O0 -Wall -Wextra -Wconversion -pedantic -Werror")
+    before = os.umask(0)
+    try:
+        as_a_new_process_would()
+    finally:
+        os.umask(before)
+    (library,) = folder.iterdir()
+    assert [path.stat().st_mode & 0o077 for path in (folder, library)] == [0, 0]
+    as_a_new_process_would()
+    assert [message[:16] for message in log()] == ["compiled kernels"]
+    assert list(folder.iterdir()) == [library]
 
 
-def writable_by_all(path: Path) -> None:
-    path.chmod(path.stat().st_mode | 0o002)
+def test_processes_that_compile_at_once_do_not_disturb_each_other(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    with ThreadPoolExecutor(3) as processes:
+        list(processes.map(lambda _: build.build(compiler(), folder / "kernels.so"), range(3)))
+    assert list(folder.iterdir()) == [folder / "kernels.so"]
 
 
-def a_link(path: Path) -> None:
-    shutil.move(path, path.with_suffix(".elsewhere"))
-    path.symlink_to(path.with_suffix(".elsewhere"))
+def yields_nothing(folder: Path) -> str:
+    empty = folder / "empty.c"
+    empty.write_text("int nothing;\n", encoding="utf-8")
+    command = f'while [ "$1" != "-o" ]; do shift; done; exec {shlex.join(compiler())} -shared -fPIC {empty} -o "$2"'
+    return script(folder / "odd-cc", command)
 
 
-def changed(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
+WITHOUT: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    "no C compiler found": lambda _, patch: patch.setattr(build, "find_compiler", lambda: None),
+    "could not compile kernels": lambda _, patch: patch.setenv(build.FLAGS_VARIABLE, "-nonsense"),
+    "No closing quotation": lambda _, patch: patch.setenv(build.FLAGS_VARIABLE, "'"),
+    "lacks what was compiled into it": lambda folder, patch: patch.setenv("CC", yields_nothing(folder)),
+    "installed without its C sources": lambda folder, patch: patch.setattr(build, "SOURCES", folder / "sources"),
+    "timed out after 0.1 seconds": lambda folder, patch: (
+        patch.setattr(build, "TIMEOUT", 0.1),
+        patch.setenv("CC", script(folder / "slow-cc", "exec sleep 600")),
+    )[0],
+}
 
 
-def cut_off(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:100])
+@pytest.mark.parametrize("said", WITHOUT)
+def test_without_a_working_compiler_there_are_no_kernels_and_one_line_of_log(
+    said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    WITHOUT[said](tmp_path, monkeypatch)
+    assert build.kernels() is None
+    assert build.kernels() is None
+    (line,) = log()
+    assert said in line
+    assert line.endswith("the optimizer steps in plain PyTorch, more slowly")
+    assert not folder.exists() or list(folder.iterdir()) == []
 
 
-def emptied(path: Path) -> None:
-    path.write_bytes(b"")
+def test_where_the_cache_is_full_or_cannot_be_made_there_is_another_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
+    full = f'case "$*" in *{folder}*) echo "No space left on device" >&2; exit 1;; esac'
+    monkeypatch.setenv("CC", script(tmp_path / "full-cc", f'{full}; exec {shlex.join(compiler())} "$@"'))
+    as_a_new_process_would()
+    compiled, why = log()
+    assert compiled.startswith("compiled kernels")
+    assert "No space left on device" in why
+    assert list(folder.iterdir()) == []
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    as_a_new_process_would()
+
+
+def test_the_compiler_may_be_a_command_with_arguments_and_one_that_makes_no_sense_leaves_the_choice_to_us(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    chosen = build.find_compiler()
+    for asked in ("no-such-compiler", "'", "   "):
+        monkeypatch.setenv("CC", asked)
+        assert build.find_compiler() == chosen
+    wrapper = script(tmp_path / "a cache", f'echo "$@" >> {tmp_path}/seen; exec "$@"')
+    monkeypatch.setenv("CC", f"'{wrapper}' {shlex.join(chosen or ())} -DANYTHING")
+    as_a_new_process_would()
+    assert " -DANYTHING -O3 " in (tmp_path / "seen").read_text()
+
+
+# What may be loaded
 
 
 @pytest.fixture
@@ -97,151 +159,52 @@ def trap(folder: Path, tmp_path: Path) -> Path:
     program.write_text(PROGRAM % sprung)
     subprocess.run([*compiler(), "-shared", "-fPIC", str(program), "-o", str(library)], check=True)
     folder.mkdir(mode=0o700)
-    name = cache.library_name(build.fingerprint(compiler()), library.read_bytes())
     library.chmod(0o700)
-    shutil.copy(library, folder / name)
+    shutil.copy(library, folder / f"kernels-{build.fingerprint(compiler())}.so")
     return sprung
 
 
-def trapped(folder: Path) -> Path:
-    return next(folder.glob("kernels-*.so"))
+def by_others(path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    os.chown(path, 65534, 65534)
 
 
-@needs_compiler
-def test_one_compilation_serves_all_processes(folder: Path, log: Callable[[], list[str]]) -> None:
-    for _ in range(3):
-        as_a_new_process_would()
-    assert [message[:16] for message in log()] == ["compiled kernels"]
-    assert len(list(folder.iterdir())) == 1
+def a_link(path: Path) -> None:
+    shutil.move(path, path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
 
 
-@needs_compiler
-def test_a_library_of_the_user_in_its_place_is_loaded(trap: Path) -> None:
-    build.load(compiler())
-    assert trap.exists()
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "belongs to user 65534, not to": by_others,
+    "may be changed by others (mode 720): chmod go-w would prevent it": lambda path: path.chmod(0o720),
+    "may be changed by others (mode 702)": lambda path: path.chmod(0o702),
+    "is a link": a_link,
+    "file too short": lambda path: path.write_bytes(b""),
+    "lacks what was compiled into it": lambda path: None,
+}
 
 
-@needs_compiler
-def test_a_library_in_the_cache_that_lacks_the_kernels_is_compiled_anew(
-    folder: Path, trap: Path, log: Callable[[], list[str]]
+@pytest.mark.parametrize("said", SPOILT)
+def test_a_library_that_others_may_have_put_there_or_that_is_none_is_compiled_anew(
+    said: str, folder: Path, trap: Path, log: Callable[[], list[str]]
 ) -> None:
-    useless = trapped(folder)
+    SPOILT[said](next(folder.iterdir()))
     as_a_new_process_would()
-    lacking, compiled = log()
-    assert "lacks what was compiled into it" in lacking
-    assert compiled.startswith("compiled kernels")
-    assert not useless.exists()
-    as_a_new_process_would()
-    assert log() == []
-
-
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
-    path.chmod(0o755)
-    return path
-
-
-@needs_compiler
-def test_a_compiler_that_yields_a_library_without_kernels_leaves_the_user_without_them(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
-) -> None:
-    empty = tmp_path / "empty.c"
-    empty.write_text("int nothing;\n", encoding="utf-8")
-    command = f'while [ "$1" != "-o" ]; do shift; done; exec {shlex.join(compiler())} -shared -fPIC {empty} -o "$2"'
-    monkeypatch.setenv("CC", str(script(tmp_path / "odd-cc", command)))
-    assert build.kernels() is None
-    (said,) = log()
-    assert "lacks what was compiled into it" in said
-    assert list(folder.iterdir()) == []
-
-
-@needs_compiler
-def test_where_the_cache_is_full_there_is_another_place(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
-) -> None:
-    full = f'case "$*" in *{folder}*) echo "No space left on device" >&2; exit 1;; esac'
-    monkeypatch.setenv("CC", str(script(tmp_path / "full-cc", f'{full}; exec {shlex.join(compiler())} "$@"')))
-    as_a_new_process_would()
-    compiled, why = log()
-    assert compiled.startswith("compiled kernels")
-    assert "No space left on device" in why
-    assert list(folder.iterdir()) == []
-
-
-@pytest.mark.parametrize("how", ["hangs", "is killed"])
-def test_a_compiler_that_hangs_or_is_killed_is_ended_with_what_it_began(
-    how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
-) -> None:
-    begun = tmp_path / "begun"
-    monkeypatch.setattr(build, "TIMEOUT", 1.0)
-    after = "wait" if how == "hangs" else "kill -9 $$"
-    monkeypatch.setenv("CC", str(script(tmp_path / "slow-cc", f"sleep 600 & echo $! >> {begun}; {after}")))
-    assert build.kernels() is None
-    assert "could not compile kernels" in log()[-1]
-    deadline = time.monotonic() + 20
-    while any(Path("/proc", child, "exe").exists() for child in begun.read_text().split()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@needs_compiler
-def test_the_compiler_may_be_a_command_with_arguments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wrapper = script(tmp_path / "a cache", f'echo "$@" >> {tmp_path}/seen; exec "$@"')
-    monkeypatch.setenv("CC", f"'{wrapper}' {shlex.join(compiler())} -DANYTHING")
-    as_a_new_process_would()
-    assert " -DANYTHING -O3 " in (tmp_path / "seen").read_text()
-
-
-@pytest.mark.parametrize("asked", ["no-such-compiler", "'", "   "])
-@needs_compiler
-def test_a_cc_that_makes_no_sense_leaves_the_choice_to_us(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CC", raising=False)
-    chosen = build.find_compiler()
-    monkeypatch.setenv("CC", asked)
-    assert build.find_compiler() == chosen
-
-
-@needs_compiler
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (by_others, "belongs to user 65534, not to"),
-        (writable_by_group, r"may be changed by others (mode 720): chmod go-w would prevent it"),
-        (writable_by_all, "may be changed by others (mode 702)"),
-        (a_link, "is not a file of its own"),
-        (changed, "does not hold what was compiled into it"),
-        (cut_off, "does not hold what was compiled into it"),
-        (emptied, "does not hold what was compiled into it"),
-    ],
-)
-def test_a_library_that_others_may_have_put_there_is_not_loaded_but_compiled_anew(
-    spoil: Callable[[Path], None], said: str, folder: Path, trap: Path, log: Callable[[], list[str]]
-) -> None:
-    spoil(trapped(folder))
-    as_a_new_process_would()
-    assert not trap.exists()
+    assert trap.exists() is said.startswith("lacks")
     why, compiled = log()
     assert said in why
     assert why.endswith("it is not loaded, and the kernels are compiled anew")
     assert compiled.startswith("compiled kernels")
     as_a_new_process_would()
-    assert log() == []  # the one that was compiled has taken its place
-    assert not trap.exists()
+    assert log() == [] or said.startswith("lacks")  # what this process has loaded under a name stays
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (by_others, "belongs to user 65534, not to"),
-        (writable_by_group, r"may be changed by others (mode 720)"),
-        (writable_by_all, "may be changed by others (mode 702)"),
-    ],
-)
+@pytest.mark.parametrize("said", list(SPOILT)[:3])
 def test_a_folder_that_others_may_write_to_is_left_alone(
-    spoil: Callable[[Path], None], said: str, folder: Path, trap: Path, log: Callable[[], list[str]]
+    said: str, folder: Path, trap: Path, log: Callable[[], list[str]]
 ) -> None:
-    spoil(folder)
+    SPOILT[said](folder)
     as_a_new_process_would()
     assert not trap.exists()
     assert len(list(folder.iterdir())) == 1
@@ -251,37 +214,6 @@ def test_a_folder_that_others_may_write_to_is_left_alone(
     assert why.endswith("the kernels are compiled for this process alone")
 
 
-@needs_compiler
-def test_what_is_compiled_can_be_changed_by_its_user_alone(folder: Path, log: Callable[[], list[str]]) -> None:
-    before = os.umask(0)
-    try:
-        as_a_new_process_would()
-    finally:
-        os.umask(before)
-    assert [path.stat().st_mode & 0o077 for path in (folder, trapped(folder))] == [0, 0]
-    log()
-    as_a_new_process_would()
-    assert log() == []
-
-
-@needs_compiler
-def test_a_cache_folder_that_cannot_be_made_does_not_matter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
-    as_a_new_process_would()
-
-
-@needs_compiler
-def test_processes_that_compile_at_once_do_not_disturb_each_other(folder: Path) -> None:
-    folder.mkdir(mode=0o700)
-    made_from = build.fingerprint(compiler())
-    with ThreadPoolExecutor(3) as processes:
-        list(processes.map(lambda _: build.build(compiler(), folder, made_from), range(3)))
-    assert cache.find_library(folder, made_from) is not None
-    assert all(cache.objection_to_library(path, made_from) is None for path in folder.iterdir())
-
-
-@needs_compiler
 def test_another_source_compiler_or_flag_is_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     marks = {build.fingerprint(compiler()), build.fingerprint(("/another/compiler",))}
     monkeypatch.setenv(build.FLAGS_VARIABLE, "-O0 -DANYTHING")
@@ -294,53 +226,3 @@ def test_another_source_compiler_or_flag_is_another_library(monkeypatch: pytest.
         monkeypatch.setattr(build, "SOURCES", copy)
         marks.add(build.fingerprint(compiler()))
     assert len(marks) == 5
-
-
-@pytest.mark.parametrize("found", [None, ("false",)])
-def test_without_a_working_compiler_there_are_no_kernels_and_one_line_of_log(
-    found: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
-) -> None:
-    monkeypatch.setattr(build, "find_compiler", lambda: found)
-    assert build.kernels() is None
-    assert build.kernels() is None
-    (said,) = log()
-    assert said.endswith("the optimizer steps in plain PyTorch, more slowly")
-
-
-@needs_compiler
-def test_a_package_without_its_sources_steps_in_plain_torch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, log: Callable[[], list[str]]
-) -> None:
-    monkeypatch.setattr(build, "SOURCES", tmp_path)
-    assert build.kernels() is None
-    (said,) = log()
-    assert "installed without its C sources" in said
-
-
-@needs_compiler
-@pytest.mark.parametrize("flags", ["-Wno-such-thing -nonsense", "'"])
-def test_flags_that_do_not_work_leave_the_user_without_kernels(
-    flags: str, monkeypatch: pytest.MonkeyPatch, log: Callable[[], list[str]]
-) -> None:
-    monkeypatch.setenv(build.FLAGS_VARIABLE, flags)
-    assert build.kernels() is None
-    (said,) = log()
-    assert "could not compile kernels" in said
-
-
-@needs_compiler
-def test_the_sources_compile_without_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(build.FLAGS_VARIABLE, "-O0 -Wall -Wextra -Wconversion -pedantic -Werror")
-    as_a_new_process_would()
-
-
-@needs_compiler
-def test_the_library_has_all_rules_as_python_reads_them() -> None:
-    library = build.kernels()
-    assert library is not None
-    for case in CASES:
-        rule = library.rule(case.function)
-        assert rule.state_tensors == case.state_tensors
-        assert rule.takes_scales == any(other.scaled for other in CASES if other.function == case.function)
-    with pytest.raises(ValueError, match="emo_nobody"):
-        library.rule("emo_nobody")

@@ -13,42 +13,55 @@ from pathlib import Path
 import pytest
 import torch
 
+from emo_hf import FAMILY
+from emo_hf.optim.kernels.gpu import available
 from emo_hf.optim.kernels.gpu.available import INTERPRETER_VARIABLE, has_triton
-
-pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 
-needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed (pip install triton)")
+RUNS = {
+    "are right": (["-m", "pytest", "-q", "-n", "0", str(HERE / "on_device.py")], " passed"),
+    "compile for GPUs and move sixteen bytes at once": ([str(HERE / "compile_for_gpus.py")], "compiled"),
+}
 
 
-def in_a_process(*command: str, interpreted: bool) -> subprocess.CompletedProcess[str]:
+@pytest.mark.skipif(not has_triton(), reason="Triton is not installed (pip install triton)")
+@pytest.mark.long
+@pytest.mark.parametrize("how", RUNS)
+def test_the_kernels(how: str) -> None:
+    arguments, said = RUNS[how]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop(INTERPRETER_VARIABLE, None)
-    if interpreted:
+    if said == " passed" and not torch.cuda.is_available():
         environment[INTERPRETER_VARIABLE] = "1"
-    return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-
-
-@needs_triton
-@pytest.mark.parametrize("name", ["elementwise", "fact", "formats", "eight_bits", "optimizers", "trust"])
-def test_the_kernels_are_right(name: str) -> None:
-    file = str((HERE / f"on_device_{name}.py").relative_to(ROOT))
-    done = in_a_process("-m", "pytest", "-q", "-n", "0", file, interpreted=not torch.cuda.is_available())
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    assert said in done.stdout
 
 
-@needs_triton
-def test_the_kernels_compile_for_gpus_and_move_sixteen_bytes_at_once() -> None:
-    done = in_a_process(str(HERE / "compile_for_gpus.py"), interpreted=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "compiled" in done.stdout
+class OnGpu:
+    """What the choice reads of a parameter."""
+
+    dtype, device = torch.float32, torch.device("cuda:0")
 
 
-def test_without_triton_torchs_operators_are_chosen_as_before() -> None:
-    done = in_a_process(str(HERE / "choose_without_triton.py"), interpreted=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize("installed", [False, True])
+def test_without_a_triton_that_works_torchs_operators_are_chosen(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No GPU is needed to choose."""
+
+    def chosen(name: str) -> str:
+        optimizer = FAMILY[name]([torch.nn.Parameter(torch.ones(1))])
+        return optimizer._buckets.implementation(optimizer.param_groups[0], OnGpu())  # type: ignore[arg-type]
+
+    monkeypatch.setitem(sys.modules, "triton", None)  # type: ignore[arg-type]
+    monkeypatch.setattr(available, "has_triton", lambda: installed)
+    available._launches.cache_clear()
+    expected = {"emonavi": "fused", "emolynx": "foreach", "emofact": "foreach", "emoneco": "single"}
+    assert {name: chosen(name) for name in expected} == expected
+    available._launches.cache_clear()
+    monkeypatch.setattr(available, "_launches", lambda device: True)
+    assert not installed or chosen("emolynx") == "triton"

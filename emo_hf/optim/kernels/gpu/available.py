@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from emo_hf.optim.kernels.library import FLOATS
+
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"
 """The environment variable that has Triton run kernels as Python, on tensors in main memory; read once, at import."""
 
-WORKED_ON = (torch.float32, torch.bfloat16, torch.float16)
 DEVICES = ("cuda", "xpu")
 
 WRONG = (ImportError, AttributeError, OSError, RuntimeError, TypeError, ValueError, subprocess.SubprocessError)
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 def works_for(param: torch.Tensor) -> bool:
     """Whether the kernels can move a parameter of this dtype on this device; the first one has a kernel compiled."""
-    return param.dtype in WORKED_ON and works_on(param.device)
+    return param.dtype in FLOATS and works_on(param.device)
 
 
 def works_on(device: torch.device) -> bool:
@@ -60,7 +61,7 @@ def _launches(device: torch.device) -> bool:
     """Whether a kernel can be compiled and launched on a device; the attempt is made once per process and device."""
     try:
         with on(device):
-            kernel("probe.add_one")[(1,)](torch.zeros(1, device=device))
+            kernel("formats.add_one")[(1,)](torch.zeros(1, device=device))
     except WRONG as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[-1]
         logger.warning(

@@ -7,12 +7,13 @@ left out. It takes milliseconds, once for each rule, format and device, and wait
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from emo_hf.optim.kernels.gpu.available import works_on
+from emo_hf.optim.kernels.tensors import UnfitError, where_it_fits
 from emo_hf.optim.left_out import LeftOut
 from emo_hf.optim.precision.eight_bits import SIZES, blocks_of
 from emo_hf.optim.precision.low import in_wide
@@ -35,53 +36,47 @@ logger = logging.getLogger(__name__)
 
 _found: dict[tuple[Any, ...], bool] = {}  # rule, device and formats → whether the kernel did what torch does
 
-Cut = Callable[[torch.Tensor, torch.Tensor, State], tuple[torch.Tensor, torch.Tensor, State]]
 
-
-def is_trusted(
-    name: str,
-    kernel: Implementation,
-    plain: Implementation,
-    cut: Cut,
-    bucket: Bucket,
-    h: Hyperparameters,
-) -> bool:
-    """Whether a kernel does on this device, with tensors kept as these are, what plain torch does.
+def if_trusted(name: str, kernel: Implementation, plain: Implementation, *, by_rows: bool) -> Implementation:
+    """`kernel` for what it can work on, where it does what plain torch does; `plain` for everything else.
 
     Args:
-        name: of what the kernel does.
-        kernel, plain: the two implementations.
-        cut: copies the beginning of a parameter, its gradient and its state.
-        bucket: what is to be moved.
-        h: the numbers of the step.
+        name: of the kernel.
+        kernel: looks at all tensors before it moves one, and raises `UnfitError` if one does not fit.
+        plain: the same in torch.
+        by_rows: whether it looks at rows and columns; otherwise at each element by itself.
     """
-    param, grad, state = next(iter(bucket))
-    formats = tuple([(key, value.dtype) for key, value in state.items()])
-    key = (name, param.device, param.dtype, grad.dtype, formats, h.left_out is not None)
-    if key not in _found:
-        first = [of_one for of_one in bucket if _can_be_cut(*of_one)][:TENSORS]
-        if not first:
-            return True  # nothing to compare; the kernel looks at tensors itself before it moves one
-        _found[key] = _agree(kernel, plain, cut, first, h)
-        if not _found[key]:
-            logger.warning(
-                "The Triton kernel for %s differs from plain PyTorch on %s (%s parameters, %s state): PyTorch takes "
-                "the steps there, more slowly",
-                name, param.device, param.dtype, sorted({str(dtype) for _, dtype in formats}),
-            )  # fmt: skip
-    return _found[key]
+
+    def run(bucket: Bucket, h: Hyperparameters) -> None:
+        param, grad, state = next(iter(bucket))
+        if not works_on(param.device):
+            raise UnfitError(f"the kernels do not work on {param.device}")
+        formats = tuple([(key, value.dtype) for key, value in state.items()])
+        key = (name, param.device, param.dtype, grad.dtype, formats, h.left_out is not None)
+        some = [] if key in _found else [(p, g, of) for p, g, of in bucket if _is_plain(p, g, *of.values())][:TENSORS]
+        if some:
+            trials = [Bucket.of(_beginning(*part, by_rows) for part in some) for _ in range(2)]
+            _found[key] = _agree(kernel, plain, trials, h)
+            if not _found[key]:
+                logger.warning(
+                    "The Triton kernel for %s differs from plain PyTorch on %s (%s parameters, %s state): PyTorch "
+                    "takes the steps there, more slowly",
+                    name, param.device, param.dtype, sorted({str(dtype) for _, dtype in formats}),
+                )  # fmt: skip
+        return (kernel if _found.get(key, True) else plain)(bucket, h)
+
+    return where_it_fits(run, plain)
 
 
-def _can_be_cut(param: torch.Tensor, grad: torch.Tensor, state: State) -> bool:
-    return param.numel() > 0 and all(type(tensor) in PLAIN for tensor in (param, grad, *state.values()))
+def _is_plain(param: torch.Tensor, *others: torch.Tensor) -> bool:
+    return param.numel() > 0 and all(type(tensor) in PLAIN for tensor in (param, *others))
 
 
-def _agree(kernel: Implementation, plain: Implementation, cut: Cut, first: list[Any], h: Hyperparameters) -> bool:
+def _agree(kernel: Implementation, plain: Implementation, buckets: list[Bucket], h: Hyperparameters) -> bool:
+    """Whether both come to the same with two equal buckets."""
     from triton.errors import TritonError
 
-    results = []
-    for move in (plain, kernel):
-        bucket = Bucket.of(cut(*of_one) for of_one in first)
+    for move, bucket in zip((plain, kernel), buckets, strict=True):
         for step in range(2):
             left_out = None if h.left_out is None else LeftOut()
             if step and left_out is not None:
@@ -92,41 +87,32 @@ def _agree(kernel: Implementation, plain: Implementation, cut: Cut, first: list[
                 logger.warning("a Triton kernel could not be compiled: %s", error)
                 return False
             bucket.grads = [grad.flip(0) for grad in bucket.grads]
-        results.append(list(bucket))
-    return all(_is_rounding(*pair) for pair in zip(*results, strict=True))
-
-
-def _is_rounding(ours: tuple[Any, Any, State], wanted: tuple[Any, Any, State]) -> bool:
-    state = wanted[2]
-    p, _, wide = in_wide(*ours)
-    wanted_p, _, wanted_wide = in_wide(*wanted)
-    by = COMPENSATED if COMPENSATION in state else ROUNDING[wanted[0].dtype]
-    pairs = [(p, wanted_p, by), *((wide[key], wanted_wide[key], ROUNDING[state[key].dtype]) for key in wide)]
-    for one, other, rounding in pairs:
-        size = other[other.isfinite()].abs().max() if bool(other.isfinite().any()) else 0.0
-        close = torch.isclose(one.float(), other.float(), rtol=rounding, atol=float(1e-5 * size), equal_nan=True)
-        if bool((one.isfinite() != other.isfinite()).any()) or float((~close).sum()) > FLIPS * close.numel():
+    for (param, grad, state), ours in zip(*buckets, strict=True):
+        (wanted_p, _, wanted_state), (our_p, _, our_state) = in_wide(param, grad, state), in_wide(*ours)
+        pairs = [(our_p, wanted_p, COMPENSATED if COMPENSATION in state else ROUNDING[param.dtype])]
+        pairs += [(our_state[key], wanted_state[key], ROUNDING[state[key].dtype]) for key in our_state]
+        if not all(_is_rounding(*pair) for pair in pairs):
             return False
     return True
 
 
-def beginning(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
-    """Copies of the first elements, flat; for rules that are elementwise."""
-    n = min(param.numel(), ELEMENTS)
-
-    def copied(tensor: torch.Tensor, count: int = n) -> torch.Tensor:
-        return tensor.detach().reshape(-1)[:count].clone()
-
-    kept = {key: copied(value, blocks_of(n) if key.endswith(SIZES) else n) for key, value in state.items()}
-    return copied(param), copied(grad), StateOfPart(kept, place_of(state))
+def _is_rounding(ours: torch.Tensor, wanted: torch.Tensor, by: float) -> bool:
+    size = wanted[wanted.isfinite()].abs().max() if bool(wanted.isfinite().any()) else 0.0
+    close = torch.isclose(ours.float(), wanted.float(), rtol=by, atol=float(1e-5 * size), equal_nan=True)
+    same = bool((ours.isfinite() == wanted.isfinite()).all())
+    return same and float((~close).sum()) <= FLIPS * close.numel()
 
 
-def first_rows(param: torch.Tensor, grad: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor, State]:
-    """Copies of the first rows of a matrix, for rules that look at rows and columns."""
-    height = param.shape[0]
-    rows = max(min(height, ELEMENTS * height // param.numel()), 1)
+def _beginning(
+    param: torch.Tensor, grad: torch.Tensor, state: State, by_rows: bool
+) -> tuple[torch.Tensor, torch.Tensor, State]:
+    """Copies of the first rows, or of the first elements, flat. What belongs to columns is copied as a whole."""
+    length = param.shape[0] if by_rows else param.numel()
+    count = max(min(length, ELEMENTS * length // param.numel()), 1)
 
-    def copied(tensor: torch.Tensor) -> torch.Tensor:
-        return (tensor[:rows] if tensor.shape[0] == height else tensor).detach().clone()
+    def copied(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        first = (tensor if by_rows else tensor.reshape(-1))[: blocks_of(count) if key.endswith(SIZES) else count]
+        return first.detach().clone()
 
-    return copied(param), copied(grad), {key: copied(value) for key, value in state.items()}
+    part = StateOfPart({key: copied(key, value) for key, value in state.items()}, place_of(state))
+    return copied("", param), copied("", grad), part
