@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import torch
@@ -12,37 +11,26 @@ from torch.nn.modules.batchnorm import _NormBase
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
-from emo_hf.laws.words import SKIPPED, text_of
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.backward_limits import HOW
+from emo_hf.optim.backward import HOW, StepInBackward, step_in_backward
 from emo_hf.optim.family import family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.options import TABLE
 from emo_hf.optim.saving import EMOTION_KEY
-from emo_hf.optim.sharding import own_elements
-from emo_hf.optim.step_in_backward import StepInBackward
-from emo_hf.reading import read_value
-from emo_hf.trainer import in_backward, patches
-from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short, warn_if_too_large
-from emo_hf.trainer.console import ALL
-from emo_hf.trainer.factory import refuse_early
-from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions
-from emo_hf.trainer.options import as_text as as_text
+from emo_hf.reading import optional, read_value
+from emo_hf.trainer import patches
+from emo_hf.trainer.checkpoints import begin_overwriting, warn_if_cut_short
+from emo_hf.trainer.factory import refuse_early, refuse_steps_in_backward
+from emo_hf.trainer.notes import RunNotes
+from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions, as_text
 from emo_hf.trainer.self_stop import SelfStop, SelfStopWatch
 
 logger = logging.getLogger(__name__)
 
-MOST_NOTES = 300
-"""Decisions that are kept of a run; of more the oldest steps that were left out go first."""
-
 EVALUATION = "eval_"
 """What the Trainer puts before the name of a metric, unless it begins so."""
-
-_NO_OPTIONS = {"params", "lr", "name", EMOTION_KEY}  # of a parameter group
-_OF_OTHERS = {"initial_lr", "betas", "eps", "weight_decay"}  # options of optimizers whose groups may hold state too
 
 
 class EmoCallback(TrainerCallback):
@@ -85,12 +73,10 @@ class EmoCallback(TrainerCallback):
         given = {"emotion": emotion, **named, **options}
         chosen = {**self.for_every_trainer, **{key: value for key, value in given.items() if value is not None}}
         self._emotion: str | None = chosen.pop("emotion", None)
-        self._average = read_value(
-            "average_weights", chosen.pop("average_weights", None), TABLE["average_weights"].read
-        )
-        self._console = chosen.pop("console", None)
-        if self._console is not None:
-            self._console = read_value("console", self._console, CALLBACK_OPTIONS["console"].read)
+        average = chosen.pop("average_weights", None)
+        self._average = read_value("average_weights", average, TABLE["average_weights"].read)
+        console = chosen.pop("console", None)
+        self._console = read_value("console", console, optional(CALLBACK_OPTIONS["console"].read))
         if self._emotion is None and chosen:
             raise ValueError(
                 f"EmoCallback was given {', '.join(chosen)} but no emotion that this is for: name a law, "
@@ -104,7 +90,7 @@ class EmoCallback(TrainerCallback):
         self._args: TrainingArguments | None = None  # those that have been read
         self._options = EmoOptions()
         self._watch: SelfStopWatch | None = None
-        self._known: list[Note] = []  # decisions that have been said
+        self._notes = RunNotes()
         self._in_backward: StepInBackward | None = None
         patches.install()
 
@@ -131,7 +117,7 @@ class EmoCallback(TrainerCallback):
             self._options = EmoOptions.of(args)
         refuse_early(name, self._options)
         if self._options.optimizer.get(HOW):
-            in_backward.refuse(args)
+            refuse_steps_in_backward(args)
         warn_if_cut_short(args.resume_from_checkpoint, args.output_dir)
 
     def on_train_begin(
@@ -155,18 +141,13 @@ class EmoCallback(TrainerCallback):
         if not state.global_step:
             emo.begin_run()
         emo.train()
-        parts = () if model is None or not emo.keeps_average else model.modules()
-        if any(isinstance(part, _NormBase) and part.track_running_stats for part in parts):
-            logger.warning(
-                "The model keeps statistics of its batches (BatchNorm), and the average of the weights has none of "
-                "its own: what is evaluated and saved has those of the weights. torch.optim.swa_utils.update_bn makes "
-                "the right ones after training."
-            )
-        self._begin_notes(emo, state)
+        if model is not None and emo.keeps_average:
+            _warn_of_batch_statistics(model)
+        self._notes.begin(emo, state, self._console or self._options.callback.get("console"))
         self_stop = self._if_attached if isinstance(emo, Attachment) else SelfStop.of(self._options.callback)
-        self._watch = SelfStopWatch(self_stop)
-        self._watch.begin(optimizer, args, state)
-        self._in_backward = in_backward.begin(args, self._options, model, optimizer)
+        self._watch = SelfStopWatch(self_stop, emo, args, state)
+        if isinstance(emo, EmoOptimizer):
+            self._begin_in_backward(emo, optimizer, model, args)
 
     def _attach(self, optimizer: Any, state: TrainerState) -> Attachment:
         """Give the optimizer what was asked for; where it could not load it (FSDP), it is read from the notes."""
@@ -179,27 +160,13 @@ class EmoCallback(TrainerCallback):
             logger.warning("The checkpoint of step %d holds no emotion: it starts afresh.", state.global_step)
         return emo
 
-    def after_loading(self, given: list[dict[str, Any]], optimizer: Any) -> None:
-        """Called when a checkpoint of the optimizer has been loaded: name the options that it has overridden.
-
-        Args:
-            given: the parameter groups as they were before.
-            optimizer: has loaded.
-        """
-        emo = unwrap(optimizer)
-        if emo is None and self._emotion is None and not self._average:
-            return
-        overridden: dict[str, str] = {}
-        for before, after in zip(given, optimizer.param_groups, strict=False):
-            for key in before.keys() & (after.keys() - _NO_OPTIONS if isinstance(emo, EmoOptimizer) else _OF_OTHERS):
-                if before[key] != after.get(key):
-                    name = "learning_rate" if key == "initial_lr" else key
-                    overridden.setdefault(name, f"{name} {after.get(key)} (given: {before[key]})")
-        if overridden:
-            logger.warning(
-                "The optimizer goes on with the options of its checkpoint: %s. To have those that were given, resume "
-                "from the weights only.", ", ".join(overridden[name] for name in sorted(overridden))
-            )  # fmt: skip
+    def _begin_in_backward(self, emo: EmoOptimizer, optimizer: Any, model: Any, args: TrainingArguments) -> None:
+        """Steps in backward begin anew: accelerate may have replaced parameters since the optimizer was made."""
+        if emo._backward is not None and emo._backward.is_armed:
+            refuse_steps_in_backward(args)
+        options = self._options.optimizer
+        if options.get(HOW):
+            self._in_backward = step_in_backward(model, optimizer, clip_value=options.get("clip_value"))
 
     # During training
 
@@ -207,9 +174,9 @@ class EmoCallback(TrainerCallback):
         _show_weights(optimizer)
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        self._say_decisions(unwrap(optimizer), state)
+        self._notes.say_decisions(unwrap(optimizer), state)
         if self._watch is not None:
-            self._watch.look(optimizer, args, state, control)
+            self._watch.look(control)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, optimizer: Any = None, **_: Any) -> None:
         emo = unwrap(optimizer)
@@ -246,9 +213,9 @@ class EmoCallback(TrainerCallback):
             name = EVALUATION + (args.metric_for_best_model or "loss").removeprefix(EVALUATION)
             chosen = metrics.get(name) if _own_metric(args) is None else None
             emo.hear_evaluation(float(mean if chosen is None else -chosen if args.greater_is_better else chosen))
-        self._say_decisions(emo, state)
+        self._notes.say_decisions(emo, state)
         if self._watch is not None:
-            self._watch.look(optimizer, args, state, control, has_evaluated=True)
+            self._watch.look(control, has_evaluated=True)
 
     def before_save(self, args: Any, state: Any, optimizer: Any, run_dir: str) -> None:
         """Called when the Trainer is about to write a checkpoint, with the average of the weights shown."""
@@ -256,15 +223,8 @@ class EmoCallback(TrainerCallback):
         if isinstance(emo, Attachment) and NOTES in state.stateful_callbacks:  # what `_attach` reads
             notes = {"step": state.global_step, EMOTION_KEY: emo.emotion_state()}
             state.stateful_callbacks[NOTES].update(notes)
-        if emo is None or not args.should_save:
-            return
-        begin_overwriting(run_dir, state.global_step)
-        tensors = [param for group in emo.param_groups for param in group["params"]]
-        if not args.save_only_model:
-            # Optimizers of others keep numbers and None there too.
-            kept = [value for state_of in emo.state.values() for value in state_of.values()]
-            tensors += [value for value in kept if isinstance(value, torch.Tensor)]
-        warn_if_too_large(run_dir, state.global_step, sum(own_elements(tensor).nbytes for tensor in tensors))
+        if emo is not None and args.should_save:
+            begin_overwriting(run_dir, state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         emo = unwrap(optimizer)
@@ -276,33 +236,6 @@ class EmoCallback(TrainerCallback):
             self._in_backward.remove()
             self._in_backward = None
 
-    # What the law has decided
-
-    def _begin_notes(self, emo: Any, state: TrainerState) -> None:
-        """Begin the notes of a run, or go on with those of the checkpoint that it was resumed from."""
-        earlier = state.stateful_callbacks.get(NOTES) or {} if state.global_step else {}
-        kept = {key: earlier[key] for key in ("decisions", "evaluated") if key in earlier}
-        console = {"console": ALL} if (self._console or self._options.callback.get("console")) == ALL else {}
-        # Not as an ExportableState: the Trainer cannot save one when the run that it resumes had none, and makes those
-        # that it restores anew, without their `on_init_end`.
-        state.stateful_callbacks[NOTES] = {"law": emo.emotion.law, "decisions": [], **kept, **console}
-        self._known = emo.decisions
-
-    def _say_decisions(self, emo: Any, state: TrainerState) -> None:
-        """Log and note what the law has decided since it was last asked."""
-        notes = state.stateful_callbacks.get(NOTES)
-        decisions = [] if emo is None or notes is None else emo.decisions
-        if notes is None or decisions[-1:] == self._known[-1:]:  # what nearly every step is
-            return
-        new = [note for note in decisions if note not in self._known]
-        said_before = {note["kind"] for note in notes["decisions"]}
-        self._known = decisions
-        notes["decisions"] = _shortened([*notes["decisions"], *map(asdict, new)])
-        for note in new if state.is_world_process_zero else ():
-            if note.kind != SKIPPED or SKIPPED not in said_before:  # of such steps the logs have the count
-                logger.warning("Step %d: %s", note.step, text_of(note, first=note.kind not in said_before))
-            said_before.add(note.kind)
-
 
 def _show_weights(optimizer: Any) -> None:
     """After an evaluation loop that is not transformers', and has left the average in the parameters."""
@@ -311,10 +244,13 @@ def _show_weights(optimizer: Any) -> None:
         emo.train()
 
 
-def _shortened(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    spare = max(len(decisions) - MOST_NOTES, 0)
-    left_out = [place for place, note in enumerate(decisions) if note["kind"] == SKIPPED][:spare]
-    return [note for place, note in enumerate(decisions) if place not in left_out][-MOST_NOTES:]
+def _warn_of_batch_statistics(model: torch.nn.Module) -> None:
+    if any(isinstance(part, _NormBase) and part.track_running_stats for part in model.modules()):
+        logger.warning(
+            "The model keeps statistics of its batches (BatchNorm), and the average of the weights has none of its "
+            "own: what is evaluated and saved has those of the weights. torch.optim.swa_utils.update_bn makes the "
+            "right ones after training."
+        )
 
 
 def _own_metric(args: TrainingArguments) -> str | None:
@@ -339,27 +275,31 @@ class EmoEarlyStoppingCallback(TrainerCallback):
     """
 
     def __init__(self, action: str = "stop", patience: int = SelfStop.patience, min_steps: int = SelfStop.min_steps):
-        self._watch = SelfStopWatch(SelfStop(action=action, patience=patience, min_steps=min_steps))
+        self._self_stop = SelfStop(action=action, patience=patience, min_steps=min_steps)
+        self._watch: SelfStopWatch | None = None
         self._has_begun = False
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        self._watch, self._has_begun = SelfStopWatch(self._watch.self_stop), False
-        self._watch.begin(optimizer, args, state)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._watch, self._has_begun = None, False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         # Not sooner: a callback that comes later may give the optimizer its emotion when training begins.
-        if not self._has_begun and unwrap(optimizer) is None:
-            logger.warning(
-                "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer, and no "
-                "emotion was attached to it.",
-                type(getattr(optimizer, "optimizer", optimizer)).__name__,
-            )
-        self._has_begun = True
-        self._watch.begin(optimizer, args, state)
+        if self._has_begun:
+            return
+        self._has_begun, emo = True, unwrap(optimizer)
+        if emo is not None:
+            self._watch = SelfStopWatch(self._self_stop, emo, args, state)
+            return
+        logger.warning(
+            "EmoEarlyStoppingCallback has nothing to watch: the optimizer is %s, not an emo optimizer, and no "
+            "emotion was attached to it.", type(getattr(optimizer, "optimizer", optimizer)).__name__
+        )  # fmt: skip
 
-    def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
-        self._watch.look(optimizer, args, state, control)
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._watch is not None:
+            self._watch.look(control)
 
     def after_evaluation(self, args: Any, state: Any, control: Any, optimizer: Any, metrics: Any) -> None:
         """Called when an evaluation in training is over, all of its sets (see `patches`)."""
-        self._watch.look(optimizer, args, state, control, has_evaluated=True)
+        if self._watch is not None:
+            self._watch.look(control, has_evaluated=True)

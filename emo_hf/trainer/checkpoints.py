@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import struct
 import zipfile
@@ -21,6 +20,9 @@ from os import PathLike
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
+
+LEAST_FREE = 64 * 1024
+"""Bytes; with fewer of them a disk is full."""
 
 STATE = "trainer_state.json"  # written after everything else
 NOT_WHOLE = (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, zipfile.BadZipFile)
@@ -38,7 +40,9 @@ def last_whole_checkpoint(output_dir: str | PathLike[str]) -> str | None:
     Returns:
         The folder of the checkpoint, or None if there is none, which makes `train` start from the beginning.
     """
-    for checkpoint in sorted(_checkpoints(Path(output_dir)), key=_step, reverse=True):
+    folders = [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir()]
+    checkpoints = {int(path.name[11:]): path for path in folders if path.name[11:].isdecimal()}
+    for _, checkpoint in sorted(checkpoints.items(), reverse=True):
         flaw = what_is_missing(checkpoint)
         if flaw is None:
             return str(checkpoint)
@@ -51,14 +55,11 @@ def what_is_missing(checkpoint: str | PathLike[str]) -> str | None:
     folder = Path(checkpoint)
     if not (folder / STATE).is_file():
         return f"{STATE} is missing"
-    for file in sorted(folder.rglob("*")):
-        check = _CHECKS.get(file.suffix)
-        if check is None or not file.is_file():
-            continue
-        try:
-            check(file)
-        except NOT_WHOLE as error:
-            return f"{file.name} cannot be read to its end ({type(error).__name__}: {error})"
+    try:
+        for file in sorted(file for file in folder.rglob("*") if file.suffix in _CHECKS and file.is_file()):
+            _CHECKS[file.suffix](file)
+    except NOT_WHOLE as error:
+        return f"{file.name} cannot be read to its end ({type(error).__name__}: {error})"
     return None
 
 
@@ -80,40 +81,21 @@ def warn_if_cut_short(named: object, output_dir: str | None) -> None:
         )  # fmt: skip
 
 
-def warn_if_too_large(output_dir: str | PathLike[str], step: int, size: int) -> None:
-    """Say in words that the disk is too full for a checkpoint; torch says it as "basic_ios::clear".
-
-    Args:
-        output_dir: the run's `output_dir`.
-        step: the step of the checkpoint that is about to be written.
-        size: what it takes at least, in bytes. If there is a checkpoint already, it is taken to need as much as that.
-    """
-    folder = Path(output_dir)
-    there = folder / f"checkpoint-{step}"
-    try:
-        free = shutil.disk_usage(folder).free + _size(there)
-        before = [checkpoint for checkpoint in _checkpoints(folder) if _step(checkpoint) < step]
-        needed = max(size, _size(max(before, key=_step)) if before else 0)
-    except OSError:  # no such folder yet, or another process is at work in it
-        return
-    if free < needed:
-        logger.warning(
-            "The disk is full: %s takes about %.2f MB, and %.2f MB are free. Saving it is likely to fail. The "
-            "checkpoint before it stays whole: make room, and go on from it (emo_hf.last_whole_checkpoint finds it).",
-            there, needed / 1e6, free / 1e6,
-        )  # fmt: skip
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*"))
+def warn_if_full(output_dir: str | PathLike[str], step: int) -> None:
+    """Say in words, when a checkpoint could not be written, that the disk is full; torch says "basic_ios::clear"."""
+    if Path(output_dir).is_dir() and shutil.disk_usage(output_dir).free < LEAST_FREE:
+        logger.error(
+            "The disk is full: %s could not be saved to its end. The checkpoint before it stays whole: make room, and "
+            "go on from it (emo_hf.last_whole_checkpoint finds it).",
+            Path(output_dir) / f"checkpoint-{step}",
+        )
 
 
 def _check_json(file: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
-    if file.name.endswith(".index.json"):
-        for name in set(content["weight_map"].values()):
-            if not (file.parent / name).is_file():
-                raise ValueError(f"{name} is missing")
+    shards = set(content["weight_map"].values()) if file.name.endswith(".index.json") else set()
+    if missing := [name for name in sorted(shards) if not (file.parent / name).is_file()]:
+        raise ValueError(f"{', '.join(missing)} is missing")
 
 
 def _check_safetensors(file: Path) -> None:
@@ -132,19 +114,5 @@ def _check_torch(file: Path) -> None:
 
 
 _CHECKS: dict[str, Callable[[Path], None]] = {
-    ".json": _check_json,
-    ".safetensors": _check_safetensors,
-    ".pt": _check_torch,
-    ".pth": _check_torch,
-    ".bin": _check_torch,
-}
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()]
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
+    ".json": _check_json, ".safetensors": _check_safetensors, **dict.fromkeys((".pt", ".pth", ".bin"), _check_torch)
+}  # fmt: skip

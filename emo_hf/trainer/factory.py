@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from emo_hf.optim.backward import HOW
 from emo_hf.optim.family import FAMILY, SHORTHANDS, family_names
 from emo_hf.optim.optimizer import EmoOptimizer
 from emo_hf.optim.version import Version
 from emo_hf.trainer.options import CALLBACK_OPTIONS, EmoOptions, read_options
 from emo_hf.trainer.param_groups import GroupOptions, build_param_groups, groups_of_trainer
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 
 def create_optimizer(
@@ -65,21 +69,6 @@ def version_of(name: str, options: EmoOptions) -> Version:
     return _class_named(name).version_named(options.optimizer.get("version"))
 
 
-def refuse_early(name: str, options: EmoOptions) -> None:
-    """Say now what the making of the optimizer would say later, when data and model are there.
-
-    Raises:
-        ValueError: for an unknown name, an option that this optimizer does not have, or options that exclude each
-            other.
-    """
-    version = version_of(name, options)
-    cls, kwargs = class_and_arguments(name, options, lr=version.lr, betas=version.betas)
-    try:
-        cls([torch.zeros(1)], **kwargs)
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
 def class_and_arguments(
     name: str, options: EmoOptions, *, betas: tuple[float, float], **arguments: Any
 ) -> tuple[type[EmoOptimizer], dict[str, Any]]:
@@ -87,17 +76,22 @@ def class_and_arguments(
 
     Args:
         name: as for `create_optimizer`.
-        options: what `read_options` made of the user's options, which may override betas and eps.
+        options: the user's, which may override betas and eps.
         betas: of the optimizer.
         arguments: further ones, such as lr.
 
     Raises:
         ValueError: for an unknown name.
     """
-    cls = _class_named(name)
     chosen = {**SHORTHANDS.get(name, ("", {}))[1], **options.optimizer}
     betas = (chosen.pop("beta1", betas[0]), chosen.pop("beta2", betas[1]))
-    return cls, {**arguments, "betas": betas, **chosen}
+    return _class_named(name), {**arguments, "betas": betas, **chosen}
+
+
+def _class_named(name: str) -> type[EmoOptimizer]:
+    if name not in family_names():
+        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(family_names())}")
+    return FAMILY[SHORTHANDS[name][0] if name in SHORTHANDS else name]
 
 
 def grouping_class(cls: type[EmoOptimizer], model: nn.Module, roles: Mapping[str, GroupOptions]) -> type[EmoOptimizer]:
@@ -116,7 +110,74 @@ def grouping_class(cls: type[EmoOptimizer], model: nn.Module, roles: Mapping[str
     return type(cls.__name__, (cls,), {"__new__": new, "__doc__": cls.__doc__, "__module__": cls.__module__})
 
 
-def _class_named(name: str) -> type[EmoOptimizer]:
-    if name not in family_names():
-        raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(family_names())}")
-    return FAMILY[SHORTHANDS[name][0] if name in SHORTHANDS else name]
+# What is refused before data and model are there
+
+
+def refuse_early(name: str, options: EmoOptions) -> None:
+    """Say now what the making of the optimizer would say later.
+
+    Raises:
+        ValueError: for an unknown name, an option that this optimizer does not have, or options that exclude each
+            other.
+    """
+    version = version_of(name, options)
+    cls, kwargs = class_and_arguments(name, options, lr=version.lr, betas=version.betas)
+    try:
+        cls([torch.zeros(1)], **kwargs)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def refuse_steps_in_backward(args: TrainingArguments) -> None:
+    """Say which of the Trainer's arguments do not go together with steps in backward.
+
+    Raises:
+        ValueError: naming the argument, its value and the remedy.
+    """
+    inner = args.accelerator_config.gradient_accumulation_kwargs or {}
+    steps = max(args.gradient_accumulation_steps, inner.get("num_steps", 1))
+    if args.max_grad_norm:
+        why = (
+            f"cannot clip by the norm of all gradients, which are never there at once, and max_grad_norm is "
+            f"{args.max_grad_norm:g} (the Trainer's default is 1): set --max_grad_norm 0; to clip the elements of "
+            "gradients instead, add clip_value=1.0, say, to optim_args"
+        )
+    elif steps > 1:
+        why = (
+            f"does not go together with gradient accumulation, and gradient_accumulation_steps is {steps}: set "
+            f"--gradient_accumulation_steps 1, with a larger batch if it fits, or leave {HOW} out"
+        )
+    elif args.fp16:
+        why = "does not go together with --fp16, whose gradients are scaled: use --bf16"
+    elif args.deepspeed:
+        why = "does not go together with DeepSpeed, which keeps the gradients itself: leave it out"
+    else:
+        return
+    raise ValueError(f"{HOW} {why}")
+
+
+# The names in transformers' list of optimizers, of which nothing is imported here
+
+
+def extend_names(names: Any) -> None:
+    """Make the names of the family members of `OptimizerNames`; doing it twice changes nothing.
+
+    Raises:
+        ImportError: if aenum is not installed.
+    """
+    from aenum import extend_enum
+
+    for name in family_names():
+        if name not in names._value2member_map_:
+            extend_enum(names, name.upper(), name)
+
+
+def take_back_names(names: Any) -> None:
+    """Take the names of the family out of `OptimizerNames`."""
+    for name in family_names():
+        member = names._value2member_map_.pop(name, None)
+        if member is not None:
+            del names._member_map_[member.name]
+            names._member_names_.remove(member.name)
+            if member.name in vars(names):
+                type.__delattr__(names, member.name)

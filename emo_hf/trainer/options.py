@@ -15,10 +15,10 @@ from emo_hf.laws import law_options
 from emo_hf.optim.family import FAMILY
 from emo_hf.optim.options import TABLE
 from emo_hf.reading import Option, number, one_of, read_value
-from emo_hf.trainer.console import CONSOLE
 from emo_hf.trainer.param_groups import ROLES, GroupOptions
 from emo_hf.trainer.self_stop import OPTIONS as SELF_STOP_OPTIONS
 
+SHORT, ALL = "short", "all"
 _OF_GROUP = ("lr", "lr_ratio", "weight_decay")
 
 GROUP_OPTIONS: dict[str, Option] = {
@@ -26,13 +26,22 @@ GROUP_OPTIONS: dict[str, Option] = {
     for role in ROLES
     for option in _OF_GROUP
 }
-CALLBACK_OPTIONS: dict[str, Option] = {**SELF_STOP_OPTIONS, **CONSOLE}
+CALLBACK_OPTIONS: dict[str, Option] = {
+    **SELF_STOP_OPTIONS,
+    "console": Option(SHORT, one_of(SHORT, ALL), "print the main metrics, or all"),
+}
 """What `EmoCallback` obeys."""
 
 _ADAM: dict[str, Option] = {
-    "beta1": Option(None, number(0, below=1), "β1; None for --adam_beta1"),
-    "beta2": Option(None, number(0, below=1), "β2; None for --adam_beta2"),
-    "eps": Option(None, number(0), "ε; None for --adam_epsilon"),
+    "beta1": Option(None, number(0, below=1), "β1, in the place of --adam_beta1"),
+    "beta2": Option(None, number(0, below=1), "β2, in the place of --adam_beta2"),
+    "eps": Option(None, number(0), "ε, in the place of --adam_epsilon"),
+}
+_ELSEWHERE = {
+    "lr": "the learning rate is --learning_rate",
+    "learning_rate": "the learning rate is --learning_rate",
+    "weight_decay": "the weight decay is --weight_decay",
+    "betas": "give beta1 and beta2, or --adam_beta1 and --adam_beta2",
 }
 
 
@@ -47,14 +56,6 @@ def optimizer_options() -> dict[str, Option]:
 def known_options() -> dict[str, Option]:
     """All options."""
     return optimizer_options() | GROUP_OPTIONS | CALLBACK_OPTIONS
-
-
-_ELSEWHERE = {
-    "lr": "the learning rate is --learning_rate",
-    "learning_rate": "the learning rate is --learning_rate",
-    "weight_decay": "the weight decay is --weight_decay",
-    "betas": "give beta1 and beta2, or --adam_beta1 and --adam_beta2",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class EmoOptions:
 
     @classmethod
     def of(cls, args: Any) -> EmoOptions:
-        """Those of `TrainingArguments.optim_args`.
+        """Those of `TrainingArguments.optim_args`, a text or a mapping.
 
         Raises:
             ValueError: as `read_options` and `parse_optim_args` do.
@@ -96,57 +97,49 @@ def read_options(given: Mapping[str, Any]) -> EmoOptions:
     Raises:
         ValueError: for an unknown key (naming the known ones) or an unacceptable value (naming what is accepted).
     """
-    known, of_optimizer = known_options(), optimizer_options()
-    values = {key: _read(key, value, known) for key, value in given.items()}
+    of_optimizer = optimizer_options()
+    known = of_optimizer | GROUP_OPTIONS | CALLBACK_OPTIONS
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = _ELSEWHERE.get(key) or (f"did you mean {close[0]}?" if close else "")
+            raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(known)}")
+    values = {key: read_value(key, value, known[key].read) for key, value in given.items()}
     roles = {
         role: {option: values[key] for option in _OF_GROUP if (key := f"{role}_{option}") in values} for role in ROLES
     }
     return EmoOptions(
         optimizer={key: value for key, value in values.items() if key in of_optimizer},
-        roles={role: GroupOptions(**given) for role, given in roles.items() if given},
+        roles={role: GroupOptions(**own) for role, own in roles.items() if own},
         callback={key: value for key, value in values.items() if key in CALLBACK_OPTIONS},
     )
 
 
-def parse_optim_args(given: str | Mapping[str, Any] | None) -> dict[str, Any]:
+def parse_optim_args(text: str | None) -> dict[str, str]:
     """Split `--optim_args` at commas and equals signs, as the Trainer does, but say what is wrong with it.
-
-    Args:
-        given: the text, or a mapping that holds the same.
 
     Raises:
         ValueError: for a part that is not `key=value`, or a key given twice.
     """
-    if isinstance(given, Mapping):
-        return dict(given)
-    parsed: dict[str, Any] = {}
-    text = given or ""
+    parsed: dict[str, str] = {}
     for part in text.replace(" ", "").split(",") if text else []:
         key, equals, value = part.partition("=")
         if not (key and equals and value) or "=" in value:
-            hint = next((f" ({said})" for name, said in _ELSEWHERE.items() if f"{name}=" in text), "")
+            hint = next((f" ({said})" for name, said in _ELSEWHERE.items() if f"{name}=" in str(text)), "")
             raise ValueError(
-                f"optim_args: {part!r} is not of the form key=value (in {given!r}){hint}; known keys: "
+                f"optim_args: {part!r} is not of the form key=value (in {text!r}){hint}; known keys: "
                 f"{', '.join(known_options())}"
             )
         if key in parsed:
-            raise ValueError(f"optim_args: {key} is given twice in {given!r}")
+            raise ValueError(f"optim_args: {key} is given twice in {text!r}")
         parsed[key] = value
     return parsed
 
 
 def as_text(optim_args: Mapping[str, Any]) -> str:
     """`optim_args` that were given as a mapping in the form of `--optim_args`."""
-
-    def value(given: Any) -> str:
-        return "/".join(map(str, given)) if isinstance(given, (list, tuple)) else str(given)
-
-    return ",".join(f"{key}={value(given)}" for key, given in optim_args.items())
-
-
-def _read(key: str, value: Any, known: Mapping[str, Option]) -> Any:
-    if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        hint = _ELSEWHERE.get(key) or (f"did you mean {close[0]}?" if close else "")
-        raise ValueError(f"unknown option {key!r}{f' ({hint})' if hint else ''}; known: {', '.join(known)}")
-    return read_value(key, value, known[key].read)
+    texts = {
+        key: "/".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        for key, value in optim_args.items()
+    }
+    return ",".join(f"{key}={text}" for key, text in texts.items())

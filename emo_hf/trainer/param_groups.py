@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from emo_hf.reading import number, optional, read_value
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +33,14 @@ _NO_DECAY_NAME = re.compile(r"bias|layernorm|rmsnorm|(?:^|[._])norm(?:\.|$)")
 @functools.cache
 def _own_attributes() -> dict[type[nn.Module], dict[str, str]]:
     """Role of what PEFT's layers hold under the attributes that they declare; any other attribute is "adapter"."""
-    # Called only for a model that contains PEFT layers: importing peft costs nothing then, and a name that has moved
-    # is an ImportError instead of a silently wrong role.
+    # Only for a model that has PEFT layers: a name that has moved is an ImportError, not a silently wrong role.
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.utils import ModulesToSaveWrapper
 
-    a_and_b = {
-        "lora_A": "lora_a",
-        "lora_B": "lora_b",
-        "lora_embedding_A": "embedding",
-        "lora_embedding_B": "embedding",
-    }
+    on_embeddings = {"lora_embedding_A": "embedding", "lora_embedding_B": "embedding"}
     return {
-        LoraLayer: {**a_and_b, "lora_magnitude_vector": "magnitude"},
+        LoraLayer: {"lora_A": "lora_a", "lora_B": "lora_b", **on_embeddings, "lora_magnitude_vector": "magnitude"},
         TrainableTokensLayer: {"trainable_tokens_delta": "embedding"},
         ModulesToSaveWrapper: {"modules_to_save": "head"},
     }
@@ -70,8 +65,7 @@ class GroupOptions:
 
     def __post_init__(self) -> None:
         for option, value in asdict(self).items():
-            if value is not None:
-                _check_not_negative(option, value)
+            object.__setattr__(self, option, read_value(option, value, optional(number(0))))
         if self.lr is not None and self.lr_ratio is not None:
             raise ValueError(f"lr and lr_ratio exclude each other, got lr={self.lr!r} and lr_ratio={self.lr_ratio!r}")
 
@@ -115,8 +109,7 @@ def build_param_groups(
     Raises:
         ValueError: Nothing is trainable, a role is unknown, or `lr` or `weight_decay` is not a finite number >= 0.
     """
-    _check_not_negative("lr", lr)
-    _check_not_negative("weight_decay", weight_decay)
+    GroupOptions(lr=lr, weight_decay=weight_decay)  # refuses what is wrong
     roles = dict(roles or {})
     if unknown := [role for role in roles if role not in ROLES]:
         raise ValueError(f"unknown roles {unknown} of parameter groups; known are {list(ROLES)}")
@@ -170,7 +163,8 @@ def groups_of_trainer(
         given = [{"params": given}]
     if not all(isinstance(group, dict) for group in given):  # pairs of name and parameter
         return given
-    groups = [{**group, "params": _listed(group["params"])} for group in given]
+    lists = [[one] if isinstance(one := group["params"], torch.Tensor) else list(one) for group in given]
+    groups = [{**group, "params": members} for group, members in zip(given, lists, strict=True)]
     decays = (0.0, weight_decay)
     if all(group.keys() <= _PLAIN and group.get("weight_decay", weight_decay) in decays for group in groups):
         theirs = {id(param) for group in groups for param in group["params"]}
@@ -194,10 +188,6 @@ def has_adapters(model: nn.Module) -> bool:
     return any(_is_peft(module) for module in model.modules())
 
 
-def _listed(params: Any) -> list[torch.Tensor]:
-    return [params] if isinstance(params, torch.Tensor) else list(params)
-
-
 def _name_by_role(groups: Sequence[dict[str, Any]], model: nn.Module, weight_decay: float) -> None:
     """Name groups after the roles of their parameters, as `lora_a`, `lora_a+head` or `lora_b_no_decay`."""
     roles = {parameter: role for _, parameter, role, _ in _walk(model)}
@@ -210,11 +200,6 @@ def _name_by_role(groups: Sequence[dict[str, Any]], model: nn.Module, weight_dec
             free = (stem if count == 1 else f"{stem}_{count}" for count in itertools.count(1))
             group["name"] = next(name for name in free if name not in taken)
             taken.add(group["name"])
-
-
-def roles_of(model: nn.Module) -> dict[nn.Parameter, str]:
-    """The role of every parameter of a model, trainable or not."""
-    return {parameter: role for _, parameter, role, _ in _walk(model)}
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, bool]]:
@@ -260,9 +245,3 @@ def _group_name(role: str, decays: bool) -> str:
     if role == "base":
         return "decay" if decays else "no_decay"
     return role if decays else f"{role}_no_decay"
-
-
-def _check_not_negative(option: str, value: object) -> None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
-        return
-    raise ValueError(f"{option} must be a finite number >= 0, got {value!r}")

@@ -7,10 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from emo_hf.optim.family import family_names
-from emo_hf.trainer import patches
+from emo_hf.trainer import factory, patches
 from emo_hf.trainer.callbacks import EmoCallback
-from emo_hf.trainer.factory import class_and_arguments, grouping_class, version_of
-from emo_hf.trainer.names import extend_names, take_back_names
+from emo_hf.trainer.factory import class_and_arguments, version_of
 from emo_hf.trainer.options import EmoOptions
 from emo_hf.trainer.param_groups import has_adapters
 
@@ -43,13 +42,12 @@ def register(**emotion: Any) -> None:
     """
     names, handlers, default_callbacks = _transformers_internals()
     EmoCallback(**emotion)  # refuses what is wrong before anything is changed
-    extend_names(names)
+    factory.extend_names(names)
     for name in family_names():
         handlers[names(name)] = _handle
     if emotion:
         EmoCallback.for_every_trainer = emotion
-    default_callbacks[:] = [callback for callback in default_callbacks if not _is_same(callback, EmoCallback)]
-    default_callbacks.append(EmoCallback)
+    _without_ours(default_callbacks).append(EmoCallback)
     patches.install()
 
 
@@ -59,24 +57,21 @@ def unregister() -> None:
     EmoCallback.for_every_trainer = {}
     for member in [member for member, handler in handlers.items() if _is_same(handler, _handle)]:
         del handlers[member]
-    take_back_names(names)
-    default_callbacks[:] = [callback for callback in default_callbacks if not _is_same(callback, EmoCallback)]
+    factory.take_back_names(names)
+    _without_ours(default_callbacks)
     patches.uninstall()
-
-
-def is_registered() -> bool:
-    """Whether the Trainer of this process knows the emo optimizers."""
-    _, handlers, default_callbacks = _transformers_internals()
-    handled = sum(handler is _handle for handler in handlers.values())
-    return handled == len(family_names()) and EmoCallback in default_callbacks
 
 
 def _is_same(found: Any, ours: Any) -> bool:
     """Whether it is ours, or what stood for it in a former copy of its module, before a reload or a second import."""
-    return (getattr(found, "__module__", None), getattr(found, "__qualname__", None)) == (
-        ours.__module__,
-        ours.__qualname__,
-    )
+    place = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return place == (ours.__module__, ours.__qualname__)
+
+
+def _without_ours(callbacks: list[Any]) -> list[Any]:
+    """The same list, of which our callback has been taken out."""
+    callbacks[:] = [callback for callback in callbacks if not _is_same(callback, EmoCallback)]
+    return callbacks
 
 
 def _transformers_internals() -> tuple[Any, dict[Any, Any], list[Any]]:
@@ -107,7 +102,7 @@ def _handle(context: Any) -> tuple[Any, dict[str, Any]]:
     rest = {"eps": args.adam_epsilon, "weight_decay": args.weight_decay}
     cls, kwargs = class_and_arguments(name, options, lr=lr, betas=betas, **rest)
     if context.model is not None and (options.roles or has_adapters(context.model)):
-        cls = grouping_class(cls, context.model, options.roles)
+        cls = factory.grouping_class(cls, context.model, options.roles)
     return cls, kwargs
 
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.law import WINDOW
 from emo_hf.losses.same_options import LOCAL
 from emo_hf.reading import Option, one_of, read_value, whole_number
@@ -15,14 +14,16 @@ from emo_hf.reading import Option, one_of, read_value, whole_number
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
+    from emo_hf.optim.has_emotion import HasEmotion
+
 logger = logging.getLogger(__name__)
 
 OPTIONS: dict[str, Option] = {
     "self_stop": Option(
-        "log", one_of("off", "log", "save", "stop"), "what is done when training is over: off, log, save or stop"
+        "log", one_of("off", "log", "save", "stop"), "when training seems over: log it, save, stop, or do nothing"
     ),
     "self_stop_patience": Option(4, whole_number(1), "windows of 32 steps for which training must be flat"),
-    "self_stop_min_steps": Option(200, whole_number(0), "steps after warm-up that are never counted"),
+    "self_stop_min_steps": Option(200, whole_number(0), "steps after warm-up that do not count"),
 }
 """The fields of `SelfStop`, as options of a Trainer."""
 
@@ -72,50 +73,53 @@ class SelfStop:
         """
         return min(flat_steps, step - warmup_steps - self.min_steps) >= self.patience * WINDOW
 
-
-class SelfStopWatch:
-    """Watches the emotion of one run, and does what a `SelfStop` says. The same on every rank, as the emotion is."""
-
-    def __init__(self, self_stop: SelfStop) -> None:
-        self.self_stop = self_stop
-        self._decided: bool | None = None  # whether the law had decided to stop when it was last looked at
-
-    def begin(self, optimizer: Any, args: TrainingArguments, state: TrainerState) -> None:
-        """As soon as the optimizer has its emotion; again changes nothing. What was decided before is not news."""
-        emo, action = unwrap(optimizer), self.self_stop.action
-        if self._decided is not None or emo is None:
-            return
-        if action in ("save", "stop") and emo.emo_sync == LOCAL and args.world_size > 1:
+    def refuse_local_emotion(self, emo: HasEmotion, world_size: int) -> None:
+        """Raise where each rank would decide for itself, and leave the others waiting."""
+        if self.action in ("save", "stop") and emo.emo_sync == LOCAL and world_size > 1:
             raise ValueError(
-                f"self_stop={action} needs one emotion for all ranks: with emo_sync=local each would decide for "
+                f"self_stop={self.action} needs one emotion for all ranks: with emo_sync=local each would decide for "
                 "itself, and leave the others waiting. Use self_stop=log"
             )
-        self._decided = emo.emotion.has_decided_to_stop
-        law = emo._engine.law
+
+
+class SelfStopWatch:
+    """Watches the emotion of one run, and does what a `SelfStop` says. The same on every rank, as the emotion is.
+
+    Args:
+        self_stop: what is to be done.
+        emo: an emo optimizer, or what is attached to another one.
+        args, state: the Trainer's.
+
+    Raises:
+        ValueError: if each rank would decide for itself.
+    """
+
+    def __init__(self, self_stop: SelfStop, emo: HasEmotion, args: TrainingArguments, state: TrainerState) -> None:
+        self._self_stop, self._emo, self._args, self._state = self_stop, emo, args, state
+        self_stop.refuse_local_emotion(emo, args.world_size)
+        action, law = self_stop.action, emo._engine.law
+        self._has_decided = emo.emotion.has_decided_to_stop  # what was decided before is not news
         if action == "stop" and law.decides_to_stop and getattr(law, "end", True):
             _end_with_the_best(args, state)
 
-    def look(
-        self, optimizer: Any, args: TrainingArguments, state: TrainerState, control: TrainerControl, *,
-        has_evaluated: bool = False,
-    ) -> None:  # fmt: skip
+    def look(self, control: TrainerControl, *, has_evaluated: bool = False) -> None:
         """Look at the emotion after a step, or after an evaluation that it has heard."""
-        emo, action, step = unwrap(optimizer), self.self_stop.action, state.global_step
-        if action == "off" or emo is None:
+        action, emotion, args, step = self._self_stop.action, self._emo.emotion, self._args, self._state.global_step
+        if action == "off":
             return
-        emotion = emo.emotion
-        believed, begins, said = emotion.has_decided_to_stop, not self._decided, "The law has decided to stop"
-        self._decided = believed
-        if not believed and not has_evaluated and emotion.flat_steps >= self.self_stop.patience * WINDOW:
-            flat, warmup = emotion.flat_steps, args.get_warmup_steps(state.max_steps)
-            believed = self.self_stop.flat_long_enough(flat, step, warmup)
-            begins = not self.self_stop.flat_long_enough(flat - 1, step - 1, warmup)
+        believed, begins, said = emotion.has_decided_to_stop, not self._has_decided, "The law has decided to stop"
+        self._has_decided = believed
+        if not believed and not has_evaluated and emotion.flat_steps >= self._self_stop.patience * WINDOW:
+            flat, warmup = emotion.flat_steps, args.get_warmup_steps(self._state.max_steps)
+            believed = self._self_stop.flat_long_enough(flat, step, warmup)
+            begins = not self._self_stop.flat_long_enough(flat - 1, step - 1, warmup)
             said = f"Training has been flat for {flat} steps, loss average {emotion.long:.4g}"
         if not believed:
             return
         # What the law has decided has been said, and `log` does no more.
-        if begins and state.is_world_process_zero and not (self._decided and action == "log"):
-            logger.warning("%s (step %d, epoch %.2f): %s.", said, step, state.epoch or 0.0, _WHAT_IS_DONE[action])
+        if begins and self._state.is_world_process_zero and not (self._has_decided and action == "log"):
+            done, epoch = _WHAT_IS_DONE[action], self._state.epoch or 0.0
+            logger.warning("%s (step %d, epoch %.2f): %s.", said, step, epoch, done)
         if action == "stop":
             control.should_training_stop = True
             # What is due at the end of an epoch the Trainer does by itself now.

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-import emo_hf
+from tests.integrations.conftest import fresh_accelerate, registered
+
+__all__ = ["fresh_accelerate", "registered"]
 
 
 @pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
+def always_registered(registered: None) -> None:
+    """Without each test's asking."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,17 @@ from transformers import Trainer, TrainerCallback
 
 import emo_hf
 from emo_hf import EmoCallback, attach
-from emo_hf.integrations import patches
-from emo_hf.integrations.patches import PATCHES
 from emo_hf.laws.metrics import NOTES
-from emo_hf.trainer import patches as trainer_patches
 from tests import tiny
 from tests.emo_cases import assert_identical
+from tests.trainer.kit import said, weights
 
 OWN = {"optim": "emonavi", "optim_args": "average_weights=true"}
 WITH_LAW = {"optim": "adamw_torch", "emotion": "v3.1"}
 ALONE = {"optim": "adamw_torch", "emotion": None}
+SETTINGS = {"emonavi": OWN, "attached": WITH_LAW, "without a law": ALONE}
 
-each = pytest.mark.parametrize("settings", [OWN, WITH_LAW, ALONE], ids=["emonavi", "attached", "without a law"])
+Weights = dict[str, torch.Tensor]
 
 
 def trainer(folder: Path, settings: dict[str, Any], *, callbacks: Any = (), **changes: Any) -> Any:
@@ -37,127 +35,125 @@ def trainer(folder: Path, settings: dict[str, Any], *, callbacks: Any = (), **ch
     return tiny.trainer(folder, **data, **{"learning_rate": 1e-2, **steps, **given, **changes})
 
 
-def weights(made: Any) -> dict[str, torch.Tensor]:
-    return {name: param.detach().clone() for name, param in made.model.named_parameters()}
-
-
-def saved(folder: Path, made: Any) -> dict[str, torch.Tensor]:
+def saved(folder: Path, made: Trainer) -> Weights:
     kept = load_file(folder / "model.safetensors")
-    return {name: kept[name] for name in weights(made)}
+    return {name: kept[name] for name in weights(made.model)}
 
 
-def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def differ(one: Weights, other: Weights) -> bool:
     return any(not torch.equal(one[name], other[name]) for name in one)
 
 
 class Looks(TrainerCallback):
-    """Notes the weights that others see: after each step, and in every event until the next step."""
+    """Notes the weights of each step, and the events until the next step in which others see different ones."""
 
     def __init__(self) -> None:
-        self.after_step: dict[str, torch.Tensor] = {}
+        self.steps: list[Weights] = []
         self.changed_in: list[str] = []
-        self.steps: list[dict[str, torch.Tensor]] = []
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        self.after_step = {name: param.detach().clone() for name, param in model.named_parameters()}
-        self.steps.append(self.after_step)
+        self.steps.append(weights(model))
 
-    def _look(self, event: str, model: Any) -> None:
-        if differ(self.after_step, dict(model.named_parameters())):
+
+def looking(event: str) -> Any:
+    def look(self, args, state, control, model=None, logs=None, **kwargs) -> None:
+        is_the_end = "train_runtime" in (logs or {})
+        if self.steps and not is_the_end and differ(self.steps[-1], dict(model.named_parameters())):
             self.changed_in.append(event)
 
+    return look
+
+
+for event in ("on_step_end", "on_log", "on_evaluate", "on_save", "on_step_begin"):
+    setattr(Looks, event, looking(event))
+
+
+class Run:
+    """A run in a folder, and the weights of its steps and of its end."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: Path | None = None, **changes: Any) -> None:
+        self.folder, self.settings, self.looks = folder, settings, Looks()
+        changes["callbacks"] = [self.looks, *changes.pop("callbacks", [])]
+        self.made = trainer(folder, settings, **changes)
+        self.made.train(resume_from_checkpoint=None if resume is None else str(resume))
+        self.end = weights(self.made.model)
+
+
+class SavesInBetween(TrainerCallback):
+    """What a user's callback may call, and what transformers does at SIGTERM: both in the middle of an event."""
+
+    trainer: Trainer
+
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        self._look("step_end", model)
-
-    def on_log(self, args, state, control, model=None, logs=None, **kwargs) -> None:
-        if "train_runtime" not in (logs or {}):
-            self._look("log", model)
-
-    def on_evaluate(self, args, state, control, model=None, **kwargs) -> None:
-        self._look("evaluate", model)
-
-    def on_save(self, args, state, control, model=None, **kwargs) -> None:
-        self._look("save", model)
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs) -> None:
-        if self.after_step:
-            self._look("step_begin", model)
+        if state.global_step == 5:
+            self.trainer._save_checkpoint(model, trial=None)
+            self.trainer.save_model(args.output_dir)
 
 
-@each
-def test_what_is_evaluated_is_saved_and_what_training_ends_with_and_nobody_else_sees_it(
-    tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    looks = Looks()
-    made = trainer(tmp_path, settings, callbacks=[looks])
-    made.train()
-    assert looks.changed_in == []
-    at_the_end = weights(made)
-    assert differ(at_the_end, looks.after_step)
-    assert_identical(saved(tmp_path / "checkpoint-9", made), at_the_end)
-    made.save_model(str(tmp_path / "final"))
-    assert_identical(saved(tmp_path / "final", made), at_the_end)
+@pytest.fixture(scope="module", params=SETTINGS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    emo_hf.register()
+    return Run(tmp_path_factory.mktemp("whole"), SETTINGS[request.param])
+
+
+def test_what_is_evaluated_is_saved_and_what_training_ends_with_and_nobody_else_sees_it(whole: Run) -> None:
+    made = whole.made
+    assert whole.looks.changed_in == []
+    assert differ(whole.end, whole.looks.steps[-1])
+    assert_identical(saved(whole.folder / "checkpoint-9", made), whole.end)
     logged = [line["eval_loss"] for line in made.state.log_history if "eval_loss" in line]
-    assert made.evaluate()["eval_loss"] == pytest.approx(logged[-1], rel=1e-6)
     for number, loss in zip((3, 6, 9), logged, strict=True):
-        made.model.load_state_dict(load_file(tmp_path / f"checkpoint-{number}" / "model.safetensors"))
+        made.model.load_state_dict(load_file(whole.folder / f"checkpoint-{number}" / "model.safetensors"))
         assert made.evaluate()["eval_loss"] == pytest.approx(loss, rel=1e-6)
+    notes = json.loads((whole.folder / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"][NOTES]
+    if whole.settings is not OWN:  # which weights a checkpoint holds
+        assert (notes["step"], notes["emotion"]["average_shown"]) == (6, True)
 
 
-@each
-@pytest.mark.parametrize("evaluates", [True, False])
-def test_a_resumed_run_ends_as_the_one_that_was_not_interrupted(
-    tmp_path: Path, settings: dict[str, Any], evaluates: bool
+def test_a_resumed_run_that_evaluates_less_ends_as_the_one_that_was_not_interrupted(
+    whole: Run, tmp_path: Path
 ) -> None:
-    changes = {} if evaluates else {"eval_strategy": "no"}
-    one, other = Looks(), Looks()
-    whole = trainer(tmp_path / "whole", settings, callbacks=[one], **changes)
-    whole.train()
-    resumed = trainer(tmp_path / "resumed", settings, callbacks=[other], **changes)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
-    assert_identical(weights(resumed), weights(whole))
-    assert_identical(other.steps, one.steps[6:])
+    resumed = Run(tmp_path, whole.settings, resume=whole.folder / "checkpoint-6", eval_strategy="no")
+    assert_identical(resumed.end, whole.end)
+    assert_identical(resumed.looks.steps, whole.looks.steps[6:])
 
 
-def test_the_run_is_the_one_without_an_average(tmp_path: Path) -> None:
-    with_it, without = Looks(), Looks()
-    trainer(tmp_path / "a", ALONE, callbacks=[with_it]).train()
-    trainer(tmp_path / "b", {"optim": "adamw_torch"}, callbacks=[without]).train()
-    assert_identical(with_it.steps, without.steps)
-
-
-def test_without_a_law_no_loss_is_missed_and_nothing_is_scaled(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    made = trainer(tmp_path, ALONE)
+def test_a_save_in_between_holds_the_average_and_goes_on_exactly(tmp_path: Path) -> None:
+    looks, between = Looks(), SavesInBetween()
+    between.trainer = made = trainer(tmp_path, WITH_LAW, callbacks=[looks, between], save_strategy="no")
     made.train()
-    assert not [str(warning.message) for warning in recwarn if "loss" in str(warning.message)]
-    assert {line["emo/coefficient"] for line in tiny.train_lines(made)} == {1.0}
+    assert differ(saved(tmp_path, made), looks.steps[4])
+    assert_identical(saved(tmp_path, made), saved(tmp_path / "checkpoint-5", made))
+    resumed = Run(tmp_path / "resumed", WITH_LAW, resume=tmp_path / "checkpoint-5", save_strategy="no")
+    assert_identical(resumed.looks.steps, looks.steps[5:])
 
 
 @pytest.mark.parametrize("optim", ["emonavi", "adamw_torch"])
-def test_registration_gives_every_trainer_an_average(tmp_path: Path, optim: str) -> None:
-    emo_hf.register(average_weights="true")
-    looks = Looks()
-    made = tiny.trainer(tmp_path, optim=optim, max_steps=4, learning_rate=1e-2, callbacks=[looks])
-    made.train()
-    assert differ(weights(made), looks.after_step)
-    emo_hf.unregister()
-    emo_hf.register()
-    made = tiny.trainer(tmp_path, optim=optim, max_steps=4, learning_rate=1e-2, callbacks=[looks])
-    made.train()
-    assert not differ(weights(made), looks.after_step)
+def test_registration_gives_every_trainer_an_average_that_changes_no_step_until_it_is_taken_back(
+    tmp_path: Path, optim: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    runs = []
+    for given in ({"average_weights": "true"}, {}):
+        emo_hf.unregister()
+        emo_hf.register(**given)
+        run = Run(tmp_path, {"optim": optim}, max_steps=4, eval_strategy="no", save_strategy="no")
+        assert differ(run.end, run.looks.steps[-1]) == bool(given)
+        runs.append(run)
+    assert_identical(runs[0].looks.steps, runs[1].looks.steps)
+    assert not [str(warning.message) for warning in recwarn if "loss" in str(warning.message)]
+    if optim == "adamw_torch":
+        assert {line["emo/coefficient"] for line in tiny.train_lines(runs[0].made)} == {1.0}
 
 
 def test_an_average_that_is_asked_for_and_cannot_be_had_is_refused(tmp_path: Path) -> None:
     model = tiny.classifier()
     optimizer = torch.optim.AdamW(model.parameters())
     attach(optimizer)
-    made = trainer(tmp_path, ALONE, model=model, optimizers=(optimizer, None))
     with pytest.raises(ValueError, match="was made without an average of the weights"):
-        made.train()
-    with pytest.raises(ValueError, match="average_weights='yes' is not acceptable"):
-        EmoCallback(average_weights="yes")
+        Run(tmp_path, ALONE, model=model, optimizers=(optimizer, None))
+    shared = emo_hf.WeightExchangeCallback(folder=tmp_path / "shared", node="one", every=2)
+    with pytest.raises(ValueError, match="does not go with average_weights=True"):
+        Run(tmp_path / "out", OWN, callbacks=[shared])
 
 
 class OwnTrainingStep(Trainer):
@@ -179,23 +175,17 @@ class OwnEvaluation(OwnTrainingStep):
 
 @pytest.mark.parametrize("kind", [OwnTrainingStep, OwnEvaluation])
 def test_a_trainer_with_loops_of_its_own_trains(tmp_path: Path, kind: type[Trainer]) -> None:
-    looks = Looks()
-    made = kind(
-        model=tiny.classifier(), train_dataset=tiny.examples(), eval_dataset=tiny.examples(4), callbacks=[looks],
-        args=tiny.arguments(
-            tmp_path, **OWN, max_steps=6, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=3
-        ),
-    )  # fmt: skip
-    made.train()
-    assert made.state.global_step == 6
-    assert set(looks.changed_in) <= ({"log"} if kind is OwnEvaluation else set())  # the line of its own evaluation
+    run = Run(tmp_path, OWN, kind=kind, max_steps=6, eval_steps=2)
+    assert run.made.state.global_step == 6
+    # The line of its own evaluation.
+    assert set(run.looks.changed_in) <= ({"on_log"} if kind is OwnEvaluation else set())
 
 
 class Interrupted(RuntimeError):
     pass
 
 
-@pytest.mark.parametrize("place", ["evaluation", "save"])
+@pytest.mark.parametrize("place", ["prediction_step", "_save_optimizer_and_scheduler"])
 def test_an_exception_in_an_evaluation_or_a_save_leaves_the_weights(
     tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,110 +193,47 @@ def test_an_exception_in_an_evaluation_or_a_save_leaves_the_weights(
     made = trainer(tmp_path, OWN, callbacks=[looks])
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
-        assert differ(weights(made), looks.after_step), "the average is shown by now"
+        assert differ(weights(made.model), looks.steps[-1]), "the average is shown by now"
         raise Interrupted
 
-    name = "prediction_step" if place == "evaluation" else "_save_optimizer_and_scheduler"
     with monkeypatch.context() as patched:
-        patched.setattr(made, name, interrupted)
+        patched.setattr(made, place, interrupted)
         with pytest.raises(Interrupted):
             made.train()
-    assert not differ(weights(made), looks.after_step)
+    assert not differ(weights(made.model), looks.steps[-1])
     made.train()
     assert made.state.global_step == 9
 
 
-def test_a_checkpoint_just_in_time_holds_the_average_and_goes_on_exactly(tmp_path: Path) -> None:
-    """What transformers does at SIGTERM: `_save_checkpoint` in the middle of an event, without `should_save`."""
-
-    class InTime(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs) -> None:
-            if state.global_step == 5:
-                made._save_checkpoint(made.model, trial=None)
-
-    one, other = Looks(), Looks()
-    made = trainer(tmp_path, WITH_LAW, callbacks=[one, InTime()], save_strategy="no")
-    made.train()
-    assert differ(saved(tmp_path / "checkpoint-5", made), one.steps[4])
-    resumed = trainer(tmp_path / "resumed", WITH_LAW, callbacks=[other], save_strategy="no")
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert_identical(other.steps, one.steps[5:])
-
-
-def test_the_notes_of_a_checkpoint_say_which_weights_it_holds(tmp_path: Path) -> None:
-    trainer(tmp_path, WITH_LAW).train()
-    notes = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["stateful_callbacks"][NOTES]
-    assert (notes["step"], notes["emotion"]["average_shown"]) == (6, True)
-
-
-def test_weights_that_nodes_exchange_have_no_average_beside_them(tmp_path: Path) -> None:
-    made = trainer(tmp_path / "out", OWN)
-    made.add_callback(emo_hf.WeightExchangeCallback(folder=tmp_path / "shared", node="one", every=2))
-    with pytest.raises(ValueError, match="does not go with average_weights=True"):
-        made.train()
-
-
-@each
+@pytest.mark.parametrize("settings", [OWN, ALONE], ids=["emonavi", "without a law"])
 def test_the_best_model_that_was_loaded_stays(tmp_path: Path, settings: dict[str, Any]) -> None:
     wanted = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
-    made = trainer(tmp_path, settings, **wanted)  # the largest loss, so that it is not the last model
-    made.train()
+    made = Run(tmp_path, settings, **wanted).made  # the largest loss, so that it is not the last model
     best = Path(made.state.best_model_checkpoint)
     assert best.name != "checkpoint-9"
-    assert_identical(weights(made), saved(best, made))
     assert made.evaluate()["eval_loss"] == pytest.approx(made.state.best_metric, rel=1e-6)
-    assert_identical(weights(made), saved(best, made))
+    assert_identical(weights(made.model), saved(best, made))
 
 
-@each
+@pytest.mark.parametrize("settings", [OWN, WITH_LAW], ids=["emonavi", "attached"])
 def test_a_second_training_goes_on_from_the_average_with_a_new_one(tmp_path: Path, settings: dict[str, Any]) -> None:
-    looks = Looks()
-    made = trainer(tmp_path, settings, callbacks=[looks])
-    made.train()
-    begins_with = weights(made)
+    run = Run(tmp_path, settings)
+    made, looks = run.made, run.looks
     made.args.max_steps = 1
     for group in made.optimizer.param_groups:
         group["initial_lr"] = 1e-6
     made.train()
-    assert not differ(weights(made), looks.steps[9]), "after one step the average is the weights"
-    moved = max(float((looks.steps[9][name] - begins_with[name]).abs().max()) for name in begins_with)
+    assert not differ(weights(made.model), looks.steps[9]), "after one step the average is the weights"
+    moved = max(float((looks.steps[9][name] - run.end[name]).abs().max()) for name in run.end)
     assert moved < 1e-4, "which go on from what the first training ended with"
 
 
-def test_a_model_with_statistics_of_its_batches_is_warned_of_once(
+def test_a_model_with_statistics_of_its_batches_is_warned_of_where_there_is_an_average(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny.classifier()
     model.dropout = nn.Sequential(nn.BatchNorm1d(16), model.dropout)
-    with caplog.at_level(logging.WARNING, logger="emo_hf"):
-        trainer(tmp_path, ALONE, model=model).train()
-        assert caplog.text.count("torch.optim.swa_utils.update_bn") == 1
-        caplog.clear()
-        tiny.trainer(tmp_path, model=model, max_steps=2).train()
-    assert not caplog.records
-
-
-def test_the_methods_of_transformers_are_given_back() -> None:
-    trainer_patches.install()
-    places = [place for place in PATCHES if place.startswith("transformers") and place in patches._before]
-    with_ours = {place: getattr(*patches._find(place)) for place in places}
-    assert len(with_ours) >= 8
-    trainer_patches.install()
-    assert {place: getattr(*patches._find(place)) for place in places} == with_ours
-    emo_hf.unregister()
-    for place, ours in with_ours.items():
-        assert getattr(*patches._find(place)) is ours.__wrapped__
-        assert getattr(*patches._find(place)).__module__.startswith("transformers.")
-
-
-def test_a_method_that_a_version_of_transformers_does_not_have_is_named_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    emo_hf.unregister()
-    monkeypatch.delattr(Trainer, "_evaluate")
-    emo_hf.register()
-    emo_hf.register()
-    assert [line.partition(" ")[0] for line in caplog.messages if "is not there in this version" in line] == [
-        "transformers:Trainer._evaluate"
-    ]
-    emo_hf.unregister()
+    tiny.trainer(tmp_path, model=model, max_steps=2).train()
+    assert not said(caplog)
+    Run(tmp_path, ALONE, model=model, max_steps=2)
+    assert ["torch.optim.swa_utils.update_bn" in line for line in said(caplog)] == [True]

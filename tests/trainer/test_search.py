@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import emo_hf
-from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 from tests.emo_cases import assert_identical
+from tests.trainer.kit import outcome
 
 optuna = pytest.importorskip("optuna")
 
-TRIALS = 3
+TRIALS = 2
 
 
-def ending(trainer: Any) -> dict[str, Any]:
-    """What a training has come to: weights, optimizer state with the emotion, log lines."""
-    return {
-        "weights": {name: value.clone() for name, value in trainer.model.state_dict().items()},
-        "optimizer": unwrap(trainer.optimizer).state_dict(),
-        "lines": [
-            {key: value for key, value in line.items() if "loss" in key or "emo/" in key or key == "learning_rate"}
-            for line in tiny.train_lines(trainer)
-        ],
-    }
-
-
-@pytest.mark.parametrize("optim", ["emolynx"])
-def test_each_trial_equals_a_run_of_its_settings_alone(optim: str, tmp_path: Path) -> None:
+def test_each_trial_equals_a_run_of_its_settings_alone(tmp_path: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     ends: list[dict[str, Any]] = []
 
     def objective(metrics: dict[str, float]) -> float:
-        ends.append(ending(trainer))
+        ends.append(outcome(trainer))
         return metrics["eval_loss"]
 
     changes: dict[str, Any] = {
-        "optim": optim, "optim_args": "use_shadow=true,self_stop=stop", "max_steps": 8, "eval_strategy": "steps",
-        "eval_steps": 8, "save_strategy": "steps", "save_steps": 4, "eval_dataset": tiny.examples(8, seed=1),
+        "optim": "emolynx", "optim_args": "use_shadow=true,self_stop=stop", "max_steps": 6, "eval_strategy": "steps",
+        "eval_steps": 6, "save_strategy": "steps", "save_steps": 3, "eval_dataset": tiny.examples(8, seed=1),
     }  # fmt: skip
     trainer = tiny.trainer(tmp_path / "search", **changes)
     trainer.model_init = lambda: tiny.classifier()
@@ -51,18 +36,15 @@ def test_each_trial_equals_a_run_of_its_settings_alone(optim: str, tmp_path: Pat
         compute_objective=objective, n_trials=TRIALS, direction="minimize", backend="optuna",
         sampler=optuna.samplers.RandomSampler(seed=0),
     )  # fmt: skip
-    assert len(ends) == TRIALS
     rates = [end["lines"][0]["learning_rate"] for end in ends]
     assert len(set(rates)) == TRIALS, "the trials are different ones"
     assert best.hyperparameters["learning_rate"] in rates
-    weights = [end["weights"]["classifier.weight"] for end in ends]
-    assert not any(torch.equal(one, other) for one, other in pairwise(weights))
     for number, (rate, end) in enumerate(zip(rates, ends, strict=True)):
         alone = tiny.trainer(tmp_path / f"alone-{number}", **changes, learning_rate=rate)
         alone.model_init = trainer.model_init  # the numbers that are drawn for dropout follow those for the model
         alone.train()
-        assert_identical(ending(alone), end)
+        assert_identical(outcome(alone), end)
         assert end["lines"][0]["emo/observations"] == 1, "each begins with an emotion of its own"
     for run in (tmp_path / "search").glob("run-*"):
-        assert emo_hf.last_whole_checkpoint(run) == str(run / "checkpoint-8")
+        assert emo_hf.last_whole_checkpoint(run) == str(run / "checkpoint-6")
     assert len(list((tmp_path / "search").glob("run-*"))) == TRIALS

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 import emo_hf
-from emo_hf import FAMILY, EmoNavi, EmoOptimizer, run
-from emo_hf.integrations.accelerate import unwrap
+from emo_hf import FAMILY, EmoOptimizer, run
 from emo_hf.laws import LAWS
 from emo_hf.laws.decision import Decision
 from emo_hf.laws.law import Law
@@ -25,6 +25,8 @@ from emo_hf.optim.version import Version
 from emo_hf.reading import Option, number
 from emo_hf.trainer.options import known_options, read_options
 from tests import tiny
+from tests.emo_cases import assert_identical
+from tests.trainer.kit import SaveAt, emo_of, outcome, trained, weights
 
 
 class ToyLaw(Law):
@@ -63,58 +65,39 @@ def toys() -> Iterator[None]:
     emo_hf.unregister()
 
 
-def weights(
-    folder: Path, lr: float = 0.1, **changes: object
-) -> tuple[list[torch.Tensor], EmoOptimizer, list[dict[str, float]]]:
-    trainer = tiny.trainer(folder, max_steps=8, max_grad_norm=0.0, learning_rate=lr, **changes)
-    trainer.train()
-    return list(trainer.model.state_dict().values()), unwrap(trainer.optimizer), tiny.train_lines(trainer)
+def toy(folder: Path, optim: str = "emotoy", args: str | None = "emo_law=toy", **changes: Any) -> Trainer:
+    settings = {"max_steps": 6, "max_grad_norm": 0.0, "learning_rate": 0.1, **changes}
+    return trained(folder, optim=optim, optim_args=args, **settings)
 
 
 def test_a_toy_optimizer_trains_by_name_and_follows_the_toy_law(tmp_path: Path) -> None:
-    moved, optimizer, lines = weights(tmp_path, optim="emotoy", optim_args="emo_law=toy,falling=1.0,toy_size=3")
+    made = toy(tmp_path, args="emo_law=toy,falling=1.0,toy_size=3")
+    optimizer = emo_of(made)
     assert (type(optimizer), optimizer.emotion.law, optimizer.version) == (FAMILY["emotoy"], "toy", "v0.1")
     assert optimizer.param_groups[0]["toy_size"] == 3.0
-    assert optimizer.emotion.observations == 8
-    descended, _, _ = weights(tmp_path, optim="sgd")
-    for one, other in zip(moved, descended, strict=True):
-        torch.testing.assert_close(one, other)
-    _, _, lines = weights(tmp_path, optim="emotoy", optim_args="emo_law=toy")
-    assert {line["emo/coefficient"] for line in lines} == {0.5, 1.0}
-    assert all(line["emo/effective_lr"] == line["learning_rate"] * line["emo/coefficient"] for line in lines)
+    assert optimizer.emotion.observations == 6
+    torch.testing.assert_close(weights(made.model), weights(toy(tmp_path, optim="sgd", args=None).model))
 
 
 def test_a_toy_law_drives_the_other_optimizers_and_a_toy_rule_obeys_the_other_laws(tmp_path: Path) -> None:
-    _, optimizer, lines = weights(
-        tmp_path, 1e-2, optim="emonavi", optim_args="emo_law=toy,falling=0.25", data=tiny.examples(4) * 8
-    )
-    assert (type(optimizer), optimizer.emotion.law) == (EmoNavi, "toy")
-    assert {line["emo/coefficient"] for line in lines} == {0.25, 1.0}
-    for law in ("v3.0", "v3.6", "v3.9", "robust", "none"):
-        _, optimizer, _ = weights(tmp_path, optim="emotoy", optim_args=f"emo_law={law}")
-        assert (optimizer.emotion.law, optimizer.emotion.observations) == (law, 8)
+    made = toy(tmp_path, "emonavi", "emo_law=toy,falling=0.25", learning_rate=1e-2, data=tiny.examples(4) * 8)
+    assert {line["emo/coefficient"] for line in tiny.train_lines(made)} == {0.25, 1.0}
+    for law in ("v3.6", "v3.9", "robust", "none"):
+        emotion = emo_of(toy(tmp_path, args=f"emo_law={law}", max_steps=2)).emotion
+        assert (emotion.law, emotion.observations) == (law, 2)
 
 
 def test_a_toy_run_resumes_as_if_it_had_not_been_interrupted(tmp_path: Path) -> None:
-    def final(**resume: str) -> tuple[list[torch.Tensor], object]:
-        trainer = tiny.trainer(
-            tmp_path, optim="emotoy", optim_args="emo_law=toy", max_steps=4, save_strategy="steps", save_steps=2
-        )
-        trainer.train(**resume)
-        return list(trainer.model.state_dict().values()), unwrap(trainer.optimizer).emotion
-
-    whole, emotion = final()
-    resumed, emotion_again = final(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert all(torch.equal(one, other) for one, other in zip(whole, resumed, strict=True))
-    assert emotion_again == emotion
+    whole = toy(tmp_path, callbacks=[SaveAt(3)])
+    assert {line["emo/coefficient"] for line in tiny.train_lines(whole)} == {0.5, 1.0}
+    assert_identical(outcome(toy(tmp_path, resume=tmp_path / "checkpoint-3")), outcome(whole))
 
 
 def test_everything_that_lists_optimizers_laws_and_options_lists_the_toys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parsed = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(
-        ["--output_dir", str(tmp_path), "--optim", "emotoy"]
-    )
+    parser = HfArgumentParser(TrainingArguments)
+    parsed = parser.parse_args_into_dataclasses(["--output_dir", str(tmp_path), "--optim", "emotoy"])
     assert parsed[0].optim.value == "emotoy"
     assert run.main(["--help"]) == 0
     said = capsys.readouterr().out
@@ -125,14 +108,6 @@ def test_everything_that_lists_optimizers_laws_and_options_lists_the_toys(
     assert {"falling", "toy_size"} <= known_options().keys()
     assert read_options({"emo_law": "toy", "version": "v0.1"}).optimizer == {"emo_law": "toy", "version": "v0.1"}
     described = FAMILY["emotoy"].__doc__ or ""
-    wanted = ("Gradient descent with an emotion", "p ← p − lr·g", "toy_size", "settle, toy")
-    assert all(word in described for word in wanted)
-
-
-def test_what_was_added_goes_again_without_a_trace() -> None:
-    names = HfArgumentParser(TrainingArguments)._option_string_actions["--optim"].choices
-    assert "emotoy" in names
+    assert all(word in described for word in ("Gradient descent with an emotion", "p ← p − lr·g", "toy_size"))
     emo_hf.unregister()
-    names = HfArgumentParser(TrainingArguments)._option_string_actions["--optim"].choices
-    assert "emotoy" not in names
-    emo_hf.register()
+    assert "emotoy" not in HfArgumentParser(TrainingArguments)._option_string_actions["--optim"].choices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,7 @@ from tests.ranks import run_job
 
 pytestmark = pytest.mark.long
 
-EACH = pytest.mark.parametrize("optim", OPTIMIZERS)
 Result = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, registered: None) -> dict[str, Result]:
+def alone(folder: Path) -> dict[str, Result]:
+    emo_hf.register()
     return {optim: train(folder / f"alone {optim}", optim=optim) for optim in OPTIMIZERS}
 
 
@@ -56,19 +48,13 @@ def assert_goes_on(resumed: Result, source: Result, target: Result) -> None:
         torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
 
 
-@EACH
-def test_a_checkpoint_of_two_ranks_is_resumed_by_one_process(
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_a_checkpoint_of_two_ranks_is_resumed_by_one_process_and_one_of_one_process_by_two_ranks(
     alone: dict[str, Result], two: list[Result], folder: Path, tmp_path: Path, optim: str
 ) -> None:
+    went_on = two[0][f"{optim} went on"]
     checkpoint = folder / "two" / f"{optim} went on" / f"checkpoint-{SAVED_AT}"
-    resumed = train(tmp_path, optim=optim, checkpoint=checkpoint)
-    assert_goes_on(resumed, source=two[0][f"{optim} went on"], target=alone[optim])
-
-
-@EACH
-def test_a_checkpoint_of_one_process_is_resumed_by_two_ranks(
-    alone: dict[str, Result], two: list[Result], optim: str
-) -> None:
+    assert_goes_on(train(tmp_path, optim=optim, checkpoint=checkpoint), source=went_on, target=alone[optim])
     one, other = (rank[f"{optim} resumed"] for rank in two)
     assert_identical(one, other)
-    assert_goes_on(one, source=alone[optim], target=two[0][f"{optim} went on"])
+    assert_goes_on(one, source=alone[optim], target=went_on)
