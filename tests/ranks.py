@@ -35,6 +35,16 @@ WORKER = "PYTEST_XDIST_WORKER"
 Job = Callable[[Path], dict[str, Any]]
 
 
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone, which is what `fully_shard` needs."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def run_job(module: str, folder: Path, world: int = 2, *, share: bool = True) -> list[dict[str, Any]]:
     """Run every function in the `JOBS` of `tests.rank_jobs.<module>`, in order, on ranks of one process group.
 

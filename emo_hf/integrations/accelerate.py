@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SWITCH = "EMO_HF_TAP"
 """Environment variable: 0 leaves accelerate alone."""
 
+DEEPEST = 9
+"""Within so many wrappers an optimizer is found."""
+
 _tapping = False  # whether losses that pass are fed; our methods may lie below those that others put over them
 _switched_off = False  # by `uninstall`, until the next `install`
 
@@ -39,10 +42,7 @@ _prepared: weakref.WeakKeyDictionary[Accelerator, weakref.WeakSet[nn.Module]] = 
 
 
 def wire() -> None:
-    """Install the tap if this process has imported accelerate and nobody has switched it off.
-
-    It is called when an optimizer is made.
-    """
+    """When an optimizer is made: install the tap, if accelerate is imported and nobody has switched it off."""
     if "accelerate" in sys.modules and not _switched_off and os.environ.get(SWITCH) != "0":
         install()
 
@@ -78,7 +78,7 @@ def _clipping(original: Callable[..., Any]) -> Callable[..., Any]:
         params = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
         norm = original(self, params, max_norm, norm_type)
         if _tapping and norm is not None and float(norm_type) >= 1.0:
-            for optimizer in filter(None, map(unwrap, self._optimizers)):
+            for optimizer in emotions(self._optimizers):
                 optimizer.saw_gradient_norm(norm, params)
         return norm
 
@@ -125,22 +125,24 @@ def is_outermost_pass() -> bool:
     return not _depth.value and not isinstance(threading.current_thread(), threading._DummyThread)
 
 
-def feed(accelerator: Accelerator, loss: Any, *, divided: bool = True) -> bool:
+def is_loss(value: Any) -> bool:
+    """Whether it is a real tensor of one element; anything else is left to backward to judge."""
+    return isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex()
+
+
+def feed(accelerator: Accelerator, loss: Any, *, divided: bool) -> bool:
     """Show a loss on its way to backward to the emo optimizers of an accelerator; whether there are any.
 
-    Args:
-        accelerator: the accelerator whose backward it is sent to.
-        loss: what is sent; anything but a real tensor of one element is left to backward to judge.
-        divided: whether backward will divide it by the accelerator's own number of accumulation steps. Such losses are
-            averaged, so that a last, shorter accumulation does not look like a sudden drop. Where that number is 1,
-            the caller has scaled them: they are summed if the accelerator was told which is the last, as the Trainer
-            tells it, and averaged in a loop that lets several of them pass as the last.
+    Where backward divides losses by the accelerator's own number of accumulation steps, they are averaged, so that a
+    last, shorter accumulation does not look like a sudden drop. Where that number is 1, the caller has scaled them:
+    they are summed if the accelerator was told which is the last, as the Trainer tells it, and averaged in a loop that
+    lets several of them pass as the last.
     """
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
+    if not is_loss(loss):
         return False
     steps = accelerator.gradient_accumulation_steps
     weight = 1.0 / steps if divided and steps > 1 else None
-    optimizers = [emo for emo in map(unwrap, accelerator._optimizers) if emo is not None]
+    optimizers = emotions(accelerator._optimizers)
     for optimizer in optimizers:
         optimizer.tap_loss(
             loss,
@@ -175,13 +177,14 @@ def unwrap(optimizer: Any) -> EmoOptimizer | Attachment | None:
     Returns:
         An emo optimizer, or the emotion that was attached to another one.
     """
-    seen: list[Any] = []
-    while optimizer is not None and all(optimizer is not known for known in seen):
-        if isinstance(optimizer, EmoOptimizer):
-            return optimizer
-        attachment = attached_to(optimizer)
-        if attachment is not None:
-            return attachment
-        seen.append(optimizer)
+    for _ in range(DEEPEST):  # a wrapper may hold itself
+        found = optimizer if isinstance(optimizer, EmoOptimizer) else attached_to(optimizer)
+        if found is not None:
+            return found
         optimizer = getattr(optimizer, "optimizer", None)
     return None
+
+
+def emotions(optimizers: Any) -> list[EmoOptimizer | Attachment]:
+    """What takes in the loss inside of several optimizers; those without an emotion are passed over."""
+    return [emo for emo in map(unwrap, optimizers) if emo is not None]

@@ -13,9 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin  # type: ignore[import-not-found]
-from pydantic import BaseModel, Field, field_validator
-
-from emo_hf.laws import read_law
+from pydantic import BaseModel, Field
 
 
 class EmoArgs(BaseModel):
@@ -30,14 +28,6 @@ class EmoArgs(BaseModel):
         json_schema_extra={"description": "law of the emotion that an optimizer which has none is given"},
     )
 
-    @field_validator("emo_emotion")
-    @classmethod
-    def _is_a_law(cls, name: str | None) -> str | None:
-        try:
-            return name if name is None else read_law(name)
-        except ValueError as error:
-            raise ValueError(f"emo_emotion: {name!r} is none of the laws; it takes {error}") from error
-
 
 class EmoPlugin(BasePlugin):
     """Registers the emo optimizers in every process that Axolotl trains in."""
@@ -47,11 +37,14 @@ class EmoPlugin(BasePlugin):
 
         Args:
             cfg: the configuration as it was read, a dict.
+
+        Raises:
+            ValueError: if `emo_emotion` is none of the laws.
         """
         from emo_hf.trainer.registry import register
 
         emotion = cfg.get("emo_emotion")
-        register(**({"emotion": EmoArgs(emo_emotion=emotion).emo_emotion} if emotion else {}))
+        register(**({"emotion": emotion} if emotion else {}))
 
     def get_input_args(self) -> str:
         """Where Axolotl finds what is added to its configuration."""

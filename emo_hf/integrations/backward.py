@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from emo_hf.integrations.accelerate import is_outermost_pass, passed_on, unwrap
+from emo_hf.integrations.accelerate import is_loss, is_outermost_pass, passed_on, unwrap
 from emo_hf.integrations.patches import put, take_back
 from emo_hf.optim.attachment import Attachment
 from emo_hf.optim.optimizer import EmoOptimizer
@@ -54,14 +54,16 @@ def feel_backward(*optimizers: Optimizer) -> FeelBackward:
     """
     if not optimizers:
         raise TypeError("feel_backward takes one optimizer or several, got none")
-    found = [unwrap(optimizer) for optimizer in optimizers]
-    for given, emotional in zip(optimizers, found, strict=True):
+    found = []
+    for given in optimizers:
+        emotional = unwrap(given)
         if emotional is None:
             raise TypeError(
                 f"feel_backward takes optimizers with an emotion, got {type(given).__name__}: take an emo optimizer, "
                 "or give this one an emotion by emo_hf.attach(optimizer)"
             )
-    return FeelBackward([emotional for emotional in found if emotional is not None])
+        found.append(emotional)
+    return FeelBackward(found)
 
 
 class FeelBackward:
@@ -70,8 +72,8 @@ class FeelBackward:
     def __init__(self, optimizers: list[EmoOptimizer | Attachment]) -> None:
         self._optimizers = [weakref.ref(optimizer) for optimizer in optimizers]
         _handles.append(self)
-        put("torch:Tensor.backward", _passing_on)
-        put("torch.amp:GradScaler.scale", _remembering)
+        for place, over in _METHODS.items():
+            put(place, over)
 
     def optimizers(self) -> list[EmoOptimizer | Attachment]:
         """Those that are still there."""
@@ -81,9 +83,8 @@ class FeelBackward:
         """Show the optimizers nothing more, and give torch its methods back with the last handle."""
         if self in _handles:
             _handles.remove(self)
-        if not _handles:
-            take_back("torch:Tensor.backward")
-            take_back("torch.amp:GradScaler.scale")
+        for place in _METHODS if not _handles else ():
+            take_back(place)
 
     def __enter__(self) -> FeelBackward:
         return self
@@ -129,7 +130,9 @@ def _is_same(before: tuple[Any, int], now: tuple[Any, int]) -> bool:
 
 def _passing_on(original: Any) -> Any:
     def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (_handles and is_outermost_pass() and _is_loss(self, *args, **kwargs)):
+        gradient = args[0] if args else kwargs.get("gradient")
+        counts = gradient is None and self.requires_grad and is_loss(self)
+        if not (_handles and counts and is_outermost_pass()):
             return original(self, *args, **kwargs)
         optimizers = {id(optimizer): optimizer for handle in _handles for optimizer in handle.optimizers()}
         loss = LossOfPass(optimizers.values())
@@ -142,10 +145,6 @@ def _passing_on(original: Any) -> Any:
     return backward
 
 
-def _is_loss(tensor: torch.Tensor, gradient: Any = None, *_: Any, **kwargs: Any) -> bool:
-    return gradient is None and tensor.requires_grad and tensor.numel() == 1 and not tensor.is_complex()
-
-
 def _remembering(original: Any) -> Any:
     def scale(self: Any, outputs: Any) -> Any:
         scaled = original(self, outputs)
@@ -154,3 +153,6 @@ def _remembering(original: Any) -> Any:
         return scaled
 
     return scale
+
+
+_METHODS = {"torch:Tensor.backward": _passing_on, "torch.amp:GradScaler.scale": _remembering}

@@ -10,26 +10,22 @@ import importlib
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from emo_hf.integrations.accelerate import unwrap
+from emo_hf.integrations.accelerate import emotions, is_loss, unwrap
 from emo_hf.integrations.backward import LossOfPass
 from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
 from emo_hf.laws.words import text_of
-from emo_hf.losses.same_options import LOCAL
 from emo_hf.optim.attach import attach
 from emo_hf.optim.attachment import Attachment
-from emo_hf.optim.has_emotion import HasEmotion
 from emo_hf.optim.optimizer import EmoOptimizer
+from emo_hf.reading import one_of, read_value, whole_number
 from emo_hf.trainer.self_stop import SelfStop
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-
-ACTIONS = ("off", "log", "stop")
 
 logger = logging.getLogger(__name__)
 
@@ -77,25 +73,15 @@ class EmoLightningCallback(_Callback):
     """
 
     def __init__(
-        self,
-        emotion: str | None = None,
-        *,
-        self_stop: str = "log",
-        patience: int = SelfStop.patience,
-        min_steps: int = SelfStop.min_steps,
-        warmup_steps: int = 0,
-        validation_loss: str = "val_loss",
-        prog_bar: bool = False,
-        **law_options: Any,
-    ) -> None:
+        self, emotion: str | None = None, *, self_stop: str = "log", patience: int = SelfStop.patience,
+        min_steps: int = SelfStop.min_steps, warmup_steps: int = 0, validation_loss: str = "val_loss",
+        prog_bar: bool = False, **law_options: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if self_stop not in ACTIONS:
-            raise ValueError(
-                f"self_stop must be one of {', '.join(ACTIONS)}, got {self_stop!r}; to save a checkpoint use "
-                "Lightning's ModelCheckpoint"
-            )
-        if not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be a whole number of steps, at least 0, got {warmup_steps!r}")
+        read_value("self_stop", self_stop, one_of("off", "log", "stop"))  # Lightning's ModelCheckpoint saves
+        self._warmup_steps = read_value("warmup_steps", warmup_steps, whole_number(0))
+        if emotion is None and law_options.keys() == {"average_weights"} and law_options["average_weights"]:
+            emotion = "none"  # an average needs no law
         if emotion is None and law_options:
             raise ValueError(
                 f"EmoLightningCallback was given {', '.join(law_options)} but no emotion that this is for: name a "
@@ -105,12 +91,12 @@ class EmoLightningCallback(_Callback):
             attach(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0), emotion, **law_options)
         self._emotion, self._law_options = emotion, law_options
         self._self_stop = SelfStop(action=self_stop, patience=patience, min_steps=min_steps)
-        self._warmup_steps, self._validation_loss, self._prog_bar = warmup_steps, validation_loss, prog_bar
+        self._validation_loss, self._prog_bar = validation_loss, prog_bar
         self._emotional: dict[str, EmoOptimizer | Attachment] = {}
         self._pass: LossOfPass | None = None
         self._has_stepped = False
         self._was_done = False
-        self._last_decisions: dict[str, list[Note]] = {}
+        self._known: list[Note] = []  # decisions that have been said
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         # The optimizers are made, and the state of a checkpoint is not loaded yet.
@@ -125,15 +111,11 @@ class EmoLightningCallback(_Callback):
                 "optimizers, or EmoLightningCallback(emotion='v3.1').",
                 type(pl_module).__name__,
             )
-        local = [name for name, emo in self._emotional.items() if emo.emo_sync == LOCAL]
-        if self._self_stop.action == "stop" and local and trainer.world_size > 1:
-            raise ValueError(
-                "self_stop=stop needs one emotion for all ranks: with emo_sync=local each would decide for itself, "
-                "and leave the others waiting. Use self_stop=log"
-            )
+        for emo in self._emotional.values():
+            self._self_stop.refuse_local_emotion(emo, trainer.world_size)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._last_decisions = {name: list(emo.decisions) for name, emo in self._emotional.items()}
+        self._known = [note for emo in self._emotional.values() for note in emo.decisions]
         self._was_done, self._has_stepped = self._why_done() is not None, False
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
@@ -142,14 +124,14 @@ class EmoLightningCallback(_Callback):
         In manual optimization, and where DeepSpeed divides, n is 1.
         """
         self._pass = None
-        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
-            return  # for backward to judge
+        if not is_loss(loss):
+            return
         in_parts = trainer.strategy.handles_gradient_accumulation  # DeepSpeed alone: many step() to a step
         n = trainer.accumulate_grad_batches if pl_module.automatic_optimization and not in_parts else 1
         several = len(trainer.optimizers) > 1
         # DDP has all ranks go through the last pass of a step together.
         together = not several and bool(getattr(trainer.model, "require_backward_grad_sync", False))
-        self._pass = LossOfPass(filter(_wants_gradients, _emotions(trainer.optimizers)))
+        self._pass = LossOfPass(filter(_wants_gradients, emotions(trainer.optimizers)))
         self._pass.show(_without_scale(trainer, loss.detach()) * n, graph=loss, together=together, in_parts=in_parts)
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
@@ -191,13 +173,12 @@ class EmoLightningCallback(_Callback):
 
     def _look(self, trainer: Any) -> None:
         """Say what has been decided, and stop if that is wanted."""
-        for name, emo in self._emotional.items():
-            decisions, known = list(emo.decisions), self._last_decisions.get(name, [])
-            if trainer.is_global_zero:
-                for note in [decision for decision in decisions if decision not in known]:
-                    logger.warning("Step %d: %s", note.step, text_of(note))
-            self._last_decisions[name] = decisions
-        action, why = self._self_stop.action, self._why_done() if self._self_stop.action != "off" else None
+        decisions = [note for emo in self._emotional.values() for note in emo.decisions]
+        for note in decisions if trainer.is_global_zero else ():
+            if note not in self._known:
+                logger.warning("Step %d: %s", note.step, text_of(note))
+        self._known, action = decisions, self._self_stop.action
+        why = self._why_done() if action != "off" else None
         if why is not None and not self._was_done and trainer.is_global_zero:
             done = "stopping" if action == "stop" else "it may be done"
             logger.warning("%s (step %d, epoch %d): %s.", why, trainer.global_step, trainer.current_epoch, done)
@@ -207,29 +188,24 @@ class EmoLightningCallback(_Callback):
 
     def _why_done(self) -> str | None:
         """What there is to say if every emotion is done, else None."""
-        reasons = [self._why(emo) for emo in self._emotional.values()]
-        return reasons[0] if reasons and None not in reasons else None
-
-    def _why(self, emo: HasEmotion) -> str | None:
-        emotion = emo.emotion
-        if emotion.has_decided_to_stop:
-            return text_of(emo.decisions[-1]) if emo.decisions else "done"
-        if self._self_stop.flat_long_enough(emotion.flat_steps, emotion.observations, self._warmup_steps):
-            return f"Training has been flat for {emotion.flat_steps} steps, loss average {emotion.long:.4g}"
-        return None
+        why = None
+        for emo in self._emotional.values():
+            view = emo.emotion
+            if view.has_decided_to_stop:
+                why = text_of(emo.decisions[-1]) if emo.decisions else "done"
+            elif self._self_stop.flat_long_enough(view.flat_steps, view.observations, self._warmup_steps):
+                why = f"Training has been flat for {view.flat_steps} steps, loss average {view.long:.4g}"
+            else:
+                return None
+        return why
 
     def _log(self, pl_module: Any) -> None:
         for name, emo in self._emotional.items():
-            between = f"{name}/" if len(self._emotional) > 1 else ""
+            prefix = f"{PREFIX}{name}/" if len(self._emotional) > 1 else PREFIX
             for metric, value in emo.metrics().items():
-                metric = metric.removeprefix(PREFIX)
-                shown = self._prog_bar and metric == "effective_lr"
-                full_name = f"{PREFIX}{between}{metric}"
+                shown = self._prog_bar and metric == PREFIX + "effective_lr"
+                full_name = prefix + metric.removeprefix(PREFIX)
                 pl_module.log(full_name, float(value), prog_bar=shown, on_step=True, on_epoch=False)
-
-
-def _emotions(optimizers: Iterable[Any]) -> list[EmoOptimizer | Attachment]:
-    return [emo for emo in map(unwrap, optimizers) if emo is not None]
 
 
 def _wants_gradients(emo: EmoOptimizer | Attachment) -> bool:
@@ -249,7 +225,7 @@ def _without_scale(trainer: Any, loss: torch.Tensor) -> torch.Tensor:
 def _by_name(optimizers: list[Any]) -> dict[str, EmoOptimizer | Attachment]:
     """The optimizers with an emotion by their class, with `-1`, … after the name where there are several of one."""
     found: dict[str, EmoOptimizer | Attachment] = {}
-    for emo in _emotions(optimizers):
+    for emo in emotions(optimizers):
         name = type(emo.optimizer if isinstance(emo, Attachment) else emo).__name__
         same = sum(known.partition("-")[0] == name for known in found)
         found[f"{name}-{same}" if same else name] = emo

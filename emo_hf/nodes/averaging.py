@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 WEIGHTS = "*.safetensors"
 NOT_COPIED = (".safetensors", ".pt", ".pth", ".bin")
@@ -70,19 +69,12 @@ def _average_files(files: list[Path], shares: list[float], output: Path) -> None
         averages = {}
         for name in shapes[0]:
             tensors = [one.get_tensor(name) for one in opened]
-            averages[name] = mean(zip(shares, tensors, strict=True), sum(shares)).to(tensors[0].dtype)
+            # In float32 at least: a sum in bfloat16 has lost what the mean could hold.
+            total = torch.zeros_like(tensors[0], dtype=torch.promote_types(tensors[0].dtype, torch.float32))
+            for share, tensor in zip(shares, tensors, strict=True):
+                total.add_(tensor.to(total), alpha=share)
+            averages[name] = total.div_(sum(shares)).to(tensors[0].dtype)
         save_file(averages, output, metadata=opened[0].metadata())
-
-
-def mean(parts: Iterable[tuple[float, Tensor]], whole: float) -> Tensor:
-    """Weighted sum over `whole`, in float32 at least: a sum in bfloat16 has lost what the mean could hold."""
-    total: Tensor | None = None
-    for weight, tensor in parts:
-        if total is None:
-            total = torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-        total.add_(tensor.to(total), alpha=weight)
-    assert total is not None
-    return total.div_(whole)
 
 
 def _same_adapter(first: Path, other: Path) -> None:

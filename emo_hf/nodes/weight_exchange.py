@@ -21,21 +21,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.nodes.averaging import WEIGHTS
-from emo_hf.nodes.peer import Published, Signature, Unusable, newest_first, read_peer, within
-from emo_hf.nodes.period import check_period
+from emo_hf.nodes.peer import Published, Unusable, read_peer, within
+from emo_hf.reading import read_value, whole_number
 
 SECONDS = 60.0
 """How long the reading at one exchange may take in all."""
 
 MOST_TIMES = 10
 """How many times as much as a node itself another may count."""
-
-MOST_NAMED = 20
-"""How many nodes are named that cannot be used."""
 
 logger = logging.getLogger(__name__)
 
@@ -77,19 +74,17 @@ class WeightExchange:
     """
 
     def __init__(self, model: nn.Module, folder: str | PathLike[str], *, node: str, every: int) -> None:
-        check_period(every)
         if not re.fullmatch(r"[\w-][\w.-]*", node):
             raise ValueError(f"node must be a name of letters, digits, '.', '_' and '-', got {node!r}")
-        self.folder = Path(folder)
-        self.node = node
-        self.every = every
+        self.folder, self.node = Path(folder), node
+        self.every: int = read_value("every", every, whole_number(1))
         self.steps = 0
         """Steps done by this node since it was made."""
         self._params = {name: param for name, param in model.named_parameters() if param.requires_grad}
         self._life = uuid.uuid4().hex  # a node that comes back under its old name counts from 0 again
         self._mixed_at = 0
         self._seen: dict[str, int] = {}  # life → its steps when it was last taken from
-        self._signatures: dict[str, Signature] = {}  # of the files as they were last looked at
+        self._looked_at: dict[str, tuple[int, int]] = {}  # node → when its file was changed, and the file's number
         self._has_named: set[str] = set()
 
     def join(self) -> str | None:
@@ -105,7 +100,7 @@ class WeightExchange:
                 newest = name
                 self._put(published.weights)
                 logger.warning("Node %s begins with the weights of %s, published after its step %s",
-                               self.node, newest, published.steps)  # fmt: skip
+                               self.node, name, published.steps)  # fmt: skip
         return newest
 
     def step(self) -> None:
@@ -131,7 +126,7 @@ class WeightExchange:
             if news <= 0:
                 continue
             whole += news
-            for name, tensor in published.weights.items():  # in float32 at least, as in `averaging.mean`
+            for name, tensor in published.weights.items():  # in float32 at least, as in `average_saved`
                 param = self._params[name]
                 wide = torch.promote_types(param.dtype, torch.float32)
                 if name not in sums:
@@ -158,18 +153,22 @@ class WeightExchange:
         """What has been published since this was last asked for, and can be used; the newest first."""
         deadline = time.monotonic() + SECONDS
         try:
-            files = within(deadline, lambda: newest_first(self.folder.glob(WEIGHTS)))
+            files = within(deadline, self._newest_first)
         except (OSError, Unusable) as error:
             self._name_once(str(self.folder), f"{self.folder} is passed over: {error}")
             return
-        for file, signature in files:
-            if self._signatures.get(file.stem) == signature or (others_only and file.stem == self.node):
+        for changed, file in files:
+            if self._looked_at.get(file.stem) == changed or (others_only and file.stem == self.node):
                 continue
-            self._signatures[file.stem] = signature
+            self._looked_at[file.stem] = changed
             try:
-                yield file.stem, read_peer(file, self._params, deadline)
-            except Unusable as error:
+                yield file.stem, within(deadline, read_peer, file, self._params)
+            except (OSError, MemoryError, Unusable) as error:
                 self._name_once(file.stem, f"{file} is passed over: {error}")
+
+    def _newest_first(self) -> list[tuple[tuple[int, int], Path]]:
+        found = ((file, file.lstat()) for file in self.folder.glob(WEIGHTS))
+        return sorted((((state.st_mtime_ns, state.st_ino), file) for file, state in found), reverse=True)
 
     def _put(self, weights: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
@@ -177,7 +176,7 @@ class WeightExchange:
                 param.copy_(weights[name])
 
     def _name_once(self, node: str, message: str) -> None:
-        if node not in self._has_named and len(self._has_named) < MOST_NAMED:
+        if node not in self._has_named:
             self._has_named.add(node)
             logger.warning(message)
 
@@ -200,13 +199,7 @@ class WeightExchangeCallback(TrainerCallback):
         self._exchange: WeightExchange | None = None
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        optimizer: Any = None,
-        **kwargs: Any,
+        self, args: TrainingArguments, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         if args.world_size > 1:
             raise ValueError(f"WeightExchangeCallback is for nodes of one process each, got {args.world_size}")
@@ -216,15 +209,11 @@ class WeightExchangeCallback(TrainerCallback):
         self._exchange = WeightExchange(model, **self._options)
         self._exchange.join()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._exchange is not None:
             self._exchange.step()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._exchange is not None:
             self._exchange.exchange()
             self._exchange = None

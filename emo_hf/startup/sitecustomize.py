@@ -46,7 +46,7 @@ def install(strict: bool = False) -> None:
 
 def _extend_names(module: ModuleType) -> None:
     """At once, since argument parsers take their choices from this enumeration."""
-    from emo_hf.trainer.names import extend_names
+    from emo_hf.trainer.factory import extend_names
 
     extend_names(module.OptimizerNames)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 pytest.importorskip("lightning", reason="needs lightning")
@@ -24,6 +25,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from emo_hf import EmoLynx, EmoNavi, attach
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.integrations.lightning import EmoLightningCallback
+from tests import tiny
 from tests.ranks import run_job
 
 BATCHES = 8
@@ -44,17 +46,20 @@ def navi(module: Any) -> Any:
     return EmoNavi(module.parameters(), lr=1e-2)
 
 
+def without_emotion(module: Any) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=1e-2)
+
+
 def attached(module: Any) -> Any:
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+    optimizer = without_emotion(module)
     attach(optimizer)
     return optimizer
 
 
-each_kind = pytest.mark.parametrize("optimizer", [navi, attached])
-
-
 class Regression(pl.LightningModule):
     """A regression that notes the loss of each batch, before anything is done with it."""
+
+    every = 1  # batches to a step of manual optimization
 
     def __init__(self, optimizer: Optimizers = navi) -> None:
         super().__init__()
@@ -84,12 +89,11 @@ class ManualRegression(Regression):
         self.automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        loss = self.loss_of(batch)
-        self.losses.append(loss.item())
-        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
         self.manual_backward(loss)
-        optimizer.step()
+        if (batch_idx + 1) % self.every == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
 
 
 class Felt(pl.Callback):
@@ -99,21 +103,7 @@ class Felt(pl.Callback):
         self.losses: list[list[float]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        for optimizer in trainer.optimizers:
-            law, felt = unwrap(optimizer)._engine.law, []
-            law.feel = _noting(law.feel, felt)
-            self.losses.append(felt)
-
-
-def _noting(feel: Callable[[float], Any], felt: list[float]) -> Callable[[float], Any]:
-    def noting(loss: float) -> Any:
-        felt.append(loss)
-        return feel(loss)
-
-    return noting
-
-
-each_pair = pytest.mark.parametrize(("kind", "optimizer"), [(Regression, attached), (ManualRegression, navi)])
+        self.losses = [tiny.felt_by(unwrap(optimizer)) for optimizer in trainer.optimizers]
 
 
 def batches(count: int = BATCHES) -> DataLoader[Any]:
@@ -130,37 +120,47 @@ def trainer(*callbacks: Any, package: Any = pl, **changes: Any) -> Any:
     return package.Trainer(callbacks=list(callbacks), **(settings | changes))
 
 
+def fitted(module: Any, callback: Any = None, *more: Any, data: Any = None, **changes: Any) -> tuple[Any, list[Any]]:
+    """A trainer that has fit a module, and the losses that each of its emotions has felt."""
+    felt = Felt()
+    made = trainer(callback or EmoLightningCallback(), felt, *more, **changes)
+    made.fit(module, *(data or [batches()]))
+    return made, felt.losses
+
+
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.ERROR)
 
 
-def half_precision(init_scale: float = 2.0**8) -> MixedPrecision:
+def half_precision(init_scale: float = 2.0**8) -> list[MixedPrecision]:
     """What `precision="16-mixed"` is on a GPU; for a CPU the trainer takes it as a plugin only."""
-    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=init_scale))
+    return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=init_scale))]
 
 
-@each_pair
-def test_every_step_feels_the_loss_of_its_batch(kind: type[Regression], optimizer: Optimizers) -> None:
-    module, felt = kind(optimizer), Felt()
-    trainer(EmoLightningCallback(), felt, max_epochs=2).fit(module, batches())
-    assert felt.losses == [module.losses]
-    assert len(module.losses) == 2 * BATCHES
+# Losses
 
 
-@each_pair
-def test_with_a_gradient_scaler_the_loss_is_felt_without_its_scale(
-    kind: type[Regression], optimizer: Optimizers
+@pytest.mark.parametrize(
+    ("kind", "optimizer", "scaled", "accumulated"),
+    [
+        (Regression, attached, False, 1), (ManualRegression, navi, True, 1), (Regression, navi, True, 3),
+        (Regression, attached, False, 3), (ManualRegression, navi, False, 2),
+    ],
+)  # fmt: skip
+def test_a_step_feels_the_mean_of_its_micro_batches_without_the_scale_of_a_gradient_scaler(
+    kind: type[Regression], optimizer: Optimizers, scaled: bool, accumulated: int
 ) -> None:
-    module, felt = kind(optimizer), Felt()
-    trainer(EmoLightningCallback(), felt, plugins=[half_precision()]).fit(module, batches())
-    assert felt.losses == [module.losses]
+    module, changes = kind(optimizer), {"plugins": half_precision()} if scaled else {}
+    module.every = accumulated
+    if kind is Regression:
+        changes["accumulate_grad_batches"] = accumulated
+    _, (felt,) = fitted(module, max_epochs=2, **changes)
+    epochs = module.losses[:BATCHES], module.losses[BATCHES:]
+    # The last step of an epoch may have fewer micro-batches.
+    steps = [epoch[at : at + accumulated] for epoch in epochs for at in range(0, BATCHES, accumulated)]
+    assert felt == [pytest.approx(sum(step) / len(step), rel=1e-6 if accumulated > 1 else 0) for step in steps]
 
 
 class Scales(pl.Callback):
@@ -173,39 +173,14 @@ class Scales(pl.Callback):
         self.seen.append(trainer.precision_plugin.scaler.get_scale())
 
 
-@each_pair
+@pytest.mark.parametrize(("kind", "optimizer"), [(Regression, attached), (ManualRegression, navi)])
 def test_the_loss_of_a_step_that_the_scaler_skips_is_left_out(kind: type[Regression], optimizer: Optimizers) -> None:
-    module, felt, scales = kind(optimizer), Felt(), Scales(2.0**18)
-    fit = trainer(EmoLightningCallback(), felt, scales, plugins=[half_precision(init_scale=2.0**18)], max_epochs=2)
-    fit.fit(module, batches())
+    module, scales = kind(optimizer), Scales(2.0**18)
+    fit, felt = fitted(module, None, scales, plugins=half_precision(2.0**18), max_epochs=2)
     taken = [after >= before for before, after in pairwise(scales.seen)]
     assert 0 < taken.count(False) < len(taken)
-    assert felt.losses == [[loss for loss, step in zip(module.losses, taken, strict=True) if step]]
-    dropped_by_now = taken[:-1].count(False)  # a last one is dropped with its gradients, before the next batch
-    assert unwrap(fit.optimizers[0]).emotion.skipped == dropped_by_now
-
-
-@pytest.mark.parametrize(("optimizer", "scaled"), [(navi, True), (attached, False)])
-def test_with_accumulation_a_step_feels_the_mean_of_all_its_micro_batches(optimizer: Optimizers, scaled: bool) -> None:
-    module, felt = Regression(optimizer), Felt()
-    changes = {"plugins": [half_precision()]} if scaled else {}
-    trainer(EmoLightningCallback(), felt, accumulate_grad_batches=3, max_epochs=2, **changes).fit(module, batches())
-    an_epoch = [(0, 3), (3, 6), (6, 8)]  # the last step of an epoch has two micro-batches only
-    steps = [module.losses[first + start : first + end] for first in (0, BATCHES) for start, end in an_epoch]
-    assert felt.losses == [[pytest.approx(sum(step) / len(step), rel=1e-6) for step in steps]]
-
-
-def test_losses_that_a_module_observes_by_itself_are_not_counted_twice() -> None:
-    class Observing(Regression):
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            loss = super().training_step(batch, batch_idx)
-            if batch_idx % 2 == 1:
-                self.optimizers().observe(2 * loss)
-            return loss
-
-    module, felt = Observing(), Felt()
-    trainer(EmoLightningCallback(), felt).fit(module, batches())
-    assert felt.losses == [[pytest.approx(loss * (1 + step % 2)) for step, loss in enumerate(module.losses)]]
+    assert felt == [[loss for loss, step in zip(module.losses, taken, strict=True) if step]]
+    assert unwrap(fit.optimizers[0]).emotion.skipped in (taken.count(False), taken[:-1].count(False))
 
 
 class Adversaries(pl.LightningModule):
@@ -234,92 +209,64 @@ class Adversaries(pl.LightningModule):
                 self.untoggle_optimizer(optimizer)
 
     def generators_loss(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.softplus(-self.discriminator(self.generator(x))).mean()
+        return softplus(-self.discriminator(self.generator(x))).mean()
 
     def discriminators_loss(self, x: torch.Tensor) -> torch.Tensor:
         fake = self.discriminator(self.generator(x).detach())
-        return (torch.nn.functional.softplus(fake) + torch.nn.functional.softplus(-self.discriminator(x))).mean()
+        return (softplus(fake) + softplus(-self.discriminator(x))).mean()
 
     def configure_optimizers(self) -> Any:
         return [EmoLynx(self.generator.parameters(), lr=1e-3), self.others(self.discriminator)]
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "toggles", "scaled"), [(navi, False, True), (attached, True, True), (attached, False, False)]
-)
-def test_each_of_several_optimizers_feels_the_losses_that_give_it_gradients(
-    optimizer: Optimizers, toggles: bool, scaled: bool
+@pytest.mark.parametrize(("optimizer", "toggles", "scaled"), [(navi, False, True), (attached, True, False)])
+def test_each_of_several_optimizers_feels_the_losses_that_give_it_gradients_and_gives_its_metrics_its_name(
+    optimizer: Optimizers, toggles: bool, scaled: bool, tmp_path: Path
 ) -> None:
-    module, felt = Adversaries(toggles, optimizer), Felt()
-    changes = {"plugins": [half_precision()]} if scaled else {}
-    fit = trainer(EmoLightningCallback(), felt, **changes)
-    fit.fit(module, batches())
-    assert felt.losses == module.losses
+    module = Adversaries(toggles, optimizer)
+    changes = {"plugins": half_precision()} if scaled else {}
+    fit, felt = fitted(module, logger=CSVLogger(tmp_path), log_every_n_steps=1, **changes)
+    assert felt == module.losses
     # Without toggling, the generator's loss gives the discriminator gradients too, which are thrown away.
     thrown_away = [unwrap(made).emotion.skipped for made in fit.optimizers]
     assert thrown_away == [0, 0 if toggles else BATCHES]
+    other = "EmoNavi" if optimizer is navi else "AdamW"
+    assert {"emo/EmoLynx/scalar", f"emo/{other}/scalar"} <= set(fit.logged_metrics)
 
 
-def test_backward_passes_without_a_step_between_are_one_step_in_manual_optimization() -> None:
-    class Halves(ManualRegression):
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            optimizer = self.optimizers()
-            loss = self.loss_of(batch)
-            self.losses.append(loss.item())
-            self.manual_backward(loss)
-            if batch_idx % 2 == 1:
-                optimizer.step()
-                optimizer.zero_grad()
-
-    module, felt = Halves(), Felt()
-    trainer(EmoLightningCallback(), felt).fit(module, batches())
-    pairs = list(pairwise(module.losses))[::2]
-    assert felt.losses == [[pytest.approx(sum(pair) / 2) for pair in pairs]]
-
-
-def test_the_callback_gives_an_emotion_to_optimizers_without_one() -> None:
-    module, felt = Regression(lambda module: torch.optim.AdamW(module.parameters(), lr=1e-2)), Felt()
-    fit = trainer(EmoLightningCallback(emotion="v3.6"), felt)
-    fit.fit(module, batches())
-    assert felt.losses == [module.losses]
-    assert unwrap(fit.optimizers[0]).emotion.law == "v3.6"
-
-
-def without_emotion(module: Any) -> Any:
-    return torch.optim.AdamW(module.parameters(), lr=1e-2)
-
+# Checkpoints, logs, evaluations
 
 AVERAGING = {"emotion": "settle", "average_weights": True}
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "given"),
-    [(navi, {}), (attached, {}), (without_emotion, {"emotion": "v3.1"}), (without_emotion, AVERAGING)],
+    ("kind", "optimizer", "given"), [(Regression, navi, {}), (ManualRegression, without_emotion, AVERAGING)]
 )
-@pytest.mark.parametrize("kind", [Regression, ManualRegression])
 def test_resuming_from_lightnings_checkpoint_is_exact_to_the_last_bit(
     kind: type[Regression], optimizer: Optimizers, given: dict[str, Any], tmp_path: Path
 ) -> None:
-    def fit(epochs: int, **resume: Any) -> tuple[Any, Regression]:
+    def fit(**resume: Any) -> tuple[Any, Regression]:
         module = kind(optimizer)
         saving = ModelCheckpoint(tmp_path / str(len(resume)), "{epoch}", save_top_k=-1)  # after each epoch
-        made = trainer(EmoLightningCallback(**given), saving, max_epochs=epochs, enable_checkpointing=True)
+        made = trainer(EmoLightningCallback(**given), saving, max_epochs=3, enable_checkpointing=True)
         made.fit(module, batches(), **resume)
         return made, module
 
-    whole, expected = fit(4)
-    resumed, found = fit(4, ckpt_path=str(tmp_path / "0" / "epoch=1.ckpt"), weights_only=True)
-    assert len(found.losses) == 2 * BATCHES, "it went on and did not begin anew"
-    assert unwrap(resumed.optimizers[0]).emotion == unwrap(whole.optimizers[0]).emotion
+    whole, expected = fit()
+    resumed, found = fit(ckpt_path=str(tmp_path / "0" / "epoch=1.ckpt"), weights_only=True)
+    assert len(found.losses) == BATCHES, "it went on and did not begin anew"
+    emotion = unwrap(resumed.optimizers[0]).emotion
+    assert emotion == unwrap(whole.optimizers[0]).emotion
+    assert emotion.law == given.get("emotion", "v3.1")
+    assert emotion.observations == 3 * BATCHES
     for name, value in expected.state_dict().items():
         assert torch.equal(value, found.state_dict()[name]), name
 
 
 def test_metrics_reach_lightnings_loggers_and_its_monitors(tmp_path: Path) -> None:
-    module, log = Regression(), CSVLogger(tmp_path)
-    patient = EarlyStopping(monitor="emo/loss_long", patience=100)
-    fit = trainer(EmoLightningCallback(prog_bar=True), patient, logger=log, log_every_n_steps=2, max_epochs=3)
-    fit.fit(module, batches())
+    log, patient = CSVLogger(tmp_path), EarlyStopping(monitor="emo/loss_long", patience=100)
+    callback = EmoLightningCallback(prog_bar=True)
+    fit, _ = fitted(Regression(), callback, patient, logger=log, log_every_n_steps=2, max_epochs=3)
     assert patient.best_score < float("inf"), "a monitor has found the metric"
     assert "emo/effective_lr" in fit.progress_bar_metrics
     with open(Path(log.log_dir) / "metrics.csv", encoding="utf-8") as file:
@@ -332,10 +279,39 @@ def test_metrics_reach_lightnings_loggers_and_its_monitors(tmp_path: Path) -> No
     assert any(line["emo/coefficient_min"] != line["emo/coefficient_max"] for line in lines), "two steps a line"
 
 
-def test_with_several_emotions_metrics_are_named_after_their_optimizers(tmp_path: Path) -> None:
-    fit = trainer(EmoLightningCallback(), logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    fit.fit(Adversaries(True, attached), batches())
-    assert {"emo/EmoLynx/scalar", "emo/AdamW/scalar"} <= set(fit.logged_metrics)
+class Validated(Regression):
+    """Notes the first weight of each validation, and that training never begins with it."""
+
+    def __init__(self, optimizer: Optimizers) -> None:
+        super().__init__(optimizer)
+        self.seen: list[torch.Tensor] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss_of(batch))
+        self.seen.append(self.net[0].weight.detach().clone())
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        assert not self.losses or not torch.equal(self.seen[-1], self.net[0].weight)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_law_hears_the_validation_loss_of_the_average_that_training_ends_with_and_no_check_before() -> None:
+    heard: list[float] = []
+
+    def listening(module: Any) -> Any:
+        optimizer = without_emotion(module)
+        attach(optimizer, "settle", average_weights=True)._engine.law.hear_evaluation = heard.append
+        return optimizer
+
+    module = Validated(listening)
+    callback = EmoLightningCallback(validation_loss="val/loss")
+    fit, _ = fitted(module, callback, data=[batches(), batches(1)], max_epochs=3, num_sanity_val_steps=1)
+    assert (len(heard), len(module.seen)) == (3, 4)
+    assert heard[-1] == pytest.approx(float(fit.callback_metrics["val/loss"]))
+    assert torch.equal(module.seen[-1], module.net[0].weight)
+
+
+# The end of training
 
 
 class Flat(Regression):
@@ -345,19 +321,14 @@ class Flat(Regression):
         return 1.0 + 0.0 * super().loss_of(batch)
 
 
-def test_training_is_stopped_when_it_has_gone_flat_if_that_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    lengths = {}
-    for action in ("off", "log", "stop"):
-        caplog.clear()
-        fit = trainer(EmoLightningCallback(self_stop=action, patience=1, min_steps=20), max_epochs=1)
-        fit.fit(Flat(), batches(100))
-        said = [record.message for record in caplog.records if "Training has been flat" in record.message]
-        lengths[action] = fit.global_step, len(said)
-    assert lengths["off"] == (100, 0)
-    assert lengths["log"] == (100, 1)
-    steps, times = lengths["stop"]
-    assert 20 + 32 <= steps < 100
-    assert times == 1
+@pytest.mark.parametrize(("action", "times"), [("log", 1), ("stop", 1)])
+def test_training_is_stopped_when_it_has_gone_flat_if_that_is_asked_for(
+    action: str, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = EmoLightningCallback(self_stop=action, patience=1, min_steps=20)
+    fit, _ = fitted(Flat(), callback, data=[batches(80)])
+    assert 20 + 32 <= fit.global_step < 80 if action == "stop" else fit.global_step == 80
+    assert sum("Training has been flat" in line for line in caplog.messages) == times
 
 
 def test_with_several_emotions_training_ends_when_all_of_them_are_done() -> None:
@@ -368,60 +339,34 @@ def test_with_several_emotions_training_ends_when_all_of_them_are_done() -> None
         def discriminators_loss(self, x: torch.Tensor) -> torch.Tensor:
             return super().discriminators_loss(x) * (1.0 + self.trainer.global_step % 7)
 
-    fit = trainer(EmoLightningCallback(self_stop="stop", patience=1, min_steps=0))
-    fit.fit(OneFlat(True, navi), batches(80))
+    callback = EmoLightningCallback(self_stop="stop", patience=1, min_steps=0)
+    fit, _ = fitted(OneFlat(True, navi), callback, data=[batches(70)])
     assert unwrap(fit.optimizers[0]).emotion.flat_steps > 32
     assert unwrap(fit.optimizers[1]).emotion.flat_steps < 32
-    assert fit.global_step == 2 * 80
+    assert fit.global_step == 2 * 70
 
 
-def test_a_law_that_hears_evaluations_hears_the_modules_validation_loss() -> None:
-    class Validated(Regression):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("val/loss", self.loss_of(batch))
-
-    heard: list[float] = []
-
-    def listening(module: Any) -> Any:
-        optimizer = navi(module)
-        optimizer._engine.law.hear_evaluation = heard.append
-        return optimizer
-
-    fit = trainer(EmoLightningCallback(validation_loss="val/loss"), max_epochs=3, num_sanity_val_steps=1)
-    fit.fit(Validated(listening), batches(), batches(2))
-    assert len(heard) == 3, "one an epoch; the check before training decides nothing"
-    assert heard[-1] == pytest.approx(float(fit.callback_metrics["val/loss"]))
+# Arguments, ranks, versions
 
 
-def test_validation_sees_the_average_of_the_weights_and_training_ends_with_it() -> None:
-    seen: list[torch.Tensor] = []
-
-    class Validated(Regression):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
-            seen.append(self.net[0].weight.detach().clone())
-
-        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-            assert not seen or not torch.equal(seen[-1], self.net[0].weight)
-            return super().training_step(batch, batch_idx)
-
-    module = Validated(without_emotion)
-    trainer(EmoLightningCallback(**AVERAGING), max_epochs=2, num_sanity_val_steps=0).fit(module, batches(), batches(1))
-    assert len(seen) == 2
-    assert torch.equal(seen[-1], module.net[0].weight)
-
-
-def test_a_trainer_without_an_emotion_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
-    module = Regression(without_emotion)
-    trainer(EmoLightningCallback()).fit(module, batches(1))
+def test_a_trainer_without_an_emotion_is_told_so_and_an_average_of_the_weights_needs_no_law(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    trainer(EmoLightningCallback()).fit(Regression(without_emotion), batches(1))
     assert any("nothing to do: no optimizer of Regression has an emotion" in line for line in caplog.messages)
+    averaged, plain = Regression(without_emotion), Regression(without_emotion)
+    fit, _ = fitted(averaged, EmoLightningCallback(average_weights=True))
+    trainer().fit(plain, batches())
+    assert not torch.equal(averaged.net[0].weight, plain.net[0].weight), "training ends with the average"
+    assert unwrap(fit.optimizers[0]).emotion.law == "none"
 
 
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        ({"self_stop": "save"}, ValueError, "self_stop must be one of off, log, stop, got 'save'"),
+        ({"self_stop": "save"}, ValueError, "self_stop='save' is not acceptable: it takes one of off, log, stop"),
         ({"patience": 0}, ValueError, "patience=0 is not acceptable: it takes a whole number of at least 1"),
-        ({"warmup_steps": -1}, ValueError, "warmup_steps must be a whole number of steps, at least 0, got -1"),
+        ({"warmup_steps": -1}, ValueError, "warmup_steps=-1 is not acceptable: it takes a whole number of at least 0"),
         ({"sync": "local"}, ValueError, "was given sync but no emotion that this is for"),
         ({"emotion": "v9"}, ValueError, "emo_law must be one of"),
         ({"emotion": "v3.1", "nonsense": 1}, TypeError, "nonsense"),
@@ -432,22 +377,16 @@ def test_wrong_arguments_of_the_callback_are_named(wrong: dict[str, Any], error:
         EmoLightningCallback(**wrong)
 
 
-@pytest.fixture(scope="module")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_job("lightning_ddp", tmp_path_factory.mktemp("ranks") / "lightning")
-
-
-@pytest.mark.parametrize(("job", "accumulated"), [("automatic", 1), ("accumulating", 3), ("manual", 1)])
-def test_all_ranks_feel_the_mean_of_their_losses_and_exchange_it_while_backward_computes(
-    job: str, accumulated: int, on_two_ranks: list[dict[str, Any]]
-) -> None:
-    one, other = (rank[job] for rank in on_two_ranks)
-    means = [(a + b) / 2 for a, b in zip(one["losses"], other["losses"], strict=True)]
-    steps = [means[start : start + accumulated] for start in range(0, len(means), accumulated)]
-    assert one["losses"] != other["losses"]
-    assert one["felt"] == other["felt"] == [pytest.approx(sum(step) / len(step)) for step in steps]
-    assert torch.equal(one["weights"], other["weights"])
-    assert sum(one["on_its_way"]) == len(steps) - 1  # in the first step they compare their options before
+def test_all_ranks_feel_the_mean_of_their_losses_and_exchange_it_while_backward_computes(tmp_path: Path) -> None:
+    ranks = run_job("lightning_ddp", tmp_path)
+    for job, accumulated in (("automatic", 1), ("accumulating", 3), ("manual", 1)):
+        one, other = (rank[job] for rank in ranks)
+        means = [(a + b) / 2 for a, b in zip(one["losses"], other["losses"], strict=True)]
+        steps = [means[start : start + accumulated] for start in range(0, len(means), accumulated)]
+        assert one["losses"] != other["losses"]
+        assert one["felt"] == other["felt"] == [pytest.approx(sum(step) / len(step)) for step in steps]
+        assert torch.equal(one["weights"], other["weights"])
+        assert sum(one["on_its_way"]) == len(steps) - 1  # in the first step they compare their options before
 
 
 def test_the_older_package_pytorch_lightning_takes_the_callback_too() -> None:
@@ -462,8 +401,7 @@ def test_the_older_package_pytorch_lightning_takes_the_callback_too() -> None:
             super().__init__()
             self.net, self.losses, self._make_optimizer = torch.nn.Linear(4, 1), [], navi
 
-    module = Older()
     fit = trainer(EmoLightningCallback(), package=older, accumulate_grad_batches=2, log_every_n_steps=1)
-    fit.fit(module, batches())
+    fit.fit(Older(), batches())
     assert unwrap(fit.optimizers[0]).emotion.observations == BATCHES // 2
     assert "emo/scalar" in fit.callback_metrics

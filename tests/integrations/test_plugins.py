@@ -8,9 +8,7 @@ ms-swift: `import_external_file` in `swift/utils/utils.py`, called by `BaseArgum
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -19,15 +17,13 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.integrations.ms_swift import PLUGIN
 from tests import tiny
-
-pytestmark = pytest.mark.long
 
 PLUGIN_NAME = "emo_hf.integrations.axolotl.EmoPlugin"
 
@@ -74,78 +70,63 @@ def load_cfg(cfg: dict[str, Any]) -> BaseModel:
     return checked
 
 
-def test_an_axolotl_job_may_name_an_emo_optimizer_and_trains_with_it(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError):
-        InputConfig(optimizer="emonavi")  # type: ignore[arg-type]
-    cfg: Any = load_cfg({"plugins": [PLUGIN_NAME], "optimizer": "emonavi"})
+@pytest.mark.parametrize(("named", "own"), [({"optimizer": "emonavi"}, True), ({"emo_emotion": "v3.1"}, False)])
+def test_an_axolotl_job_may_name_an_emo_optimizer_or_an_emotion_beside_its_own(
+    named: dict[str, str], own: bool, tmp_path: Path
+) -> None:
+    if own:
+        with pytest.raises(ValidationError):
+            InputConfig(**named)  # type: ignore[arg-type]
+        importlib.import_module("emo_hf.integrations.axolotl")  # which registers nothing
+        with pytest.raises(ValueError, match="emonavi"):
+            TrainingArguments(output_dir=str(tmp_path), optim="emonavi")
+    cfg: Any = load_cfg({"plugins": [PLUGIN_NAME], **named})
     trainer = tiny.trainer(tmp_path, optim=cfg.optimizer, max_steps=2)
     trainer.train()
-    assert unwrap(trainer.optimizer).emotion.observations == 2
-
-
-def test_an_axolotl_job_may_ask_for_an_emotion_beside_its_optimizer(tmp_path: Path) -> None:
-    cfg: Any = load_cfg({"plugins": [PLUGIN_NAME], "emo_emotion": "v3.1"})
-    trainer = tiny.trainer(tmp_path, optim=cfg.optimizer, max_steps=2)
-    trainer.train()
-    assert "emo/coefficient" in tiny.train_lines(trainer)[-1]
-    assert not isinstance(unwrap(trainer.optimizer), emo_hf.EmoOptimizer)
+    assert tiny.train_lines(trainer)[-1]["emo/observations"] == 2
+    assert isinstance(unwrap(trainer.optimizer), emo_hf.EmoOptimizer) is own
 
 
 def test_a_law_that_there_is_not_is_refused_by_the_axolotl_plugin() -> None:
-    with pytest.raises(ValidationError, match=r"emo_emotion: 'v9' is none of the laws; it takes one of v3\.0, v3\.1"):
+    with pytest.raises(ValueError, match=r"emo_law must be one of v3\.0, v3\.1.* got 'v9'"):
         load_cfg({"plugins": [PLUGIN_NAME], "emo_emotion": "v9"})
 
 
-SWIFT = f"""
-import importlib, os, sys
-from types import ModuleType
-from transformers import Trainer, TrainingArguments
-from transformers.training_args import OptimizerNames
-
-class OptimizerCallback:  # what is called of it, and what it calls
-    def __init__(self, args, trainer):
-        self.args, self.trainer = args, trainer
-
-    def create_optimizer(self, model=None):
-        return Trainer.create_optimizer(self.trainer, **({{}} if model is None else {{"model": model}}))
-
-optimizers = ModuleType("swift.optimizers")
-optimizers.OptimizerCallback, optimizers.optimizers_map = OptimizerCallback, {{"default": OptimizerCallback}}
-sys.modules |= {{"swift": ModuleType("swift"), "swift.optimizers": optimizers}}
-
-folder, file = os.path.split(os.path.abspath({PLUGIN!r}))
-sys.path.insert(0, folder)
-importlib.import_module(file.split(".", 1)[0])
-
-from tests import tiny
-
 class SwiftTrainer(Trainer):
-    def create_optimizer(self, model=None):
-        self.optimizer = optimizers.optimizers_map["emofact"](self.args, self).create_optimizer(model)
+    """ms-swift's, which looks `--optimizer` up in its table when the plugin has been imported."""
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        made = sys.modules["swift.optimizers"].optimizers_map["emofact"](self.args, self)
+        self.optimizer = made.create_optimizer(model)
         return self.optimizer
 
-args = tiny.arguments("out", optim="adamw_torch", max_steps=2)
-trainer = SwiftTrainer(tiny.classifier(), args, train_dataset=tiny.examples())
-trainer.train()
-print(args.optim.value, [line["emo/observations"] for line in tiny.train_lines(trainer)])
-print(os.listdir(folder))
-"""
+
+class OptimizerCallback:
+    """Of ms-swift's, what is called, and what it calls."""
+
+    def __init__(self, args: Any, trainer: Any) -> None:
+        self.args, self.trainer = args, trainer
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        return Trainer.create_optimizer(self.trainer, **({} if model is None else {"model": model}))
 
 
-def test_ms_swift_makes_an_emo_optimizer_once_it_has_imported_the_plugin_file(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{textwrap.dedent(SWIFT)}"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    *_, made, beside = done.stdout.splitlines()
-    assert made == "emofact [1, 2]"
+def test_ms_swift_makes_an_emo_optimizer_once_it_has_imported_the_plugin_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizers = ModuleType("swift.optimizers")
+    optimizers.OptimizerCallback = OptimizerCallback  # type: ignore[attr-defined]
+    optimizers.optimizers_map = {"default": OptimizerCallback}  # type: ignore[attr-defined]
+    folder, file = Path(PLUGIN).parent, Path(PLUGIN)
+    monkeypatch.setitem(sys.modules, "swift", ModuleType("swift"))
+    monkeypatch.setitem(sys.modules, "swift.optimizers", optimizers)
+    monkeypatch.syspath_prepend(folder)  # as ms-swift does
+    monkeypatch.delitem(sys.modules, file.stem, raising=False)
+    importlib.import_module(file.stem)
+    args = tiny.arguments(tmp_path, optim="adamw_torch", max_steps=2)
+    trainer = SwiftTrainer(tiny.classifier(), args, train_dataset=tiny.examples())
+    trainer.train()
+    assert args.optim.value == "emofact"
+    assert [line["emo/observations"] for line in tiny.train_lines(trainer)] == [1, 2]
     # Its folder comes first on the path: whatever else lay there could be taken for a package of that name.
-    assert {name for name in eval(beside) if name != "__pycache__"} == {Path(PLUGIN).name}
-
-
-def test_nothing_is_registered_by_merely_naming_the_plugins(tmp_path: Path) -> None:
-    importlib.import_module("emo_hf.integrations.axolotl")
-    with pytest.raises(ValueError, match="emonavi"):
-        TrainingArguments(output_dir=str(tmp_path), optim="emonavi")
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {file.name}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,18 +22,11 @@ from tests.train.tiny import save_bert
 WORDS = ["cat", "dog", "horse", "bird", "red", "green", "blue", "white"]
 
 
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
-
-
 @pytest.mark.parametrize(
     ("loss_class", "optim_args"), [(MultipleNegativesRankingLoss, "use_shadow=true"), (SoftmaxLoss, None)]
 )
 def test_its_trainer_trains_and_feels_the_loss_that_it_logs(
-    loss_class: type[torch.nn.Module], optim_args: str | None, tmp_path: Path
+    loss_class: type[torch.nn.Module], optim_args: str | None, registered: None, tmp_path: Path
 ) -> None:
     encoder = Transformer(save_bert(tmp_path / "bert"))
     model = SentenceTransformer(modules=[encoder, Pooling(16)], device="cpu")
@@ -46,7 +38,7 @@ def test_its_trainer_trains_and_feels_the_loss_that_it_logs(
         loss = loss_class(model)
     felt = tiny.Felt()
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(tmp_path), optim="emonavi", optim_args=optim_args, learning_rate=1e-3, num_train_epochs=4,
+        output_dir=str(tmp_path), optim="emonavi", optim_args=optim_args, learning_rate=1e-3, num_train_epochs=2,
         per_device_train_batch_size=4, logging_steps=1, report_to="none", disable_tqdm=True, use_cpu=True,
         save_strategy="no",
     )  # fmt: skip
@@ -57,8 +49,8 @@ def test_its_trainer_trains_and_feels_the_loss_that_it_logs(
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert felt.losses == [pytest.approx(line["loss"], abs=1e-4) for line in lines]
-    assert len(lines) == 8
-    assert lines[-1]["emo/observations"] == 8
+    assert len(lines) == 4
+    assert lines[-1]["emo/observations"] == 4
     emo = unwrap(trainer.optimizer)
     assert isinstance(emo, emo_hf.EmoNavi)
     trained = {id(param) for group in emo.param_groups for param in group["params"]}

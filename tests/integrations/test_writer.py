@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 import emo_hf
-from emo_hf import EmoNavi, EmoOptimizer
+from emo_hf import EmoLynx, EmoNavi, EmoOptimizer, EmoSens
 from tests import tiny
-from tests.emo_cases import each_optimizer, give_gradients, losses, parameters
+from tests.emo_cases import give_gradients, losses, parameters
 
 
-def train(optimizer: EmoOptimizer, steps: range) -> list[dict[str, float]]:
+def train(optimizer: EmoOptimizer, steps: range, shown: list[float] | None = None) -> list[dict[str, float]]:
     """Steps with losses of all kinds; what each of them was like."""
     seen = []
     for step in steps:
         give_gradients([param for group in optimizer.param_groups for param in group["params"]], step)
-        optimizer.observe(losses(steps.stop)[step])
+        optimizer.observe((shown or losses(steps.stop))[step])
         optimizer.step()
         emotion = optimizer.emotion
         line = {"coefficient": emotion.coefficient, "scalar": emotion.scalar, "loss_long": emotion.long}
@@ -39,7 +40,7 @@ def written(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-@each_optimizer
+@pytest.mark.parametrize("cls", [EmoNavi, EmoLynx, EmoSens])
 def test_each_steps_emotion_and_rates_are_in_the_event_file(cls: type[EmoOptimizer], tmp_path: Path) -> None:
     one, other = parameters()
     groups = [{"params": [one], "name": "one"}, {"params": [other], "name": "other", "lr": 0.5}]
@@ -52,27 +53,20 @@ def test_each_steps_emotion_and_rates_are_in_the_event_file(cls: type[EmoOptimiz
     assert {f"emo/{name}" for name in others} <= curves.keys()
 
 
-def test_a_loss_that_is_skipped_leaves_a_point_too(tmp_path: Path) -> None:
-    params = parameters()
+def test_a_loss_that_is_skipped_leaves_a_point_too_and_a_resumed_run_goes_on_at_its_step(tmp_path: Path) -> None:
+    shown = losses(7)
+    shown[5] = float("nan")
     with SummaryWriter(str(tmp_path)) as writer:
-        optimizer = EmoNavi(params, lr=0.25, writer=writer)
-        for step, loss in enumerate((3.0, float("nan"), 1.0)):
-            give_gradients(params, step)
-            optimizer.observe(loss)
-            optimizer.step()
+        first = EmoNavi(parameters(), lr=0.25, writer=writer)
+        train(first, range(4), shown)
+        torch.save(first.state_dict(), tmp_path / "state.pt")
+        second = EmoNavi(parameters(), lr=0.25, writer=writer)
+        second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        train(second, range(4, 7), shown)
     curves = written(tmp_path)
-    assert curves["emo/skipped"] == [(0, 0.0), (1, 1.0), (2, 1.0)]
-    assert curves["emo/effective_lr"][1] == (1, 0.25)
-
-
-def test_a_resumed_run_goes_on_at_its_step(tmp_path: Path) -> None:
-    with SummaryWriter(str(tmp_path)) as writer:
-        first = EmoNavi(parameters(), writer=writer)
-        train(first, range(4))
-        second = EmoNavi(parameters(), writer=writer)
-        second.load_state_dict(first.state_dict())
-        train(second, range(4, 7))
-    assert [step for step, _ in written(tmp_path)["emo/scalar"]] == list(range(7))
+    assert [step for step, _ in curves["emo/scalar"]] == list(range(7))
+    assert curves["emo/skipped"] == [(step, float(step >= 5)) for step in range(7)]
+    assert curves["emo/effective_lr"][5] == (5, 0.25)
 
 
 class Counter:
@@ -80,22 +74,16 @@ class Counter:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.lock = open(__file__, encoding="utf-8")  # noqa: SIM115  cannot be pickled, as a real writer cannot
+        self.lock = threading.Lock()  # cannot be pickled, as a real writer cannot
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self.calls += 1
 
 
-@pytest.fixture
-def counter() -> Any:
-    made = Counter()
-    yield made
-    made.lock.close()
-
-
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
-def test_a_writer_is_not_copied_or_pickled_and_the_original_keeps_it(copied: Any, counter: Counter) -> None:
-    optimizer = EmoNavi(parameters(), writer=counter)
+def test_a_writer_is_not_copied_or_pickled_and_the_original_keeps_it(copied: Any) -> None:
+    counter = Counter()
+    optimizer = emo_hf.create_optimizer("emonavi", tiny.classifier(), writer=counter)
     train(optimizer, range(2))
     twin, calls = copied(optimizer), counter.calls
     assert calls > 0
@@ -104,19 +92,3 @@ def test_a_writer_is_not_copied_or_pickled_and_the_original_keeps_it(copied: Any
     train(optimizer, range(2, 4))
     assert counter.calls == 2 * calls
     assert twin.emotion == optimizer.emotion
-
-
-def test_a_writer_is_not_saved_and_loading_a_state_leaves_it_in_place(tmp_path: Path, counter: Counter) -> None:
-    with SummaryWriter(str(tmp_path / "events")) as writer:
-        optimizer = EmoNavi(parameters(), writer=writer)
-        train(optimizer, range(2))
-        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
-    loaded = EmoNavi(parameters(), writer=counter)
-    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    train(loaded, range(2, 4))
-    assert counter.calls > 0
-
-
-def test_create_optimizer_takes_a_writer(counter: Counter) -> None:
-    train(emo_hf.create_optimizer("emosens", tiny.classifier(), writer=counter), range(1))
-    assert counter.calls > 0

@@ -27,21 +27,20 @@ def adapter(folder: Path, seed: int) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-def test_adapters_and_their_heads_are_averaged_and_peft_loads_the_average(tmp_path: Path) -> None:
+def test_adapters_and_their_heads_are_averaged_by_their_weights_and_peft_loads_the_average(tmp_path: Path) -> None:
     saved = [adapter(tmp_path / str(seed), seed) for seed in (1, 2)]
-    output = average_saved([tmp_path / "1", tmp_path / "2"], tmp_path / "average")
-    loaded = PeftModel.from_pretrained(tiny.classifier(), output)
-    for part in ("lora_A.default.weight", "lora_B.default.weight", "classifier.modules_to_save.default.weight"):
-        name, param = next((name, param) for name, param in loaded.named_parameters() if name.endswith(part))
-        key = name.replace(".modules_to_save", "").replace(".default", "")
-        torch.testing.assert_close(param.data, (saved[0][key] + saved[1][key]) / 2)
-
-
-def test_a_node_can_count_more_than_another(tmp_path: Path) -> None:
-    saved = [adapter(tmp_path / str(seed), seed) for seed in (1, 2)]
-    output = average_saved([tmp_path / "1", tmp_path / "2"], tmp_path / "average", weights=[3, 1])
-    for name, tensor in load_file(output / "adapter_model.safetensors").items():
-        torch.testing.assert_close(tensor, 0.75 * saved[0][name] + 0.25 * saved[1][name])
+    for name in ("optimizer.pt", "trainer_state.json", "rng_state.pth", "training_args.bin"):
+        (tmp_path / "1" / name).touch()
+    for weights, share in ((None, 0.5), ([3, 1], 0.75)):
+        output = average_saved([tmp_path / "1", tmp_path / "2"], tmp_path / f"average {share}", weights=weights)
+        assert {file.name for file in output.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "README.md",
+        }  # fmt: skip
+        loaded = dict(PeftModel.from_pretrained(tiny.classifier(), output).named_parameters())
+        for part in ("lora_A.default.weight", "lora_B.default.weight", "classifier.modules_to_save.default.weight"):
+            name = next(name for name in loaded if name.endswith(part))
+            one, other = (each[name.replace(".modules_to_save", "").replace(".default", "")] for each in saved)
+            torch.testing.assert_close(loaded[name].data, share * one + (1 - share) * other)
 
 
 def test_many_bfloat16_models_are_averaged_in_float32(tmp_path: Path) -> None:
@@ -55,37 +54,25 @@ def test_many_bfloat16_models_are_averaged_in_float32(tmp_path: Path) -> None:
     assert average.item() == value.item()
 
 
-def test_an_optimizer_state_is_not_taken_for_that_of_the_average(tmp_path: Path) -> None:
-    adapter(tmp_path / "1", 1)
-    for name in ("optimizer.pt", "trainer_state.json", "rng_state.pth", "training_args.bin"):
-        (tmp_path / "1" / name).touch()
-    output = average_saved([tmp_path / "1"], tmp_path / "average")
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {file.name for file in output.iterdir()}
-    assert not any((output / name).exists() for name in ("optimizer.pt", "trainer_state.json", "rng_state.pth"))
-
-
-def test_adapters_of_different_scales_are_refused(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        adapter(tmp_path / str(seed), seed)
-    file = tmp_path / "2" / "adapter_config.json"
+def test_what_does_not_fit_together_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
+    for shape in (2, 3):
+        (tmp_path / str(shape)).mkdir()
+        save_file({"weight": torch.ones(shape)}, tmp_path / str(shape) / "model.safetensors")
+    for name in ("adapter", "other"):
+        adapter(tmp_path / name, 1)
+    file = tmp_path / "other" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 64}))
-    with pytest.raises(ValueError, match=r"different lora_alpha: 8 in .*1, 64 in .*2"):
-        average_saved([tmp_path / "1", tmp_path / "2"], tmp_path / "average")
-    assert not (tmp_path / "average").exists()
-
-
-def test_what_does_not_fit_together_is_refused_by_name(tmp_path: Path) -> None:
-    for name, shape in (("1", 2), ("2", 3)):
-        (tmp_path / name).mkdir()
-        save_file({"weight": torch.ones(shape)}, tmp_path / name / "model.safetensors")
     (tmp_path / "empty").mkdir()
-    one, two = tmp_path / "1", tmp_path / "2"
-    with pytest.raises(ValueError, match=r"weight is \(3,\) there and \(2,\) here"):
-        average_saved([one, two], tmp_path / "average")
-    with pytest.raises(ValueError, match="empty holds no"):
-        average_saved([one, tmp_path / "empty"], tmp_path / "average")
+    for folders, weights, said in (
+        (["2", "3"], None, r"weight is \(3,\) there and \(2,\) here"),
+        (["2", "empty"], None, "empty holds no"),
+        (["adapter", "other"], None, "different lora_alpha: 8 in .*adapter, 64 in .*other"),
+        (["2", "2"], [1.0], "weights must be 2 numbers"),
+        (["2", "2"], [0.0, 0.0], "weights must be 2 numbers"),
+        (["2", "2"], [2.0, -1.0], "weights must be 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            average_saved([tmp_path / folder for folder in folders], tmp_path / "average", weights=weights)
+        assert not list((tmp_path / "average").glob("*"))
     with pytest.raises(ValueError, match="output must be another folder"):
-        average_saved([one], one)
-    for weights in ([1.0], [0.0, 0.0], [2.0, -1.0]):
-        with pytest.raises(ValueError, match="weights must be 2 numbers"):
-            average_saved([one, one], tmp_path / "average", weights=weights)
+        average_saved([tmp_path / "2"], tmp_path / "2")

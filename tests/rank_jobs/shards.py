@@ -1,4 +1,4 @@
-"""8 bits on two ranks: DTensors as they are dealt out, FSDP2, and what goes to and from one process."""
+"""Shards on two ranks: FSDP2 with state in main memory and steps in backward, and 8 bits in whatever way dealt out."""
 
 from __future__ import annotations
 
@@ -18,21 +18,79 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
     set_state_dict,
 )
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 
 import emo_hf
 from emo_hf import EmoFact, EmoLynx, EmoNavi, EmoNeco, EmoOptimizer
 from tests.emo_cases import lr_for
-from tests.rank_jobs.fsdp2 import FULL, RANK, WORLD, make, outcome, steps, whole
+from tests.rank_jobs.sharded_runs import BROADCAST, FULL, RANK, WORLD, load_in, make, outcome, save_in, steps, whole
+from tests.rank_jobs.sharded_runs import model as small_model
 
+OFFLOAD = CPUOffloadPolicy(pin_memory=False)  # pinning needs a device
 IN_8_BITS: dict[str, Any] = {"state": "8bit", "compensate": "8bit"}
-FROM_RANK_0 = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-OFFLOAD = CPUOffloadPolicy(pin_memory=False)
 STEPS, LATER = 3, 2
+
+
+@functools.cache
+def mesh(*ranks: int) -> DeviceMesh:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return init_device_mesh("cpu", ranks)
+
+
+def in_layers(policy: OffloadPolicy | None = None) -> nn.Sequential:
+    """The layers one by one and the rest, so that gradients come in several times in a backward pass."""
+    layers = small_model()
+    for layer in [*(layer for layer in layers if any(True for _ in layer.parameters())), layers]:
+        fully_shard(layer, mesh=mesh(WORLD), offload_policy=policy or OffloadPolicy())
+    return layers
+
+
+def begun(cls: type[EmoOptimizer], kind: str) -> tuple[nn.Module, EmoOptimizer]:
+    shards = in_layers(OFFLOAD if "offloaded" in kind else None)
+    return shards, make(cls, shards, step_in_backward="in backward" in kind)
+
+
+def offloaded(folder: Path) -> dict[str, Any]:
+    """Six steps, a checkpoint that is taken up by another model, and four more; offloaded, in backward, or neither."""
+    results: dict[str, Any] = {"EmoNavi": {}, "EmoFact": {}}
+    for cls in (EmoNavi, EmoFact):
+        for kind in ("plain", "in backward", "offloaded in backward"):
+            shards, optimizer = begun(cls, kind)
+            steps(shards, optimizer, 0, 6)
+            weights, state = (copy.deepcopy(part) for part in get_state_dict(shards, optimizer))
+            steps(shards, optimizer, 6, 10)
+            again, resumed = begun(cls, kind)
+            set_state_dict(again, resumed, model_state_dict=weights, optim_state_dict=state)
+            steps(again, resumed, 6, 10)
+            results[cls.__name__][kind] = {"whole": outcome(shards, optimizer), "resumed": outcome(again, resumed)}
+    return results
+
+
+def refused(folder: Path) -> dict[str, Any]:
+    """What is said of DDP, of the module inside of it, and of ranks that follow their own losses."""
+    inner = small_model()
+    parallel = DistributedDataParallel(inner)
+    optimizer = make(EmoNavi, parallel)
+    said = {}
+    try:
+        emo_hf.step_in_backward(parallel, optimizer)
+    except ValueError as error:
+        said["model"] = str(error)
+    emo_hf.step_in_backward(inner, optimizer)
+    try:
+        steps(parallel, optimizer, 0, 1)
+    except RuntimeError as error:
+        said["ranks"] = str(error)
+    alone = small_model()
+    local = make(EmoNavi, alone, emo_sync="local")
+    emo_hf.step_in_backward(alone, local)
+    steps(alone, local, 0, 1)
+    return {**said, "local": local.emotion.observations}
+
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "whole blocks in each row": (33, 256),  # dealt out unevenly: 17 and 16 rows
@@ -43,53 +101,44 @@ SHAPES: dict[str, tuple[int, ...]] = {
 }
 DEALT_IN_8_BITS = ("whole blocks in each row", "a block end every eighth row", "a vector")
 
-RUNS: dict[str, tuple[type[EmoOptimizer], torch.dtype, dict[str, Any]]] = {
+Run = tuple[type[EmoOptimizer], torch.dtype, dict[str, Any]]
+RUNS: dict[str, Run] = {
     "EmoNavi": (EmoNavi, torch.bfloat16, IN_8_BITS),
     "EmoNavi, averages in floats": (EmoNavi, torch.bfloat16, {"compensate": "8bit"}),
     "EmoNavi by torch": (EmoNavi, torch.bfloat16, {**IN_8_BITS, "native": False}),
     "EmoNavi in float32, uphill": (EmoNavi, torch.float32, {"state": "8bit", "maximize": True}),
     "EmoLynx": (EmoLynx, torch.bfloat16, IN_8_BITS),
 }
-WITH_SUMS: dict[str, tuple[type[EmoOptimizer], torch.dtype, dict[str, Any]]] = {
+WITH_SUMS: dict[str, Run] = {
     "EmoNeco": (EmoNeco, torch.bfloat16, IN_8_BITS),
     "EmoFact": (EmoFact, torch.bfloat16, {"compensate": "8bit"}),
 }
 """Rules with sums over whole parameters, which ranks round differently than one process does."""
 
-
-@functools.cache
-def mesh(*ranks: int) -> DeviceMesh:
-    if not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return init_device_mesh("cpu", ranks)
-
-
-DEALS: dict[str, tuple[tuple[int, ...], list[Any]]] = {
+Deal = tuple[tuple[int, ...], list[Any]]
+DEALS: dict[str, Deal] = {
     "by rows": ((WORLD,), [Shard(0)]),
     "by rows, after copies": ((WORLD, 1), [Replicate(), Shard(0)]),
     "by rows, before copies": ((WORLD, 1), [Shard(0), Replicate()]),
 }
-COLUMNS = ((WORLD,), [Shard(1)])
 
 
-def dealt(tensor: Tensor, deal: tuple[tuple[int, ...], list[Any]] | None) -> Tensor:
-    return tensor if deal is None else distribute_tensor(tensor, mesh(*deal[0]), deal[1])
-
-
-def follow(
-    name: str, deal: tuple[tuple[int, ...], list[Any]] | None, shapes: dict[str, tuple[int, ...]] = SHAPES
-) -> dict[str, Any]:
+def follow(name: str, deal: Deal | None, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, Any]:
     """Three steps by gradients that are the same everywhere, however the parameters are dealt out."""
+
+    def dealt(tensor: Tensor) -> Tensor:
+        return tensor if deal is None else distribute_tensor(tensor, mesh(*deal[0]), deal[1])
+
     cls, dtype, options = (RUNS | WITH_SUMS)[name]
     generator = torch.Generator().manual_seed(0)
     first = {of: torch.randn(shape, generator=generator).to(dtype) for of, shape in shapes.items()}
-    params = {of: nn.Parameter(dealt(tensor, deal)) for of, tensor in first.items()}
+    params = {of: nn.Parameter(dealt(tensor)) for of, tensor in first.items()}
     optimizer = cls(list(params.values()), lr=lr_for(cls, 1e-3), emo_sync="local", **options)
     for step in range(STEPS):
         for param in params.values():
             gradient = torch.randn(param.shape, generator=generator)
             gradient[: len(gradient) // 2] = 0.5  # what is equal is rounded by its place alone
-            param.grad = dealt(gradient.to(dtype), deal)
+            param.grad = dealt(gradient.to(dtype))
         optimizer.observe(2.0 * 0.9**step)
         optimizer.step()
     return {
@@ -105,9 +154,8 @@ def same_gradients(folder: Path) -> dict[str, Any]:
         kinds = DEALS if name == "EmoNavi" else {"by rows": DEALS["by rows"]}
         results[name] = {"alone": follow(name, None), **{kind: follow(name, deal) for kind, deal in kinds.items()}}
     matrices = {of: shape for of, shape in SHAPES.items() if len(shape) > 1}
-    deals = {"alone": None, "dealt": COLUMNS}
-    by_columns = {kind: follow("EmoNavi", deal, matrices) for kind, deal in deals.items()}
-    return {**results, "by columns": by_columns}
+    by_columns: dict[str, Deal | None] = {"alone": None, "dealt": ((WORLD,), [Shard(1)])}
+    return {**results, "by columns": {kind: follow("EmoNavi", deal, matrices) for kind, deal in by_columns.items()}}
 
 
 def model(*, odd: bool) -> nn.Sequential:
@@ -139,36 +187,26 @@ def on(module: nn.Module, optimizer: EmoOptimizer) -> dict[str, Any]:
     return outcome(module, optimizer)
 
 
-def fsdp2_in_8_bits(folder: Path) -> dict[str, Any]:
-    """Runs on shards, offloaded, in backward, and as one process that sees the whole of the batches."""
-    results: dict[str, Any] = {}
-    for kind, policy, in_backward in (
-        ("plain", None, False),
-        ("offloaded", OFFLOAD, False),
-        ("in backward", None, True),
-    ):
-        shards = sharded(policy, odd=True)
-        optimizer = make(EmoNavi, shards, **IN_8_BITS)
-        if in_backward:
-            emo_hf.step_in_backward(shards, optimizer)
-        steps(shards, optimizer, 0, STEPS)
-        results[kind] = on(shards, optimizer)
-    alone = model(odd=True)
-    return {**results, "alone": on(alone, trained(alone, emo_sync="local"))}
-
-
-def told(folder: Path) -> dict[str, Any]:
-    """What is said of parameters that keep floats, in two steps of two optimizers."""
+def in_8_bits(folder: Path) -> dict[str, Any]:
+    """Runs on shards, offloaded, in backward, and by one process that sees the whole of the batches; what is said."""
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("emo_hf")
     logger.addHandler(handler)
-    for odd in (True, False):
-        shards = sharded(odd=odd)
-        on(shards, trained(shards))
+    shards, even = sharded(odd=True), sharded(odd=False)
+    results: dict[str, Any] = {"plain": on(shards, trained(shards))}
+    on(even, trained(even))
     logger.removeHandler(handler)
-    return {"said": said}
+    shards = sharded(OFFLOAD, odd=True)
+    results["offloaded"] = on(shards, trained(shards))
+    shards = sharded(odd=True)
+    optimizer = make(EmoNavi, shards, **IN_8_BITS)
+    emo_hf.step_in_backward(shards, optimizer)
+    steps(shards, optimizer, 0, STEPS)
+    results["in backward"] = on(shards, optimizer)
+    alone = model(odd=True)
+    return {**results, "alone": on(alone, trained(alone, emo_sync="local")), "said": said}
 
 
 def resumed(folder: Path) -> dict[str, Any]:
@@ -182,7 +220,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     for kind, state, options in (
         ("sharded", own, StateDictOptions()),
         ("full", whole_state, StateDictOptions(full_state_dict=True)),
-        ("from rank 0", {} if RANK else whole_state, FROM_RANK_0),
+        ("from rank 0", {} if RANK else whole_state, BROADCAST),
     ):
         again = sharded(odd=True)
         again.load_state_dict(weights)
@@ -199,18 +237,13 @@ def full_state(module: nn.Module, optimizer: EmoOptimizer) -> dict[str, Any]:
     return state[0]
 
 
-def save_to(path: Path, module: nn.Module, optimizer: EmoOptimizer, *, no_dist: bool = False) -> None:
-    weights, state = get_state_dict(module, optimizer)
-    save({"model": weights, "optimizer": state}, checkpoint_id=str(path), no_dist=no_dist)
-
-
 def resume_from(path: Path, module: nn.Module, **options: Any) -> dict[str, Any]:
-    """What a checkpoint gives to a model and an optimizer, and where they go from there."""
+    """What a checkpoint gives to a model and an optimizer, and where they go from there; or what is said of it."""
     optimizer = make(EmoNavi, module, **{**IN_8_BITS, **options})
-    weights, state = get_state_dict(module, optimizer)
-    target = {"model": weights, "optimizer": state}
-    load(target, checkpoint_id=str(path))
-    set_state_dict(module, optimizer, model_state_dict=target["model"], optim_state_dict=target["optimizer"])
+    try:
+        load_in(module, optimizer, path)
+    except ValueError as error:
+        return {"said": str(error)}
     return {"resumed": outcome(module, optimizer), "went on": on(module, optimizer)}
 
 
@@ -219,66 +252,44 @@ def resharded(folder: Path) -> dict[str, Any]:
     root = folder.parent
     shards, alone = sharded(odd=False), model(odd=False)
     optimizer, of_alone = trained(shards), trained(alone, emo_sync="local")
-    save_to(root / "two ranks", shards, optimizer)
+    save_in(shards, optimizer, root / "two ranks")
     if RANK == 0:
-        save_to(root / "one process", alone, of_alone, no_dist=True)
+        save_in(alone, of_alone, root / "one process", no_dist=True)
     dist.barrier()
     saved = {"two ranks": outcome(shards, optimizer), "one process": outcome(alone, of_alone)}
     return {
         "saved": saved,
         "resumed": {kind: resume_from(root / kind, sharded(odd=False)) for kind in saved},
         "went on": on(shards, optimizer),
-        "in floats": refusal(root / "two ranks", state=None),
-        "compensated": refusal(root / "two ranks", compensate=True),
+        "refused": [
+            resume_from(root / "two ranks", sharded(odd=False), **other)
+            for other in ({"state": None}, {"compensate": True})
+        ],
     }
 
 
-def refusal(path: Path, **options: Any) -> str:
-    """What is said of a checkpoint that torch has read into tensors of another kind."""
-    try:
-        resume_from(path, sharded(odd=False), **options)
-    except ValueError as error:
-        return str(error)
-    return "nothing"
-
-
-WAYS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "floats": ({"state": None, "compensate": False}, ("8 bits",)),
-    "8 bits": (IN_8_BITS, ("floats", "compensated")),
-    "compensated": ({"state": "8bit", "compensate": True}, ("8 bits",)),
-}
-"""How state is kept → by what options, and to what others it crosses."""
+WAYS: dict[str, dict[str, Any]] = {"floats": {"state": None, "compensate": False}, "8 bits": IN_8_BITS}
+"""How state is kept, and by what options."""
 
 
 def crossing(folder: Path) -> dict[str, Any]:
     """Sharded state dicts of one way of keeping the state, loaded into optimizers of another."""
     results = {}
-    for there, (options, _) in WAYS.items():
+    for there, here in (("floats", "8 bits"), ("8 bits", "floats")):
         shards = sharded(odd=True)
-        optimizer = trained(shards, **options)
-        state = get_optimizer_state_dict(shards, optimizer)
-        saved = outcome(shards, optimizer)
-        for here in WAYS[there][1]:
-            loaded = make(EmoNavi, shards, **WAYS[here][0])
-            set_optimizer_state_dict(shards, loaded, copy.deepcopy(state))
-            kinds = {type(v) for p in shards.parameters() for v in loaded.state[p].values()}
-            results[f"{there} to {here}"] = {
-                "saved": saved,
-                "loaded": outcome(shards, loaded),
-                "sharded": kinds == {DTensor},
-                "trains": trains(shards, loaded),
-            }
+        optimizer = trained(shards, **WAYS[there])
+        state, saved = get_optimizer_state_dict(shards, optimizer), outcome(shards, optimizer)
+        loaded = make(EmoNavi, shards, **WAYS[here])
+        set_optimizer_state_dict(shards, loaded, copy.deepcopy(state))
+        kinds = {type(v) for p in shards.parameters() for v in loaded.state[p].values()}
+        as_loaded, after = outcome(shards, loaded), on(shards, loaded)["weights"]
+        results[f"{there} to {here}"] = {
+            "saved": saved,
+            "loaded": as_loaded,
+            "sharded": kinds == {DTensor},
+            "trains": not all(map(torch.equal, as_loaded["weights"], after)),
+        }
     return results
-
-
-def trains(module: nn.Module, optimizer: EmoOptimizer) -> bool:
-    """Whether some more steps move something, and leave it finite."""
-    before = [whole(param.detach()).clone() for param in module.parameters()]
-    after = on(module, optimizer)["weights"]
-    moved = any(
-        not torch.equal(*pair) for pair in zip(before, [whole(p.detach()) for p in module.parameters()], strict=True)
-    )
-    return moved and all(bool(weight.isfinite().all()) for weight in after)
 
 
 def to_and_from_one_process(folder: Path) -> dict[str, Any]:
@@ -294,18 +305,16 @@ def to_and_from_one_process(folder: Path) -> dict[str, Any]:
     said = ""
     try:  # which torch would copy into tensors of the other kind
         refusing = make(EmoNavi, shards, **IN_8_BITS)
-        set_optimizer_state_dict(shards, refusing, {} if RANK else state, options=FROM_RANK_0)
+        set_optimizer_state_dict(shards, refusing, {} if RANK else state, options=BROADCAST)
     except ValueError as error:
         said = str(error)
     return {**saved, "to alone": outcome(alone, to_alone), "to shards": outcome(shards, to_shards), "said": said}
 
 
 JOBS = {
-    "same gradients": same_gradients,
-    "fsdp2 in 8 bits": fsdp2_in_8_bits,
-    "told": told,
-    "resumed": resumed,
-    "resharded": resharded,
-    "8 bits crossing": crossing,
-    "to and from one process": to_and_from_one_process,
-}
+    job.__name__: job
+    for job in (
+        offloaded, refused, same_gradients, in_8_bits, resumed, resharded, crossing,
+        to_and_from_one_process,
+    )
+}  # fmt: skip
