@@ -1,6 +1,6 @@
 """Data that need no file and no network: docstrings of the standard library, as the tasks need them, and digits.
 
-Each function gives the training and the validation rows, the same every time with the same Python.
+The training and the validation rows are the same every time with the same Python.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from emo_hf.train.docstrings import Docstring, load_docstrings
 
 Rows = list[dict[str, Any]]
 Sides = tuple[Rows, Rows]
+Data = Callable[[], Sides]
 
 _QUOTED = re.compile(r"``([^`\n]+)``|`([^`'\n]+)[`']|(?<!\w)'([^'\n]+)'(?!\w)")
 _TOKEN = re.compile(r"\w+|[^\w\s]")
@@ -26,31 +27,28 @@ load_once = functools.cache(load_docstrings)
 """Reading takes seconds, and one process may train many times."""
 
 
-def _sides(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool = False) -> Sides:
-    train, validation = load_once(mask_names=mask_names)
-    return list(make(train)), list(make(validation))
+def docstrings(make: Callable[[list[Docstring]], Iterable[dict[str, Any]]], *, mask_names: bool = False) -> Data:
+    """Both sides of the docstrings, made into rows."""
+
+    def sides() -> Sides:
+        train, validation = load_once(mask_names=mask_names)
+        return list(make(train)), list(make(validation))
+
+    return sides
 
 
-def docstrings_by_package() -> Sides:
-    """`text` and `label`: for which package was it written? Its name does not stand in the text."""
-    return _sides(_by_package, mask_names=True)
-
-
-def docstrings_as_prose() -> Sides:
-    """`text`, as it was written."""
-    return _sides(_by_package)
-
-
-def _by_package(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
+def by_package(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
+    """`text` and `label`: for which package was it written?"""
     return ({"text": example.text, "label": example.label} for example in examples)
 
 
-def docstrings_with_code() -> Sides:
+def as_prose(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
+    """`text`, as it was written."""
+    return ({"text": example.text} for example in examples)
+
+
+def with_code(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     """`tokens` and `tags`: paragraphs whose authors put code in quotes; the quotes are gone, the tags say where."""
-    return _sides(_with_code)
-
-
-def _with_code(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     for paragraph in (part for example in examples for part in re.split(r"\n\s*\n", example.text)):
         tokens: list[str] = []
         tags: list[str] = []
@@ -62,25 +60,17 @@ def _with_code(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
             yield {"tokens": tokens, "tags": tags}
 
 
-def docstrings_begun() -> Sides:
+def begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     """`prompt` and `completion`: the package and the first sentence of a docstring, and all that follows."""
-    return _sides(_begun)
-
-
-def _begun(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
     for example in examples:
         first, *rest = re.split(r"\n\s*\n|(?<=[.!?])\s+", example.text.strip(), maxsplit=1)
         if rest and len(rest[0].split()) > 2:
             yield {"prompt": f"{example.label}: {' '.join(first.split())}", "completion": rest[0].strip()}
 
 
-def docstrings_preferred() -> Sides:
-    """`prompt`, `chosen`, `rejected`: as `docstrings_begun`, against what follows in a docstring chosen at random."""
-    return _sides(_preferred)
-
-
-def _preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
-    rows = list(_begun(examples))
+def preferred(examples: list[Docstring]) -> Iterable[dict[str, Any]]:
+    """`prompt`, `chosen`, `rejected`: as `begun`, against what follows in a docstring chosen at random."""
+    rows = list(begun(examples))
     others = [row["completion"] for row in rows]
     random.Random(0).shuffle(others)
     for row, other in zip(rows, others, strict=True):

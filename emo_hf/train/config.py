@@ -7,27 +7,27 @@ import dataclasses
 import difflib
 import json
 import logging
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from emo_hf.cli_errors import UserError
+from emo_hf.cli_errors import UserError, one_line, read_yaml, saying
 from emo_hf.optim.family import family_names
-from emo_hf.train.errors import one_line, saying
-from emo_hf.train.mapping import read_mapping
+from emo_hf.reading import optional, read_value
 from emo_hf.train.options import (
+    ACCEPTED,
     REMOVED,
     DataArguments,
     EmotionArguments,
+    Job,
     LoraArguments,
     ModelArguments,
     OutputArguments,
-    check_numbers,
+    read_mapping,
 )
 from emo_hf.train.rates import FULL, LORA, SCRATCH, STARTING_RATES, rule_of
 from emo_hf.train.tasks import TASKS, get_task
@@ -66,23 +66,6 @@ FILLED_IN = {
 """What `--help` says of options whose default depends on others."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """All options of one training job, as they were given or filled in."""
-
-    model: ModelArguments
-    lora: LoraArguments
-    data: DataArguments
-    emotion: EmotionArguments
-    output: OutputArguments
-    training: TrainingArguments
-
-    @property
-    def kind(self) -> str:
-        """What the starting rates are sorted by."""
-        return SCRATCH if self.model.model_name_or_path is None else LORA if self.lora.use_lora else FULL
-
-
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Names no default where none is what it is."""
 
@@ -94,7 +77,7 @@ class _Parser(HfArgumentParser):
     """Raises UserError where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(_say_plainly(message))
+        raise UserError(message.removeprefix("argument --"))
 
 
 def read_job(argv: Sequence[str]) -> Job:
@@ -105,17 +88,22 @@ def read_job(argv: Sequence[str]) -> Job:
     parser = make_parser()
     arguments, options = list(argv), argparse.Namespace()
     while arguments and not arguments[0].startswith("-"):
-        path = Path(arguments.pop(0))
-        with saying(f"{path}: ", UserError):
-            _read_file(parser, path, options)
+        name = arguments.pop(0)
+        with saying(f"{name}: ", UserError):
+            _read_file(parser, Path(name), options)
     _parse(parser, arguments, options)
-    check_numbers(vars(options))
     if options.output_dir is None:
         raise UserError("output_dir is missing: the folder for the trained model, its checkpoints and logs")
-    rate_left, options.learning_rate = options.learning_rate is None, options.learning_rate or 0.0
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not torch.accelerator.is_available():
+        # torchrun without a GPU: the Trainer's processes would know nothing of each other, and write the same files
+        options.use_cpu, options.ddp_backend = True, options.ddp_backend or "gloo"
+    rate_left = options.learning_rate is None
+    options.learning_rate = 0.0 if rate_left else options.learning_rate
     if options.load_best_model_at_end is None:
         options.load_best_model_at_end = _can_load_best(options)
     with saying("", ValueError, TypeError, ImportError, NotImplementedError):
+        for name, read in ACCEPTED.items():
+            read_value(name, getattr(options, name), optional(read))
         job = Job(*(_make(dtype, options) for dtype in parser.dataclass_types))
     _check(job)
     if rate_left:
@@ -142,18 +130,14 @@ def make_parser() -> HfArgumentParser:
 
 def _sort_help(parser: argparse.ArgumentParser) -> None:
     """Ours in their groups, then what the Trainer's users look for; of its other options the names. Each once."""
-    heap = parser._optionals._group_actions
-    shown = [action for action in heap if action.dest in SHOWN and not action.option_strings[0].startswith("--no_")]
-    rest = {action.dest for action in heap} - {*SHOWN, "help"}
-    parser._optionals._group_actions = [action for action in heap if action.dest == "help"]
-    group = parser.add_argument_group("the Trainer's own")
-    group._group_actions += sorted(shown, key=lambda action: SHOWN.index(action.dest))
+    trainers = parser._optionals
+    trainers.title = "the Trainer's own"
+    parser._action_groups.append(parser._action_groups.pop(parser._action_groups.index(trainers)))
+    rest = {action.dest for action in trainers._group_actions} - {*SHOWN, "help"}
     for action in parser._actions:
-        if action.dest in rest or action.option_strings[0].startswith("--no_"):
-            action.help = argparse.SUPPRESS
-        elif action.dest != "help":
-            action.option_strings = action.option_strings[:1]  # and not --max-length beside --max_length
-            action.help = FILLED_IN.get(action.dest, action.help)
+        action.option_strings = action.option_strings[:1]  # and not --max-length beside --max_length
+        hidden = action.dest in rest or action.option_strings[0].startswith("--no_")
+        action.help = argparse.SUPPRESS if hidden else FILLED_IN.get(action.dest, action.help)
     names = ", ".join(sorted(rest))
     parser.epilog = f"All other options of transformers' TrainingArguments are taken too: {names}."
 
@@ -170,19 +154,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str], options: argpa
 
 def _read_file(parser: argparse.ArgumentParser, path: Path, options: argparse.Namespace) -> None:
     """Read a YAML file by the rules of the command line."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {one_line(error)}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"is not valid YAML: {one_line(error)}") from error
-    except RecursionError as error:
-        raise UserError("is nested too deeply: one `key: value` a line is wanted") from error
-    content = {} if content is None else content
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError("must hold a mapping, one `key: value` a line")
+    content = read_yaml(path)
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     arguments: list[str] = []
     lists: dict[str, list[str]] = {}
@@ -226,19 +198,6 @@ def _unknown(parser: argparse.ArgumentParser, name: str) -> str:
     return f"unknown option {name!r}" + (f": did you mean {close[0]!r}?" if close else " (see emo-hf train --help)")
 
 
-def _say_plainly(message: str) -> str:
-    """argparse's "argument --max_length/--max-length: invalid int value: 'x'" without the second name."""
-    head, _, rest = message.partition(": ")
-    if not head.startswith("argument --") or not rest:
-        return message
-    for name, instead in REMOVED.items():
-        if f"invalid choice: '{name}'" in rest:
-            return f"{name} is no task any more: {instead}"
-    rest = rest.replace("invalid int value: ", "a whole number is wanted, got ")
-    rest = rest.replace("invalid float value: ", "a number is wanted, got ")
-    return f"{head.removeprefix('argument --').split('/')[0]}: {rest}"
-
-
 def _make(dtype: Any, options: argparse.Namespace) -> Any:
     return dtype(**{field.name: getattr(options, field.name) for field in dataclasses.fields(dtype) if field.init})
 
@@ -276,7 +235,8 @@ def _check(job: Job) -> None:
 
 
 def _choose_rate(job: Job) -> None:
-    training, kind = job.training, job.kind
+    training = job.training
+    kind = SCRATCH if job.model.model_name_or_path is None else LORA if job.lora.use_lora else FULL
     rule = rule_of(training.optim.value, training.optim_args)
     training.learning_rate, source = STARTING_RATES[kind, rule]
     if training.process_index == 0:
@@ -289,8 +249,8 @@ def emotion_callback(job: Job) -> EmoCallback | None:
     """The callback that attaches a law or an average of the weights; None where neither is wanted."""
     law, given = job.emotion.emotion, read_mapping("emotion_args", job.emotion.emotion_args)
     optim, ratio = job.training.optim.value, job.emotion.head_lr_ratio
-    if optim in family_names() and (law or given or ratio != 1):
-        raise UserError(f"emotion, emotion_args and head_lr_ratio are for others: {optim} has them in optim_args")
+    if optim in family_names() and (law or given):
+        raise UserError(f"emotion and emotion_args are for others: {optim} has them in optim_args")
     if ratio != 1 and job.training.deepspeed:
         raise UserError(f"head_lr_ratio must be 1 with deepspeed, which makes its own optimizer, got {ratio:g}")
     if law is None and not given:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset
 
-from emo_hf.cli_errors import UserError
-from emo_hf.train.errors import saying
+from emo_hf.cli_errors import UserError, saying
 
 if TYPE_CHECKING:
     from emo_hf.train.options import DataArguments
@@ -82,13 +81,16 @@ def load_examples(options: DataArguments, task: Task) -> Examples:
             continue
         if len(dataset) == 0:
             raise UserError(f"there are no {side} examples")
-        _check_columns(dataset, columns, side)
+        if missing := [column for column in columns if column not in dataset.column_names]:
+            columns_are = f"the columns are {', '.join(dataset.column_names)}"
+            raise UserError(f"text_columns: no column {missing[0]!r} in the {side} examples, {columns_are}")
         task.check_rows(dataset, columns, side)
         sides[i] = dataset.select_columns(columns)
         if task.label_columns:
             labels = read_labels(dataset, str(label_column), side, tags=task.tags)
-            names = names or _names(train, str(label_column), labels)
-            sides[i] = sides[i].add_column(LABELS, _ids(labels, names, side))
+            names = names or _classes(train, str(label_column)) or _names(labels)
+            ids = _ids(labels, names, side)
+            sides[i] = sides[i].add_column(LABELS, ids if task.tags else [only for (only,) in ids])
     train, validation = sides
     if validation is None and options.validation_fraction > 0:
         kept, held_out = _split(train, options.validation_fraction, options.split_seed)
@@ -148,39 +150,30 @@ def _text_column(train: Dataset, label_column: str | None) -> str:
     return found[0]
 
 
-def _check_columns(dataset: Dataset, columns: list[str], side: str) -> None:
-    for column in columns:
-        if column not in dataset.column_names:
-            there = ", ".join(dataset.column_names)
-            raise UserError(f"text_columns: no column {column!r} in the {side} examples, the columns are {there}")
-
-
-def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[Any]:
-    """The name of each example's label, or a list of names where it has several (`tags`)."""
+def read_labels(dataset: Dataset, column: str, side: str, *, tags: bool) -> list[list[str]]:
+    """The names of each example's labels: one, or one for each word (`tags`)."""
     if column not in dataset.column_names:
         columns = ", ".join(dataset.column_names)
         raise UserError(f"label_column: the {side} examples have no column {column!r}, the columns are {columns}")
-    classes = _classes(dataset, column)
-
-    def name(value: Any, row: int) -> str:
-        if classes is not None:
-            value = classes[value] if value is not None and value >= 0 else None
-        if value is None or value == "":
-            raise UserError(f"{side} example {row + 1} has no label")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # integers beside empty cells are read as floats
-        if not isinstance(value, (str, int)):
-            raise UserError(f"{side} example {row + 1} has the label {value!r}: labels are strings or integers")
-        return str(value)
-
-    if not tags:
-        return [name(value, row) for row, value in enumerate(dataset[column])]
-    found = []
-    for row, values in enumerate(dataset[column]):
-        if not isinstance(values, list):
-            raise UserError(f"{side} example {row + 1}: column {column!r} must hold a list of tags")
-        found.append([name(value, row) for value in values])
+    classes, found = _classes(dataset, column), []
+    for row, value in enumerate(dataset[column], start=1):
+        if tags and not isinstance(value, list):
+            raise UserError(f"{side} example {row}: column {column!r} must hold a list of tags")
+        with saying(f"{side} example {row} has ", ValueError):
+            found.append([_label(each, classes) for each in (value if tags else [value])])
     return found
+
+
+def _label(value: Any, classes: list[str] | None) -> str:
+    if classes is not None:
+        value = classes[value] if value is not None and value >= 0 else None
+    if value is None or value == "":
+        raise ValueError("no label")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # integers beside empty cells are read as floats
+    if not isinstance(value, (str, int)):
+        raise ValueError(f"the label {value!r}: labels are strings or integers")
+    return str(value)
 
 
 def _classes(dataset: Dataset, column: str) -> list[str] | None:
@@ -190,25 +183,24 @@ def _classes(dataset: Dataset, column: str) -> list[str] | None:
     return list(declared.names) if isinstance(declared, ClassLabel) else None
 
 
-def _names(train: Dataset, column: str, labels: list[Any]) -> list[str]:
-    """What the dataset declares, or the labels that the training examples have, numbers in their order."""
-    found = sorted({name for label in labels for name in (label if isinstance(label, list) else [label])})
+def _names(labels: list[list[str]]) -> list[str]:
+    """The labels that the training examples have, numbers in their order."""
+    found = sorted({name for label in labels for name in label})
     if len(found) < 2:
         raise UserError(f"all training examples have the label {found}: there is nothing to tell apart")
     are_numbers = all(name.removeprefix("-").isdecimal() for name in found)
-    return _classes(train, column) or (sorted(found, key=int) if are_numbers else found)
+    return sorted(found, key=int) if are_numbers else found
 
 
-def _ids(labels: list[Any], names: list[str], side: str) -> list[Any]:
+def _ids(labels: list[list[str]], names: list[str], side: str) -> list[list[int]]:
     ids = {name: i for i, name in enumerate(names)}
-    for row, label in enumerate(labels):
-        unknown = sorted(set(label if isinstance(label, list) else [label]) - ids.keys())
-        if unknown:
+    for row, label in enumerate(labels, start=1):
+        if unknown := sorted(set(label) - ids.keys()):
             raise UserError(
-                f"{side} example {row + 1} has the label {unknown[0]!r}, which no training example has "
+                f"{side} example {row} has the label {unknown[0]!r}, which no training example has "
                 f"(labels: {', '.join(names[:20])}{', …' if len(names) > 20 else ''})"
             )
-    return [[ids[name] for name in label] if isinstance(label, list) else ids[label] for label in labels]
+    return [[ids[name] for name in label] for label in labels]
 
 
 def _has_one_label_each(dataset: Dataset) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import difflib
 import importlib.resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -18,12 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from emo_hf.cli_errors import UserError
-from emo_hf.train.errors import one_line, saying
-from emo_hf.train.mapping import check_keys, read_mapping
-
-if TYPE_CHECKING:
-    from emo_hf.train.options import LoraArguments, ModelArguments
+from emo_hf.cli_errors import UserError, one_line, saying
+from emo_hf.train.options import LoraArguments, ModelArguments, read_mapping
 
 PACKAGE = "package:"
 BYTES = "bytes"
@@ -43,11 +39,7 @@ def resolve(name: str) -> str:
             raise UserError(f"{name!r}: the package {package!r} has no folder {folder!r}")
         return str(found)
     path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"model_name_or_path: there is no folder {name!r}")
-    return name
+    return str(path) if path.is_dir() else name
 
 
 def load(auto: Any, what: str, name: str, options: ModelArguments, **arguments: Any) -> Any:
@@ -124,8 +116,11 @@ def load_model(
 def _new_config(options: ModelArguments, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedConfig:
     kind, changes = str(options.model_type), read_mapping("model_config", options.model_config)
     try:
-        known = AutoConfig.for_model(kind)
-        check_keys("model_config", changes, known.to_dict(), f"the architecture {kind}")
+        known = AutoConfig.for_model(kind).to_dict()
+        for key in changes.keys() - known.keys():  # which would be taken, and do nothing
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise UserError(f"model_config: the architecture {kind} has no option {key!r}: {hint}")
         if tokenizer is not None:
             ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": end_of(tokenizer)}
             changes = {"vocab_size": len(tokenizer), **ends, **changes}
@@ -147,8 +142,6 @@ def add_adapter(
     """
     targets = options.lora_target_modules or ["all-linear"]
     whole = [name for name in heads if hasattr(model, name)]
-    further = read_mapping("lora_args", options.lora_args)
-    check_keys("lora_args", further, [field.name for field in dataclasses.fields(LoraConfig)], "PEFT's LoraConfig")
     given: dict[str, Any] = {
         "task_type": task_type,
         "r": options.lora_r,
@@ -159,7 +152,7 @@ def add_adapter(
         "modules_to_save": [*(options.lora_modules_to_save or []), *whole] or None,
     }
     with saying("the LoRA adapter does not fit the model: ", ValueError, TypeError, KeyError):
-        return get_peft_model(model, LoraConfig(**{**given, **further}))
+        return get_peft_model(model, LoraConfig(**{**given, **read_mapping("lora_args", options.lora_args)}))
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from emo_hf.cli_errors import UserError
+import yaml
+from transformers import TrainingArguments
+
+from emo_hf.cli_errors import UserError, one_line
+from emo_hf.reading import Reader, number, whole_number
 from emo_hf.train.tasks import TASKS
 
 
@@ -109,9 +111,9 @@ class DataArguments:
 
 @dataclass
 class EmotionArguments:
-    """What an optimizer that is not of the family is given; those of the family take the same in `optim_args`."""
+    """Law and average of an optimizer that is not of the family, whose own are in `optim_args`; a new head's rate."""
 
-    _argument_group_name = "law, average and head for an optimizer that is not of the family"
+    _argument_group_name = "law and average for an optimizer that is not of the family; rate of a new head"
 
     emotion: str | None = _option(None, "law that is attached to another optimizer, such as settle")
     emotion_args: str | None = _option(
@@ -137,24 +139,21 @@ class OutputArguments:
     beside: list[str] | None = _option(None, "folders of other runs, to be drawn and named beside this one")
 
 
-REMOVED = {
-    "compare": "train a second time with --beside FOLDER of the first, or make a study of two arms: emo-hf compare",
-    "compare_learning_rate": "train a second time with its --learning_rate and --beside FOLDER of the first",
-    "task_args": "image_size, separator, dpo_beta, dpo_loss_type and dpo_label_smoothing are options of their own",
-    "use_dora": "give lora_args: {use_dora: true}",
-    "use_rslora": "give lora_args: {use_rslora: true}",
-    "flow-matching": "scripts/examples/flow_matching.py shows it in a loop of its own",
-}
-"""An option or task that there was once → what to do instead."""
+@dataclass(frozen=True)
+class Job:
+    """All options of one training job, as they were given or filled in."""
 
-Check = tuple[Callable[[Any], bool], str]
+    model: ModelArguments
+    lora: LoraArguments
+    data: DataArguments
+    emotion: EmotionArguments
+    output: OutputArguments
+    training: TrainingArguments
 
-_COUNT: Check = (lambda value: value >= 1, "a whole number of at least 1")
-_NOT_NEGATIVE: Check = (lambda value: 0 <= value < math.inf, "a finite number of at least 0")
-_POSITIVE: Check = (lambda value: 0 < value < math.inf, "a finite number above 0")
-_SHARE: Check = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
-ACCEPTED: dict[str, Check] = {
+_COUNT, _NOT_NEGATIVE, _POSITIVE, _SHARE = whole_number(1), number(0), number(0, above=True), number(0, below=1)
+
+ACCEPTED: dict[str, Reader] = {
     **dict.fromkeys(
         ("lora_r", "max_length", "max_train_samples", "max_eval_samples", "per_device_train_batch_size",
          "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit"),
@@ -172,16 +171,37 @@ ACCEPTED: dict[str, Check] = {
     **dict.fromkeys(
         ("lora_dropout", "validation_fraction", "adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE
     ),
-    **dict.fromkeys(("seed", "data_seed"), (lambda value: 0 <= value < 2**32, "at least 0 and below 2**32")),
-    "dpo_label_smoothing": (lambda value: 0 <= value < 0.5, "at least 0 and below 0.5"),
-    "max_steps": (lambda value: value == -1 or value >= 1, "at least 1, or -1 for num_train_epochs"),
+    **dict.fromkeys(("seed", "data_seed"), number(0, below=2**32)),
+    "dpo_label_smoothing": number(0, below=0.5),
+    "max_steps": whole_number(-1),
 }  # fmt: skip
-"""Option, ours or the Trainer's → whether a number is accepted, and which are."""
+"""Option, ours or the Trainer's → which numbers are accepted: the Trainer lets many pass that train nothing."""
+
+REMOVED = {
+    "compare": "train a second time with --beside FOLDER of the first, or make a study of two arms: emo-hf compare",
+    "compare_learning_rate": "train a second time with its --learning_rate and --beside FOLDER of the first",
+    "task_args": "image_size, separator, dpo_beta, dpo_loss_type and dpo_label_smoothing are options of their own",
+    "use_dora": "give lora_args: {use_dora: true}",
+    "use_rslora": "give lora_args: {use_rslora: true}",
+}
+"""An option that there was once → what to do instead."""
 
 
-def check_numbers(options: dict[str, Any]) -> None:
-    """Refuse numbers that nothing can be trained with, of which the Trainer lets many pass."""
-    for name, (accepts, which) in ACCEPTED.items():
-        value = options[name]
-        if value is not None and not accepts(value):
-            raise UserError(f"{name} must be {which}, got {value!r}")
+def read_mapping(option: str, text: str | None) -> dict[str, Any]:
+    """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None."""
+    in_braces = not text or text.lstrip().startswith("{")
+    try:
+        found = yaml.safe_load((text or "{}") if in_braces else "{" + str(text).replace("=", ": ") + "}")
+        if not in_braces and None in found.values():
+            raise ValueError("it is not of the form key=value,key=value")
+        return {str(key): _number(value) for key, value in found.items()}
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
+
+
+def _number(value: Any) -> Any:
+    """1e-3 is a string to YAML."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

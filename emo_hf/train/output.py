@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
-from emo_hf.cli_errors import UserError
-from emo_hf.train.errors import saying
-from emo_hf.trainer.checkpoints import what_is_missing
+from transformers import TrainingArguments
+
+from emo_hf.cli_errors import UserError, saying
+from emo_hf.trainer.checkpoints import last_whole_checkpoint, what_is_missing
+
+SUMMARY = "summary.json"
+"""What a run has come to, in its folder."""
 
 _RESULTS = ("adapter_*", "model*.safetensors", "model.safetensors.index.json", "config.json", "labels.json")
 
@@ -29,15 +35,14 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
         if overwrite:
             raise UserError("overwrite and resume_from_checkpoint exclude each other")
         wanted = folder if choice in ("true", "yes", "auto") else Path(str(resume)).expanduser()
-        flaw = what_is_missing(wanted) if _is_checkpoint(wanted) else None
-        if _is_checkpoint(wanted) and flaw is not None:
+        if _is_checkpoint(wanted) and (flaw := what_is_missing(wanted)) is not None:
             raise UserError(
                 f"resume_from_checkpoint: {str(wanted)!r} was not saved to its end: {flaw}. Take the one before, "
                 f"or the run's folder {str(wanted.parent)!r}, of which the newest whole checkpoint is taken"
             )
-        found = wanted if _is_checkpoint(wanted) else last_checkpoint(wanted)
+        found = str(wanted) if _is_checkpoint(wanted) else last_whole_checkpoint(wanted)
         if found is not None:
-            return str(found)
+            return found
         if choice != "auto":
             raise UserError(f"resume_from_checkpoint: there is no checkpoint in {str(wanted)!r}")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
@@ -46,6 +51,21 @@ def checkpoint_to_resume(output_dir: str, resume: str | None, overwrite: bool) -
             "replace it with --overwrite, or choose another folder"
         )
     return None
+
+
+def finished(training: TrainingArguments, checkpoint: str) -> dict[str, Any] | None:
+    """The facts of the run in output_dir, if the checkpoint is of its last step and no more steps are asked for."""
+    try:
+        facts, state = (
+            json.loads(Path(str(training.output_dir), name).read_text(encoding="utf-8"))
+            for name in (SUMMARY, "trainer_state.json")
+        )
+        taken, planned, epochs = facts["steps"], facts["planned_steps"], state["epoch"]
+    except (OSError, ValueError, KeyError):
+        return None
+    longer = training.max_steps > taken if training.max_steps > 0 else training.num_train_epochs > epochs
+    is_last = Path(checkpoint) == Path(str(training.output_dir), f"checkpoint-{taken}")
+    return facts if is_last and taken >= planned and not longer else None
 
 
 def _check_writable(folder: Path) -> None:
@@ -58,24 +78,14 @@ def _check_writable(folder: Path) -> None:
             raise UserError(f"there is no right to write into {str(there)!r}")
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of most steps in a run's folder that was saved to its end."""
-    numbered = [(int(p.name.partition("-")[2]), p) for p in _checkpoints(folder) if what_is_missing(p) is None]
-    return max(numbered)[1] if numbered else None
-
-
 def remove_previous_run(output_dir: str) -> None:
     """Remove the checkpoints and the saved model of an earlier run, and nothing else that the folder may hold."""
     folder = Path(output_dir)
     merged = [folder / "merged"] if (folder / "merged" / "config.json").is_file() else []
-    for old in (*_checkpoints(folder), *merged):
+    for old in (*filter(_is_checkpoint, folder.glob("*")), *merged):
         shutil.rmtree(old)
     for file in (file for pattern in _RESULTS for file in folder.glob(pattern)):
         file.unlink()
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if _is_checkpoint(path)] if folder.is_dir() else []
 
 
 def _is_checkpoint(path: Path) -> bool:

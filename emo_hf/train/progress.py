@@ -11,7 +11,7 @@ from typing import Any
 
 import datasets
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging as transformers_logging
 
@@ -24,15 +24,11 @@ PAUSE = 15.0
 """Seconds between two lines of a training that nobody watches; evaluations and the last step have theirs anyway."""
 
 
-def is_watched() -> bool:
-    """Whether somebody sees bars move: they go to stderr. A log file is to hold lines instead."""
-    return sys.stderr.isatty()
-
-
-def hide_bars_of_others() -> None:
-    """Those of loading and tokenizing."""
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+def hide_bars_if_nobody_watches() -> None:
+    """Those of loading and tokenizing, which go to stderr: a log file is to hold lines instead."""
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers_logging.disable_progress_bar()
 
 
 def show_progress(trainer: Trainer, measures: Sequence[Measure]) -> None:
@@ -42,7 +38,7 @@ def show_progress(trainer: Trainer, measures: Sequence[Measure]) -> None:
         trainer: which has its own callbacks so far.
         measures: what is shown of an evaluation beside its loss.
     """
-    bar = is_watched() and not trainer.args.disable_tqdm
+    bar = sys.stderr.isatty() and not trainer.args.disable_tqdm
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if bar:
@@ -85,7 +81,7 @@ class Lines(TrainerCallback):
     def __init__(self, measures: Sequence[Measure], pause: float) -> None:
         self._measures, self._pause, self._next = measures, pause, 0.0
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         logs = kwargs.get("logs") or {}
         line, now = log_line(logs, state, self._measures), time.monotonic()
         if line is None or not state.is_world_process_zero:
@@ -108,14 +104,10 @@ class FinishOnInterrupt(TrainerCallback):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logger.warning("Finishing this step, then saving a checkpoint. Press Ctrl-C again to quit at once.")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.interrupted:  # to the Trainer the epoch is over; the user wants out, and the step has been saved
             control.should_evaluate = control.should_save = False

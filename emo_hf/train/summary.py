@@ -10,9 +10,9 @@ from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
 from emo_hf.laws.words import SKIPPED, text_of
 from emo_hf.plot.run import Run
-from emo_hf.train.config import Job
 from emo_hf.train.data import Examples
 from emo_hf.train.measures import Measure
+from emo_hf.train.options import Job
 
 Line = Mapping[str, Any]
 
@@ -55,6 +55,7 @@ def facts_of(trainer: Any, job: Job, examples: Examples, measures: Sequence[Meas
         "train_loss": losses[-1] if losses else None,
         "eval_loss": of_saved.get("eval_loss"),
         "evaluations": len({line["step"] for line in evaluations}),
+        "first_step": first.get("step"),
         "best_eval_loss": best and best[0],
         "best_step": best and best[1],
         "saved_step": saved_step(trainer),
@@ -64,8 +65,7 @@ def facts_of(trainer: Any, job: Job, examples: Examples, measures: Sequence[Meas
     }
     for measure in measures if trainer.eval_dataset is not None else ():
         facts[measure.key] = measure.of(of_saved)
-        if measure.with_first:
-            facts[f"first_{measure.key}"] = measure.of(first)
+        facts[f"first_{measure.key}"] = measure.of(first)
     return facts
 
 
@@ -124,51 +124,57 @@ def rows_of(
     what = "average of the weights" if facts["saved_average"] else "weights"
     when = "the last step" if facts["saved_step"] == steps else "the best evaluation"
     rows.append(("what is saved", f"the {what} of {when}, step {facts['saved_step']:,}"))
-    return [*rows, *saved.items(), *(("next", said) for said in _next(facts))]
+    advice = _next(facts)
+    return [*rows, *saved.items(), ("use it", _use(saved)), *([("next", advice)] if advice else [])]
 
 
 def _measured(measure: Measure, facts: Mapping[str, Any]) -> str:
     value, first, baseline = facts[measure.key], facts.get(f"first_{measure.key}"), facts["majority_baseline"]
     if value is None:
         return "not measured"
-    text = format(value, measure.form)
-    if measure.majority and baseline is not None:
-        text += f" (always the most frequent label: {baseline:{measure.form}})"
+    beside = []
     if first is not None and facts["evaluations"] > 1:
-        text += f" (at first {first:{measure.form}})"
-    return text
+        beside.append(f"{first:{measure.form}} at step {facts['first_step']:,}")
+    if measure.key == "accuracy" and baseline is not None:
+        beside.append(f"{baseline:{measure.form}} by always saying the most frequent label")
+    return format(value, measure.form) + (f" ({'; '.join(beside)})" if beside else "")
 
 
 def _self_stop(facts: Mapping[str, Any]) -> str:
     if facts["stopped_by_self_stop"]:
         return f"stopped by itself at step {facts['steps']:,} of at most {facts['planned_steps']:,}"
     step = facts["should_stop_step"]
-    return "the signal never fired" if step is None else f"the signal first fired at step {step:,}; it went on"
+    return "it never said that training may end" if step is None else f"it first said so at step {step:,}; it went on"
 
 
-def _next(facts: Mapping[str, Any]) -> list[str]:
-    """What the user may want to do now."""
+def _use(saved: Mapping[str, str]) -> str:
+    if "adapter" in saved:
+        return f"PeftModel.from_pretrained(model, {saved['adapter']!r}), or save it merged (--merge_on_save)"
+    return f"from_pretrained({saved['model']!r})"
+
+
+def _next(facts: Mapping[str, Any]) -> str | None:
+    """What the user may want to do now; None if nothing is left to do."""
     best, step = facts["best_eval_loss"], facts["best_step"]
     if facts["interrupted"]:
-        return ["go on with --resume_from_checkpoint true"]
+        return "go on with --resume_from_checkpoint true"
     if best is None:
-        return ["to see how good it is, give validation data and --eval_strategy epoch"]
+        return "to see how good it is, give validation data and --eval_strategy epoch"
     if facts["saved_step"] == facts["steps"] and best < facts["eval_loss"]:
-        return [
+        return (
             f"step {step:,} was better (eval loss {best:.4f}): with equal eval_strategy and save_strategy it is kept"
-        ]
+        )
     if step == facts["steps"] and facts["evaluations"] > 1 and not facts["stopped_by_self_stop"]:
-        return ["the eval loss fell to the end: train longer (--num_train_epochs, --max_steps)"]
-    return []
+        return "the eval loss fell to the end: train longer (--num_train_epochs, --max_steps)"
+    return None
 
 
 def in_words(decisions: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each decision, the first and the last if there are many; steps left out are counted only."""
     notes = [Note(**decision) for decision in decisions]
     said = [f"step {note.step:,}: {text_of(note)}" for note in notes if note.kind != SKIPPED]
-    left_out = len(notes) - len(said)
+    left_out, half = len(notes) - len(said), MOST_DECISIONS // 2
     if len(said) > MOST_DECISIONS:
-        half = MOST_DECISIONS // 2
         said[half:-half] = [f"… {len(said) - MOST_DECISIONS} more, all in trainer_state.json"]
     return [*said, *([f"{left_out} step{'s' if left_out > 1 else ''} left out"] if left_out else [])]
 

@@ -20,19 +20,25 @@ from accelerate import PartialState
 from transformers import Trainer, enable_full_determinism, set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from emo_hf.cli_errors import INTERRUPTED, UserError, one_sentence
-from emo_hf.train.config import Job, emotion_callback, make_parser, read_job
+from emo_hf.cli_errors import INTERRUPTED, UserError, one_sentence, saying
+from emo_hf.plot.figure import picture_of
+from emo_hf.plot.main import PICTURE, draw, write
+from emo_hf.plot.run import Run, read_run
+from emo_hf.train.config import emotion_callback, make_parser, read_job
 from emo_hf.train.data import Examples, load_examples
-from emo_hf.train.errors import saying
+from emo_hf.train.measures import PERPLEXITY
 from emo_hf.train.model import add_adapter, save_merged
-from emo_hf.train.output import checkpoint_to_resume, remove_previous_run
-from emo_hf.train.picture import draw_pictures, read_other
-from emo_hf.train.progress import FinishOnInterrupt, hide_bars_of_others, is_watched, show_progress
+from emo_hf.train.options import Job
+from emo_hf.train.output import SUMMARY, checkpoint_to_resume, finished, remove_previous_run
+from emo_hf.train.progress import FinishOnInterrupt, hide_bars_if_nobody_watches, show_progress
 from emo_hf.train.summary import evaluation_of_saved, facts_of, rows_of, table
 from emo_hf.train.tasks import get_task
 from emo_hf.trainer.registry import register
 
 logger = logging.getLogger(__name__)
+
+CURVES = "curves.png"
+"""How the picture of several runs is called."""
 
 
 @one_sentence("emo-hf train")
@@ -47,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         be used (stderr says what), 130 when the user interrupted it.
     """
     register()
-    if not is_watched():
-        hide_bars_of_others()
+    hide_bars_if_nobody_watches()
     try:
         facts = run(read_job(sys.argv[1:] if argv is None else argv))
     except torch.OutOfMemoryError as error:
@@ -80,7 +85,15 @@ def run(job: Job) -> dict[str, Any]:
     started = time.monotonic()
     training, task, output = job.training, get_task(job.model.task), job.output
     checkpoint = checkpoint_to_resume(training.output_dir, training.resume_from_checkpoint, output.overwrite)
-    beside = [read_other(folder) for folder in output.beside or ()]
+    if checkpoint is not None and (facts := finished(training, checkpoint)) is not None:
+        if training.process_index == 0:
+            print(
+                f"{training.output_dir} has taken all of its {facts['steps']:,} steps, and nothing is left to do. "
+                "To go on, ask for more: --max_steps or --num_train_epochs"
+            )
+        return facts
+    with saying("beside: ", OSError, ValueError):
+        beside = [read_run(Path(folder)) for folder in output.beside or ()]
     if "tensorboard" in training.report_to and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
         raise UserError('report_to tensorboard needs it installed: pip install "emo_hf[hf]" (or --report_to none)')
     PartialState().wait_for_everyone()  # no rank may write before every rank has looked at the folder
@@ -109,7 +122,7 @@ def run(job: Job) -> dict[str, Any]:
     more = {"resumed_from": checkpoint, "interrupted": interrupt.interrupted, "seconds": seconds}
     facts = facts_of(trainer, job, examples, task.measures, **more)
     if trainer.is_world_process_zero():
-        Path(training.output_dir, "summary.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        Path(training.output_dir, SUMMARY).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         saved |= draw_pictures(training.output_dir, beside)
         if "tensorboard" in training.report_to:
             saved["watch it with"] = f"tensorboard --logdir {training.output_dir}"
@@ -141,6 +154,7 @@ def prepare(job: Job) -> tuple[Trainer, Examples]:
     with saying("", ValueError, ImportError):
         trainer: Any = task.make_trainer(job, model, processor, examples, train, validation)
     trainer.evaluates_weights_too, trainer.head_lr_ratio = job.output.evaluate_weights_too, job.emotion.head_lr_ratio
+    trainer.reports_perplexity = PERPLEXITY in task.measures
     emotion = emotion_callback(job)
     if emotion is not None:
         trainer.add_callback(emotion)
@@ -155,8 +169,7 @@ def _save(trainer: Any, job: Job, examples: Examples) -> dict[str, str]:
     saved["adapter" if job.lora.use_lora else "model"] = folder
     metrics = {name: value for name, value in evaluation_of_saved(trainer).items() if name != "step"}
     if metrics:
-        found = {f"eval_{measure.key}": measure.of(metrics) for measure in task.measures if measure.of_loss}
-        trainer.save_metrics("eval", metrics | found)
+        trainer.save_metrics("eval", metrics)
     if trainer.is_world_process_zero() and job.lora.use_lora:
         if examples.label_names:  # a full model has them in its config.json
             names = json.dumps(dict(enumerate(examples.label_names)), indent=2, ensure_ascii=False)
@@ -167,6 +180,21 @@ def _save(trainer: Any, job: Job, examples: Examples) -> dict[str, str]:
             processor = trainer.processing_class
             save_merged(folder, saved["merged model"], task.make_model(job, processor, examples), processor)
     return saved
+
+
+def draw_pictures(folder: str, beside: Sequence[Run]) -> dict[str, str]:
+    """Draw a run that has been saved, by itself and with other curves; gives name → path of what was drawn."""
+    drawn = {}
+    try:
+        run, title = read_run(Path(folder)), os.path.basename(os.path.abspath(folder))
+        draw(run, os.path.join(folder, PICTURE))
+        drawn["picture"] = os.path.join(folder, PICTURE)
+        if beside:
+            write(picture_of([run, *beside], title), Path(folder, CURVES))
+            drawn["curves"] = os.path.join(folder, CURVES)
+    except (UserError, ModuleNotFoundError, OSError, ValueError) as error:  # a run is worth more than its picture
+        logger.warning("No picture: %s", error)
+    return drawn
 
 
 if __name__ == "__main__":

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch.utils.data import Sampler
+from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from emo_hf.cli_errors import UserError
 from emo_hf.integrations.accelerate import unwrap
+from emo_hf.train.measures import perplexity
 from emo_hf.trainer.param_groups import build_param_groups
 
 WEIGHTS = "eval_weights"
@@ -32,17 +28,28 @@ class JobTrainer:
 
     head_lr_ratio = 1.0
     evaluates_weights_too = False
+    reports_perplexity = False
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As the Trainer's; an evaluation has its perplexity too, where that means something."""
+        if self.reports_perplexity and "eval_loss" in logs:
+            logs["eval_perplexity"] = perplexity(logs["eval_loss"])
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self: Any, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; the head gets groups of its own where it has a learning rate of its own."""
+        is_there = self.optimizer is not None  # in a second `train()`
         optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
-        if self.head_lr_ratio == 1:
+        if is_there or self.head_lr_ratio == 1:
             return optimizer
-        roles = build_param_groups(self.model, lr=1.0, weight_decay=0.0)
-        heads = {id(p) for role in roles if role["name"].startswith("head") for p in role["params"]}
+        heads = heads_of(self.model)
+        if not heads:
+            raise UserError(f"head_lr_ratio must be 1 for a model without a new head, got {self.head_lr_ratio:g}")
         for group in list(optimizer.param_groups):
             mine = [p for p in group["params"] if id(p) in heads]
-            if mine:
+            if len(mine) == len(group["params"]):
+                group["lr"] *= self.head_lr_ratio
+            elif mine:
                 group["params"] = [p for p in group["params"] if id(p) not in heads]
                 optimizer.add_param_group({**group, "params": mine, "lr": self.head_lr_ratio * group["lr"]})
         return optimizer
@@ -60,30 +67,32 @@ class JobTrainer:
         found: dict[str, float] = super().evaluate(*args, **kwargs)  # type: ignore[misc]
         return found
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
+        self._loaded_from = resume_from_checkpoint
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
-        self._load_renamed(resume_from_checkpoint, model)
 
-    def _load_best_model(self) -> None:
+    def _load_best_model(self: Any) -> None:
+        self._loaded_from = self.state.best_model_checkpoint
         super()._load_best_model()  # type: ignore[misc]
-        self._load_renamed(self.state.best_model_checkpoint, None)  # type: ignore[attr-defined]
 
-    def _load_renamed(self: Any, folder: str, model: Any) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return  # they have formats of their own
-        inner = self.accelerator.unwrap_model(self.model if model is None else model)
-        if isinstance(inner, PreTrainedModel) and not saved_names(Path(folder)) <= inner.state_dict().keys():
-            whole = type(inner).from_pretrained(folder, config=inner.config, dtype=inner.dtype)
+    def _issue_warnings_after_load(self: Any, load_result: Any) -> None:
+        inner = self.accelerator.unwrap_model(self.model)
+        if load_result.missing_keys and isinstance(inner, PreTrainedModel):
+            whole = type(inner).from_pretrained(self._loaded_from, config=inner.config, dtype=inner.dtype)
             inner.load_state_dict(whole.state_dict())
+        else:
+            super()._issue_warnings_after_load(load_result)  # type: ignore[misc]
 
 
-def saved_names(folder: Path) -> set[str]:
-    """The names of the weights in a folder; empty if it holds no whole model."""
-    index, single = folder / SAFE_WEIGHTS_INDEX_NAME, folder / SAFE_WEIGHTS_NAME
-    if index.is_file():
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    with safe_open(single, "pt") if single.is_file() else nullcontext() as file:
-        return set(file.keys()) if file else set()
+def heads_of(model: nn.Module) -> set[int]:
+    """The `id` of each parameter of the head: what learns beside an adapter, or what is not the pretrained body."""
+    roles = build_param_groups(model, lr=1.0, weight_decay=0.0)
+    found = {id(p) for role in roles if role["name"].startswith("head") for p in role["params"]}
+    body = getattr(model, "base_model", model)
+    if not found and isinstance(model, PreTrainedModel) and body is not model:
+        inner = {id(p) for p in body.parameters()}
+        found = {id(p) for p in model.parameters() if p.requires_grad and id(p) not in inner}
+    return found
 
 
 class PlainTrainer(JobTrainer, Trainer):
@@ -97,19 +106,9 @@ class PlainTrainer(JobTrainer, Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return SeededByEpoch(sampler, lambda: seed + int(self.state.epoch or 0))
+
+            def set_epoch(epoch: int) -> None:
+                sampler.generator = torch.Generator().manual_seed(seed + epoch)
+
+            sampler.set_epoch = set_epoch  # accelerate's loader calls it before each epoch
         return sampler
-
-
-class SeededByEpoch(Sampler[int]):
-    """A sampler whose generator is seeded anew, with what `seed()` gives, each time that it is iterated over."""
-
-    def __init__(self, sampler: Any, seed: Callable[[], int]) -> None:
-        self._sampler, self._seed = sampler, seed
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        self._sampler.generator = torch.Generator().manual_seed(self._seed())
-        return iter(self._sampler)

@@ -101,21 +101,20 @@ def topics_csv(folder: Path, count: int = 48) -> str:
     return write_csv(folder / "topics.csv", [{"text": text, "label": topic} for text, topic in sentences(count)])
 
 
+def written(folder: Path, name: str) -> Any:
+    """A JSON file that a run has written."""
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+SETTINGS: dict[str, object] = {
+    "use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no",
+    "per_device_train_batch_size": 8, "max_length": 16, "lora_r": 4, "learning_rate": 3e-3, "num_train_epochs": 1,
+}  # fmt: skip
+
+
 def train(*arguments: object, **options: object) -> int:
     """`emo-hf train ARGUMENTS --key value …` with settings for a small, quiet run on the CPU."""
-    settings: dict[str, object] = {
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 8,
-        "max_length": 16,
-        "lora_r": 4,
-        "learning_rate": 3e-3,
-        "num_train_epochs": 1,
-    }
     flat = [str(argument) for argument in arguments]
-    for name, value in (settings | options).items():
+    for name, value in (SETTINGS | options).items():
         flat += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
     return main(flat)

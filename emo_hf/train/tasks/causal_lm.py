@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from peft import TaskType
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 
-from emo_hf.train.builtin import docstrings_as_prose
+from emo_hf.train.builtin import as_prose, docstrings
 from emo_hf.train.data import TABLES_AND_TEXT
 from emo_hf.train.measures import PERPLEXITY
 from emo_hf.train.model import with_end
-from emo_hf.train.tasks.task import Task
-
-if TYPE_CHECKING:
-    from emo_hf.train.options import DataArguments
+from emo_hf.train.options import DataArguments
+from emo_hf.train.tasks.task import Batch, Task
 
 
 class CausalLM(Task):
@@ -24,15 +22,13 @@ class CausalLM(Task):
     name = "causal-lm"
     auto = AutoModelForCausalLM
     formats = TABLES_AND_TEXT
-    builtin = {"python-docstrings": docstrings_as_prose}
+    builtin = {"python-docstrings": docstrings(as_prose)}
     takes_decoders = True
     adapter = TaskType.CAUSAL_LM
     divides_loss = True
     measures = (PERPLEXITY,)
 
-    def encode(
-        self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments
-    ) -> dict[str, Any]:
+    def encode(self, batch: Batch, columns: list[str], tokenizer: Any, options: DataArguments) -> Batch:
         ids = tokenizer(list(map(str, batch[columns[0]])), verbose=False)["input_ids"]
         documents, length = [with_end(document, tokenizer) for document in ids], options.max_length
         blocks = pack(documents, length) if options.packing else [document[:length] for document in documents]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset, Image
@@ -12,14 +12,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from emo_hf.cli_errors import UserError
 from emo_hf.train.builtin import drawn_digits
 from emo_hf.train.data import LABELS, TABLES
-from emo_hf.train.mapping import read_mapping
 from emo_hf.train.measures import ACCURACY, CLASSIFICATION, MACRO_F1
 from emo_hf.train.model import load
+from emo_hf.train.options import DataArguments, Job, read_mapping
 from emo_hf.train.tasks.task import Task
-
-if TYPE_CHECKING:
-    from emo_hf.train.config import Job
-    from emo_hf.train.options import DataArguments
 
 
 class ImageClassification(Task):

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from peft import TaskType
-from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
+from typing import Any
 
 from emo_hf.cli_errors import UserError
-from emo_hf.train.builtin import docstrings_begun
-from emo_hf.train.measures import IGNORED, PERPLEXITY
+from emo_hf.train.builtin import begun, docstrings
+from emo_hf.train.data import TABLES
+from emo_hf.train.measures import IGNORED
 from emo_hf.train.model import end_of, with_end
-from emo_hf.train.tasks.task import Task
+from emo_hf.train.options import DataArguments
+from emo_hf.train.tasks.causal_lm import CausalLM
+from emo_hf.train.tasks.task import Batch
 
-if TYPE_CHECKING:
-    from emo_hf.train.options import DataArguments
 
-
-class InstructionTuning(Task):
+class InstructionTuning(CausalLM):
     """Prompt and completion as one text, of which the prompt's tokens are read but not learned."""
 
     name = "instruction-tuning"
-    auto = AutoModelForCausalLM
-    builtin = {"python-docstrings": docstrings_begun}
+    formats = TABLES
+    builtin = {"python-docstrings": docstrings(begun)}
     columns = ("prompt", "completion")
-    takes_decoders = True
-    adapter = TaskType.CAUSAL_LM
-    divides_loss = True
-    measures = (PERPLEXITY,)
 
-    def encode(
-        self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments
-    ) -> dict[str, Any]:
+    def encode(self, batch: Batch, columns: list[str], tokenizer: Any, options: DataArguments) -> Batch:
         pairs = [
             _cut(*_token_ids(prompt, completion, tokenizer, options.separator), options.max_length)
             for prompt, completion in zip(*(batch[column] for column in columns), strict=True)
@@ -41,9 +32,6 @@ class InstructionTuning(Task):
             "attention_mask": [[1] * len(prompt + completion) for prompt, completion in pairs],
             "labels": [[IGNORED] * len(prompt) + completion for prompt, completion in pairs],
         }
-
-    def make_collator(self, processor: Any) -> Any:
-        return DataCollatorForSeq2Seq(processor)  # pads labels too
 
 
 def _token_ids(prompt: Any, completion: Any, tokenizer: Any, separator: str) -> tuple[list[int], list[int]]:

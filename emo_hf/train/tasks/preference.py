@@ -5,23 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForCausalLM, Trainer
 
-from emo_hf.cli_errors import UserError
-from emo_hf.train.builtin import docstrings_preferred
+from emo_hf.cli_errors import UserError, saying
+from emo_hf.train.builtin import docstrings, preferred
 from emo_hf.train.data import Examples
-from emo_hf.train.errors import saying
 from emo_hf.train.measures import Measure
+from emo_hf.train.options import DataArguments, Job
 from emo_hf.train.tasks.task import Task
 from emo_hf.train.trainer import JobTrainer
-
-if TYPE_CHECKING:
-    from emo_hf.train.config import Job
-    from emo_hf.train.options import DataArguments
 
 
 class Preference(Task):
@@ -29,12 +25,12 @@ class Preference(Task):
 
     name = "preference"
     auto = AutoModelForCausalLM
-    builtin = {"python-docstrings": docstrings_preferred}
+    builtin = {"python-docstrings": docstrings(preferred)}
     columns = ("prompt", "chosen", "rejected")
     adapter = TaskType.CAUSAL_LM
     divides_loss = True  # TRL's Trainer sees to it
     measures = (
-        Measure("preferred", "chosen preferred", logged="rewards/accuracies", form=".1%", with_first=True),
+        Measure("preferred", "chosen preferred", form=".1%", logged="rewards/accuracies"),
         Measure("reward_margin", "reward margin", logged="rewards/margins"),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from peft import TaskType
@@ -13,13 +13,12 @@ from emo_hf.cli_errors import UserError
 from emo_hf.train.data import TABLES, Examples, Reader
 from emo_hf.train.measures import Measure
 from emo_hf.train.model import load_model, load_tokenizer
+from emo_hf.train.options import DataArguments, Job
 from emo_hf.train.trainer import PlainTrainer
 
-if TYPE_CHECKING:
-    from emo_hf.train.config import Job
-    from emo_hf.train.options import DataArguments
-
 Rows = list[dict[str, Any]]
+Batch = dict[str, list[Any]]
+"""Some examples, column by column."""
 
 
 class Task:
@@ -85,14 +84,10 @@ class Task:
     def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:
         """Examples as the collator takes them."""
 
-        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            return self.encode(batch, columns, processor, options)
+        given = {"columns": columns, "tokenizer": processor, "options": options}
+        return dataset.map(self.encode, batched=True, remove_columns=columns, desc="Tokenizing", fn_kwargs=given)
 
-        return dataset.map(encode, batched=True, remove_columns=columns, desc="Tokenizing")
-
-    def encode(
-        self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments
-    ) -> dict[str, Any]:
+    def encode(self, batch: Batch, columns: list[str], tokenizer: Any, options: DataArguments) -> Batch:
         """The features of some examples, which take the place of `columns`."""
         raise NotImplementedError
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset
 from peft import TaskType
 from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
 
 from emo_hf.cli_errors import UserError
-from emo_hf.train.builtin import docstrings_with_code
+from emo_hf.train.builtin import docstrings, with_code
 from emo_hf.train.data import LABELS, Examples
-from emo_hf.train.measures import ACCURACY, IGNORED, Measure, most_likely
+from emo_hf.train.measures import ACCURACY, IGNORED, Measure, most_likely, span_metrics
 from emo_hf.train.model import load_tokenizer
-from emo_hf.train.spans import span_metrics
-from emo_hf.train.tasks.task import Task
-
-if TYPE_CHECKING:
-    from emo_hf.train.config import Job
-    from emo_hf.train.options import DataArguments
+from emo_hf.train.options import DataArguments, Job
+from emo_hf.train.tasks.task import Batch, Task
 
 
 class TokenClassification(Task):
@@ -27,7 +23,7 @@ class TokenClassification(Task):
 
     name = "token-classification"
     auto = AutoModelForTokenClassification
-    builtin = {"python-docstrings": docstrings_with_code}
+    builtin = {"python-docstrings": docstrings(with_code)}
     columns = ("tokens",)
     label_columns = ("ner_tags", "tags", "pos_tags", "labels")
     tags = True
@@ -61,9 +57,7 @@ class TokenClassification(Task):
                 raise UserError(f"example {row + 1} has {len(words)} words and {len(tags)} tags")
         return super().make_features(dataset, columns, processor, options)
 
-    def encode(
-        self, batch: dict[str, list[Any]], columns: list[str], tokenizer: Any, options: DataArguments
-    ) -> dict[str, Any]:
+    def encode(self, batch: Batch, columns: list[str], tokenizer: Any, options: DataArguments) -> Batch:
         encoded = tokenizer(
             batch[columns[0]], is_split_into_words=True, truncation=True, max_length=options.max_length
         )
