@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emo_hf.integrations.backward import feel_backward
-    from emo_hf.integrations.torchao_offload import sharing_one_emotion
     from emo_hf.laws.decision import EmotionView
     from emo_hf.nodes.averaging import average_saved
     from emo_hf.nodes.local_sgd import LocalSGDCallback
     from emo_hf.nodes.weight_exchange import WeightExchange, WeightExchangeCallback
     from emo_hf.optim.attach import attach
     from emo_hf.optim.attachment import Attachment
+    from emo_hf.optim.backward import step_in_backward
     from emo_hf.optim.family import *
     from emo_hf.optim.family import FAMILY
     from emo_hf.optim.optimizer import EmoOptimizer
-    from emo_hf.optim.step_in_backward import step_in_backward
     from emo_hf.trainer.callbacks import EmoCallback, EmoEarlyStoppingCallback
     from emo_hf.trainer.checkpoints import last_whole_checkpoint
     from emo_hf.trainer.factory import create_optimizer
     from emo_hf.trainer.param_groups import GroupOptions, build_param_groups
     from emo_hf.trainer.registry import register, unregister
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _FAMILY = "emo_hf.optim.family"
 """The module of the optimizers, whose names are those of its `__all__`."""
@@ -51,8 +50,7 @@ _LAZY = {
     "feel_backward": "emo_hf.integrations.backward",
     "last_whole_checkpoint": "emo_hf.trainer.checkpoints",
     "register": "emo_hf.trainer.registry",
-    "sharing_one_emotion": "emo_hf.integrations.torchao_offload",
-    "step_in_backward": "emo_hf.optim.step_in_backward",
+    "step_in_backward": "emo_hf.optim.backward",
     "unregister": "emo_hf.trainer.registry",
 }
 """Where each name lies that is no optimizer."""

@@ -73,20 +73,22 @@ def boolean_or(*choices: str) -> Callable[[Any], bool | str]:
         try:
             return boolean(value)
         except ValueError:
-            raise ValueError(f"true, false or {' or '.join(choices)}") from None
+            raise ValueError(f"{', '.join(('true', 'false', *choices[:-1]))} or {choices[-1]}") from None
 
     return read
 
 
-def number(low: float, below: float = math.inf) -> Callable[[Any], float]:
-    accepted = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+def number(low: float, below: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    """A number of at least `low`, or above it, and below `below`."""
+    accepted = f"a number {'above' if above else 'of at least'} {low:g}"
+    accepted += f" and below {below:g}" if below < math.inf else ""
 
     def read(value: Any) -> float:
         try:
             result = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             result = math.nan
-        if not low <= result < below:
+        if not low <= result < below or (above and result == low):
             raise ValueError(accepted)
         return result
 

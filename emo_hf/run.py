@@ -12,7 +12,6 @@ import importlib.util
 import os
 import runpy
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -138,23 +137,11 @@ def _read_emotion(law: str | None, given: str | None) -> dict[str, Any]:
 
 
 def _check_script(script: str) -> None:
-    """Refuse what Python could not run: a script, a folder or an archive with `__main__.py`, or compiled code."""
+    """Refuse what is not there to be run; a mistake in it is told by Python itself."""
     if not os.path.exists(script):
         raise UserError(f"there is no script {script!r} (to run a module: emo-hf run -m MODULE)")
-    if os.path.isdir(script):
-        if not os.path.isfile(os.path.join(script, "__main__.py")):
-            raise UserError(f"{script!r} is a folder without __main__.py: name a script in it")
-        return
-    try:
-        if not zipfile.is_zipfile(script):
-            with open(script, "rb") as file:
-                content = file.read()
-            if not content.startswith(importlib.util.MAGIC_NUMBER):
-                compile(content, script, "exec", dont_inherit=True)
-    except OSError as error:
-        raise UserError(f"{script!r} cannot be read: {error.strerror}") from error
-    except (SyntaxError, ValueError) as error:  # the latter for bytes of value 0
-        raise UserError(f"{script!r} is not Python, or has a mistake in it: {error}") from error
+    if os.path.isdir(script) and not os.path.isfile(os.path.join(script, "__main__.py")):
+        raise UserError(f"{script!r} is a folder without __main__.py: name a script in it")
 
 
 def _check_module(module: str) -> None:
@@ -163,8 +150,8 @@ def _check_module(module: str) -> None:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{module}.__main__")
-    except (ImportError, ValueError) as error:
-        raise UserError(f"there is no module {module!r} that can be run ({error})") from error
+    except (ImportError, ValueError):  # a package that it lies in is not there, or its name is none
+        spec = None
     finally:
         del sys.path[0]
     if spec is None:

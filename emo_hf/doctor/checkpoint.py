@@ -11,7 +11,7 @@ import torch
 
 from emo_hf.cli_errors import UserError
 from emo_hf.doctor.report import Finding, Report
-from emo_hf.laws import LAWS
+from emo_hf.laws import LAWS, Law
 from emo_hf.laws.metrics import NOTES
 from emo_hf.laws.words import text_of
 from emo_hf.optim.saving import EMOTION_KEY
@@ -24,6 +24,10 @@ SHARDED = ("optimizer_*/", "global_step*/")
 FEW = 0.9
 """Of the steps: with fewer losses than that some have not arrived."""
 
+NO_EMOTION = (
+    "train with --optim emonavi (or another of the family), or give an optimizer an emotion with "
+    "emo-hf run --emotion v3.1; checkpoints of save_only_model have none"
+)
 WORDS = {
     "law": "law", "short": "fast average", "long": "slow average", "scalar": "scalar σ", "coefficient": "factor c",
     "quiet": "quiet", "should_stop": "stop signal", "observations": "losses felt", "skipped": "losses left out",
@@ -38,7 +42,7 @@ def newest_checkpoint(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint and no script {str(folder)!r}")
-    inside = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit() and path.is_dir()]
+    inside = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
     if inside and not (folder / OPTIMIZER).is_file():
         return max(inside, key=lambda path: int(path.name.partition("-")[2]))
     if (folder / OPTIMIZER).is_file() or (folder / STATE).is_file():
@@ -49,65 +53,60 @@ def newest_checkpoint(folder: Path) -> Path:
 def examine(checkpoint: Path) -> Report:
     """Read a checkpoint, with `weights_only=True`, and judge its emotion."""
     flaw = what_is_missing(checkpoint)
-    findings = [
-        Finding("files", True, "whole")
-        if flaw is None
-        else Finding("files", False, f"not saved to its end: {flaw}", "resume from the checkpoint before it")
-    ]
+    report = Report(
+        {"checkpoint": str(checkpoint)},
+        [Finding("files", False, f"not saved to its end: {flaw}", "resume from the checkpoint before it")
+         if flaw else Finding("files", True, "whole")],
+    )  # fmt: skip
     try:
         state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         notes = (state.get("stateful_callbacks") or {}).get(NOTES) or {}
     except (OSError, ValueError, AttributeError):  # is said above
         state, notes = {}, {}
-    facts: dict[str, Any] = {"checkpoint": str(checkpoint), "step": state.get("global_step")}
+    report.facts["step"] = state.get("global_step")
     saved, where = _emotion(checkpoint, notes)
-    findings.append(where)
+    report.findings.append(where)
     if saved is not None:
         law = LAWS.get(str(saved.get("law")))
-        facts["optimizer"] = " ".join(str(saved[key]) for key in ("optimizer", "version") if saved.get(key)) or None
-        facts |= {words: saved[key] for key, words in WORDS.items() if key in saved}
-        facts |= {name: saved[name] for name in (law.numbers if law else ()) if name in saved}
+        names = [str(saved[key]) for key in ("optimizer", "version") if saved.get(key)]
+        report.facts["optimizer"] = " ".join(names) or None
+        report.facts |= {words: saved[key] for key, words in WORDS.items() if key in saved}
+        report.facts |= {name: saved[name] for name in (law.numbers if law else ()) if name in saved}
         decisions = map(note_of, notes.get("decisions", ()))
-        facts["decisions"] = [f"step {note.step:,}: {text_of(note)}" for note in decisions]
-        findings += [_sound(saved), _losses(saved, state.get("global_step"))]
-    return Report(facts, findings)
+        report.facts["decisions"] = [f"step {note.step:,}: {text_of(note)}" for note in decisions]
+        report.findings += [_sound(law, saved), _losses(saved, state.get("global_step"))]
+    return report
 
 
 def _emotion(checkpoint: Path, notes: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, Finding]:
     """The emotion from the optimizer's state, else from the Trainer's notes, which have it for attached ones."""
-    trouble = f"there is no {OPTIMIZER}"
+    trouble, saved = f"there is no {OPTIMIZER}", None
     if (checkpoint / OPTIMIZER).is_file():
         try:
             groups = torch.load(checkpoint / OPTIMIZER, map_location="cpu", weights_only=True)["param_groups"]
             saved = next((group[EMOTION_KEY] for group in groups if group.get(EMOTION_KEY)), None)
+            trouble = f"the optimizer's state in {OPTIMIZER} holds none: it is not of an emo optimizer"
         except Exception as error:  # noqa: BLE001  torch raises nearly anything for a file that is not its own
             trouble = f"{OPTIMIZER} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
-        else:
-            if saved is not None:
-                return saved, Finding("emotion", True, f"read from {OPTIMIZER}")
-            trouble = f"the optimizer's state in {OPTIMIZER} holds none: it is not of an emo optimizer"
+    elif shards := [folder.name for pattern in SHARDED for folder in sorted(checkpoint.glob(pattern))]:
+        trouble = f"not read: the optimizer's state is in pieces, in {', '.join(shards)}"
+    if saved is not None:
+        return saved, Finding("emotion", True, f"read from {OPTIMIZER}")
     if isinstance(notes.get(EMOTION_KEY), dict):
         return notes[EMOTION_KEY], Finding("emotion", True, f"read from {STATE}; {trouble}")
-    shards = [folder.name for pattern in SHARDED for folder in sorted(checkpoint.glob(pattern))]
-    if shards and not (checkpoint / OPTIMIZER).is_file():
-        return None, Finding("emotion", None, f"not read: the optimizer's state is in pieces, in {', '.join(shards)}")
-    remedy = (
-        "train with --optim emonavi (or another of the family), or give an optimizer an emotion with "
-        "emo-hf run --emotion v3.1; checkpoints of save_only_model have none"
-    )
-    return None, Finding("emotion", False, trouble, remedy)
+    if trouble.startswith("not read"):
+        return None, Finding("emotion", None, trouble)
+    return None, Finding("emotion", False, trouble, NO_EMOTION)
 
 
-def _sound(saved: Mapping[str, Any]) -> Finding:
+def _sound(law: type[Law] | None, saved: Mapping[str, Any]) -> Finding:
     """Whether the law can take its numbers over."""
-    law = LAWS.get(str(saved.get("law")))
     if law is None:  # an ablation
         return Finding("numbers", None, f"not checked: {saved.get('law')!r} is not a law of its own")
     try:
         law().load_state_dict(saved)
     except ValueError as error:
-        remedy = "resume from the checkpoint before it, or from the weights only"
-        return Finding("numbers", False, str(error), remedy)
+        return Finding("numbers", False, str(error), "resume from the checkpoint before it, or from the weights only")
     return Finding("numbers", True, f"complete and sound for the law {saved['law']}")
 
 

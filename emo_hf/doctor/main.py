@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
-from emo_hf.cli_errors import UserError, one_sentence
+from emo_hf.cli_errors import UserError, at_least_one, one_sentence
 from emo_hf.doctor import checkpoint, script, versions
-from emo_hf.doctor.report import Report
+from emo_hf.doctor.report import Finding, Report
 from emo_hf.run import read_job
 
 DESCRIPTION = """\
@@ -33,9 +36,16 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("-m", dest="module", metavar="MODULE", help="a module to run instead of a script")
     made.add_argument("--json", action="store_true", help="print plain JSON")
     made.add_argument("--emotion", metavar="LAW", help="give the script's own optimizers an emotion of this law")
-    made.add_argument("--steps", type=_count, default=20, help="optimizer steps of a script (%(default)s)")
-    made.add_argument("--timeout", type=_count, default=600, help="seconds that a script may take (%(default)s)")
+    made.add_argument("--steps", type=at_least_one, default=20, help="optimizer steps of a script (%(default)s)")
+    made.add_argument("--timeout", type=at_least_one, default=600, help="seconds that a script may take (%(default)s)")
     return made
+
+
+def show(report: Report, as_json: bool) -> int:
+    """Print a report; the exit code is 1 if something is wrong, otherwise 0."""
+    failed = any(finding.passed is False for finding in report.findings)
+    print(json.dumps({"fine": not failed, **asdict(report)}, indent=2) if as_json else report, flush=True)
+    return int(failed)
 
 
 @one_sentence("emo-hf doctor")
@@ -59,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             what = f"arguments after -- ({' '.join(arguments)})" if arguments else "--emotion"
             raise UserError(f"{what} are for a script, got {'no target' if target is None else repr(target)}")
         if target is not None:
-            report = checkpoint.examine(checkpoint.newest_checkpoint(Path(target)))
-            print(report.json() if options.json else report)
-            return report.exit_code
+            return show(checkpoint.examine(checkpoint.newest_checkpoint(Path(target))), options.json)
     facts = Report({}, [])
     if module is None and target is None:
         facts, module = versions.examine(), "emo_hf.doctor.probe"
+        if importlib.util.find_spec("transformers") is None:
+            facts.findings.append(Finding("felt", None, "not tried: that needs transformers, which is not installed"))
+            return show(facts, options.json)
     of_run = [*([] if emotion is None else ["--emotion", emotion]), *(["-m", module] if module else [target])]
     read_job(of_run)  # refuses what is wrong
     sys.stdout.flush()
@@ -76,16 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.flush()
         os.dup2(stdout, 1)
         whole = Report({**facts.facts, **report.facts}, [*facts.findings, *report.findings])
-        print(whole.json() if options.json else whole, flush=True)
-        os._exit(whole.exit_code)  # threads and workers of a script that was cut off shall not hold it up
+        os._exit(show(whole, options.json))  # threads and workers of a script that was cut off shall not hold it up
 
     return script.examine([*of_run, *arguments], options.steps, options.timeout, end)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is wanted, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Whether the loss of a script would be felt: runs it, in this process, and compares felt and logged losses.
 
-The process ends with the script, since this looks where nothing of the package looks unasked: at every optimizer and
-every law. What a Trainer writes goes to a scratch folder, and it reports to nobody.
+The process ends with the script, since this looks where nothing of the package looks unasked: at every optimizer. What
+a Trainer writes goes to a scratch folder, and it reports to nobody.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from emo_hf import run
 from emo_hf.doctor.report import Finding, Report
 from emo_hf.integrations.accelerate import unwrap
-from emo_hf.laws import LAWS, Law
+from emo_hf.losses.rank_mean import RankMean
 
 FOLDERS = ("--output_dir", "--output-dir", "--logging_dir", "--logging-dir", "--project_dir", "--project-dir")
 """Options by which scripts of all kinds are told where to write; under the doctor that is a scratch folder."""
@@ -39,49 +39,51 @@ SHOW_IT = (
 )
 
 
-class Enough(BaseException):
-    """As many steps have been taken as were wanted: nothing that a script's `except Exception` shall catch."""
-
-
 class Watch:
     """What goes on in a script.
 
     Attributes:
         steps: how many each optimizer has taken.
-        felt: the losses that each law was given.
+        felt: the losses that were heard, each with what has taken its mean over the ranks.
         logged: the losses that a Trainer has logged, one for each step.
-        error: what has gone wrong.
+        scratch: the folder that takes what a script writes.
     """
 
-    def __init__(self, wanted: int, scratch: str) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: int, end: Callable[[Report], NoReturn]) -> None:
+        self.wanted, self.end = wanted, end
         self.steps: Counter[Optimizer] = Counter()
-        self.felt: list[tuple[Law, float]] = []
+        self.felt: list[tuple[RankMean, float]] = []
         self.logged: list[float] = []
-        self.error: str | None = None
+        self.scratch = tempfile.mkdtemp(prefix="emo-hf-doctor-")
+        self._has_ended = threading.Lock()
         register_optimizer_step_pre_hook(self._before_step)
-        for law in (Law, *LAWS.values()):
-            self._look_at_law(law)
+        self._look_at_losses()
         if importlib.util.find_spec("transformers"):
-            self._look_at_trainer(scratch)
+            self._look_at_trainer()
+
+    def finish(self, error: str | None) -> NoReturn:
+        """End the process with the report; `error` is what has gone wrong."""
+        self._has_ended.acquire()  # for good: who comes first has the last word
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        self.end(self._report(error))
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         if self.steps[optimizer] >= self.wanted:
-            raise Enough
+            self.finish(None)
         self.steps[optimizer] += 1
 
-    def _look_at_law(self, kind: Any) -> None:
-        feel = vars(kind).get("feel")
+    def _look_at_losses(self) -> None:
+        take = RankMean.take
 
-        def noted(law: Law, loss: float) -> Any:
-            if type(law) is kind or "feel" not in vars(type(law)):  # and not one that it is derived from
-                self.felt.append((law, loss))
-            return feel(law, loss)
+        def noted(mean: RankMean, *args: Any, **kwargs: Any) -> float | None:
+            loss = take(mean, *args, **kwargs)
+            if loss is not None:
+                self.felt.append((mean, loss))
+            return loss
 
-        if feel is not None:
-            kind.feel = noted
+        RankMean.take = noted  # type: ignore[assignment, method-assign]
 
-    def _look_at_trainer(self, scratch: str) -> None:
+    def _look_at_trainer(self) -> None:
         """Have Trainers write into the scratch folder, report to nobody, and log each step."""
         from transformers import TrainerCallback, TrainingArguments
         from transformers.trainer import DEFAULT_CALLBACKS
@@ -90,7 +92,7 @@ class Watch:
 
         @functools.wraps(original)
         def quiet(arguments: Any) -> None:
-            arguments.output_dir, arguments.report_to, arguments.push_to_hub = scratch, "none", False
+            arguments.output_dir, arguments.report_to, arguments.push_to_hub = watch.scratch, "none", False
             arguments.logging_strategy, arguments.logging_steps = "steps", 1
             original(arguments)
 
@@ -102,15 +104,15 @@ class Watch:
         TrainingArguments.__post_init__ = quiet
         DEFAULT_CALLBACKS.append(Note)
 
-    def report(self) -> Report:
-        """What was seen, judged."""
-        facts, findings = {}, [Finding("script", False, self.error)] if self.error else []
+    def _report(self, error: str | None) -> Report:
+        facts, findings = {}, [Finding("script", False, error)] if error else []
         for i, (optimizer, steps) in enumerate(self.steps.most_common(), start=1):
             emo, name = unwrap(optimizer), type(optimizer).__name__
-            law = None if emo is None else emo._engine.law
-            facts[f"optimizer {i}"] = f"{name}, {steps} steps, {'no emotion' if law is None else 'law ' + law.label}"
-            if law is not None:
-                losses = [loss for of, loss in self.felt if of is law]
+            engine = None if emo is None else emo._engine
+            law = "no emotion" if engine is None else f"law {engine.law.label}"
+            facts[f"optimizer {i}"] = f"{name}, {steps} steps, {law}"
+            if engine is not None:
+                losses = [loss for mean, loss in self.felt if mean is engine.rank_mean]
                 findings.append(judge(f"felt ({name})", steps, losses, self.logged))
         if not self.steps and not findings:
             remedy = "check its arguments; of a launcher, whose steps are in other processes, name the script"
@@ -129,29 +131,19 @@ def examine(arguments: Sequence[str], steps: int, timeout: float, end: Callable[
         timeout: seconds after which it is ended in any case.
         end: is given the report, and ends the process.
     """
-    scratch, lock = tempfile.mkdtemp(prefix="emo-hf-doctor-"), threading.Lock()
-    watch = Watch(steps, scratch)
-
-    def finish(error: str | None) -> NoReturn:
-        lock.acquire()  # for good: who comes first has the last word
-        watch.error = error
-        shutil.rmtree(scratch, ignore_errors=True)
-        end(watch.report())
-
+    watch = Watch(steps, end)
     late = f"not {steps} steps in {timeout:g} seconds: give more with --timeout, or fewer --steps"
-    timer = threading.Timer(timeout, finish, [late])
+    timer = threading.Timer(timeout, watch.finish, [late])
     timer.daemon = True
     timer.start()
     try:
-        code: Any = run.main(redirected(arguments, scratch))
-        finish(f"it ended with exit code {code}" if code else None)
-    except Enough:
-        finish(None)
+        code: Any = run.main(redirected(arguments, watch.scratch))
     except SystemExit as stop:
-        finish(f"it ended with exit code {stop.code}" if stop.code else None)
+        code = stop.code
     except BaseException as failure:  # noqa: BLE001  whatever it is: it is the script's, and is reported
         traceback.print_exc()
-        finish(f"{type(failure).__name__}: {failure}")
+        watch.finish(f"{type(failure).__name__}: {failure}")
+    watch.finish(f"it ended with exit code {code}" if code else None)
 
 
 def redirected(arguments: Sequence[str], scratch: str) -> list[str]:

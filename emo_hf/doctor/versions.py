@@ -38,12 +38,10 @@ def supported() -> Finding:
         from packaging.requirements import Requirement
     except ImportError as error:  # this package is not installed, but found on the path
         return Finding("versions", None, f"what is required is not known here ({error})")
-    wrong = []
-    for requirement in map(Requirement, required):
-        found = version_of(requirement.name)
-        counts = requirement.marker is None or requirement.marker.evaluate({"extra": "hf"})
-        if counts and found and not requirement.specifier.contains(found.partition("+")[0], prereleases=True):
-            wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
+    counts = [each for each in map(Requirement, required) if not each.marker or each.marker.evaluate({"extra": "hf"})]
+    found = [(each, (version_of(each.name) or "").partition("+")[0]) for each in counts]
+    wrong = [f"{each.name} {version} is not {each.specifier}" for each, version in found
+             if version and not each.specifier.contains(version, prereleases=True)]  # fmt: skip
     if wrong:
         return Finding("versions", False, ", ".join(wrong), 'pip install --upgrade "emo_hf[hf]"')
     return Finding("versions", True, "all that is installed is supported")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -75,7 +74,9 @@ def shown(name: str, longest: int = LONGEST) -> str:
 
 
 def _draw(axes: Axes, panel: Panel) -> list[tuple[Any, str]]:
-    """Draw a panel; gives what is in it with its names, curves in the order in which they end."""
+    """Draw a panel; gives what is in it with its names."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
     axes.set_ylabel(panel.what.replace(", ", ",\n"))
@@ -84,11 +85,12 @@ def _draw(axes: Axes, panel: Panel) -> list[tuple[Any, str]]:
         axes.axhspan(zone.low, zone.high, color=ZONE_COLORS[zone.kind], linewidth=0, zorder=0)
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8.5}
         axes.text(1.012, (zone.low + zone.high) / 2, zone.what, color="#444444", **place)
-    lines = [(curve, _draw_curve(axes, curve)) for curve in panel.curves]
-    lines.sort(key=lambda line: -_end(line[0]))
-    names = [(line, curve.name) for curve, line in lines if curve.name and not panel.zones]
+    lines = [(_draw_curve(axes, curve), curve.name) for curve in panel.curves]
+    names = [(line, name) for line, name in lines if name and not panel.zones]
     if panel.log:
-        _log_scale(axes)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     if panel.band[0]:
         band = axes.fill_between(*panel.band, color=Color.ORANGE, alpha=0.3, linewidth=0)
         names.append((band, "lowest to highest"))
@@ -105,10 +107,10 @@ def _draw(axes: Axes, panel: Panel) -> list[tuple[Any, str]]:
         names.append((ticks, f"{len(panel.left_out)} step{'s' * (len(panel.left_out) > 1)} left out"))
     axes.set_ylim(panel.low, panel.high)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−"))
-    for mark in panel.marks:
+    for number, mark in enumerate(panel.marks, start=1):
         axes.plot([mark.step], [mark.value], "o", markersize=12, color=mark.color, markeredgecolor="white", zorder=5)
         at = (mark.step, mark.value)
-        axes.annotate(str(mark.number), at, color="white", fontsize=8, ha="center", va="center", zorder=6)
+        axes.annotate(str(number), at, color="white", fontsize=8, ha="center", va="center", zorder=6)
     return names
 
 
@@ -119,18 +121,6 @@ def _draw_curve(axes: Axes, curve: Curve) -> Any:
         *curve.series, color=curve.color, linewidth=curve.width, marker="o" if dots else None, markersize=4, **looks
     )
     return line
-
-
-def _end(curve: Curve) -> float:
-    return next((value for value in reversed(curve.series[1]) if math.isfinite(value)), -math.inf)
-
-
-def _log_scale(axes: Axes) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _name(axes: Axes, names: Sequence[tuple[Any, str]]) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from emo_hf.cli_errors import UserError
 from emo_hf.laws import LAWS
+from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import PREFIX
-from emo_hf.laws.words import SKIPPED
-from emo_hf.plot.decisions import mark, stop_of
-from emo_hf.plot.panels import COLORS, DASHES, Color, Panel, Picture, Stop, style
+from emo_hf.laws.words import DONE, SKIPPED, text_of
+from emo_hf.plot.panels import COLORS, DASHES, Color, Mark, Panel, Picture, Stop, style
 from emo_hf.plot.run import Run, Series, evaluations_in
 
 SMOOTHING = 0.7
@@ -54,13 +54,12 @@ def evaluations(run: Run) -> list[tuple[str, Series]]:
     `eval_loss` beside `eval_weights_loss` is that of an average of the weights, evaluated along the same run.
     """
     names = dict.fromkeys(name for line in run.history for name in evaluations_in(line))
-    found = []
+    found = {}
     for name in names:
         own = name.removeprefix("eval_").removesuffix("loss").removesuffix("_")
-        if name.removesuffix("loss") + "weights_loss" in names:
-            own = f"{own} average".strip()
-        found.append((own, run.series(name)))
-    return [(own, series) for own, series in found if series[0]]
+        is_average = name.removesuffix("loss") + "weights_loss" in names
+        found[f"{own} average".strip() if is_average else own] = run.series(name)
+    return [(own, series) for own, series in found.items() if series[0]]
 
 
 def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
@@ -76,7 +75,10 @@ def smoothed(values: Sequence[float], weight: float = SMOOTHING) -> list[float]:
 
 
 def _stop(run: Run, alone: bool, index: int) -> list[Stop]:
-    step, (color, dash) = stop_of(run), (Color.BLACK, "dot") if alone else style(index)
+    """The first step at which the stop signal is known to have stood."""
+    done = [note.step for note in run.decisions if note.kind == DONE]
+    logged = [step for step, stands in zip(*run.series(PREFIX + "should_stop"), strict=True) if stands]
+    step, (color, dash) = min([*done, *logged], default=None), (Color.BLACK, "dot") if alone else style(index)
     words = f"{'' if alone else run.name + ': '}stop signal from step {step}"
     return [] if step is None else [Stop(step=step, color=color, dash=dash, words=words)]
 
@@ -112,16 +114,13 @@ def _rates_of_one(run: Run) -> Panel:
     """The schedule's rate, and the effective one of each group; groups that went the same way share a curve."""
     panel = Panel(what="learning rate", height=2.0, low=0.0)
     names = dict.fromkeys(name for line in run.history for name in line if name.startswith(EFFECTIVE + "/"))
-    groups: list[tuple[list[str], Series]] = []
+    labels: dict[str, list[str]] = {}
     for name in names or [EFFECTIVE]:
-        series = run.series(name)
-        same = next((labels for labels, known in groups if known == series), None)
-        if same is None:
-            groups.append((same := [], series))
-        same.append(name.removeprefix(EFFECTIVE + "/"))
-    for i, (labels, series) in enumerate(groups):
+        labels.setdefault(str(run.series(name)), []).append(name)
+    for i, alike in enumerate(labels.values()):
         color, dash = COLORS[1:][i % 6], DASHES[(0, 2, 3, 4)[i % 4]]
-        panel.add("effective" + (f": {', '.join(labels)}" if names else ""), series, color, dash)
+        of = ": " + ", ".join(name.removeprefix(EFFECTIVE + "/") for name in alike) if names else ""
+        panel.add(f"effective{of}", run.series(alike[0]), color, dash)
     peaks = [peak for curve in panel.curves if (peak := max(curve.series[1])) > 0]
     if peaks and max(peaks) > 5 * min(peaks):  # as in LoRA+; not by the lowest rates, since schedules end at 0
         panel.log, panel.low = True, None
@@ -161,3 +160,31 @@ def _of_several(runs: Sequence[Run]) -> list[Panel]:
 def _far_apart(panel: Panel) -> bool:
     values = [value for curve in panel.curves for value in curve.series[1] if math.isfinite(value)]
     return bool(values) and 0 < FAR_APART * min(values) < max(values)
+
+
+def mark(panel: Panel, decisions: Sequence[Note], series: Series, color: str, name: str = "") -> None:
+    """Mark what was decided, but for steps that were left out, on a curve of a panel.
+
+    Args:
+        panel: that the curve is in.
+        decisions: of the run.
+        series: the curve.
+        color: of the marks.
+        name: of the run, where there are several.
+    """
+    for note in decisions:
+        value = value_at(series, note.step)
+        if note.kind != SKIPPED and value is not None:
+            words = f"{name}{', ' if name else ''}step {note.step:,}: {text_of(note)}"
+            panel.marks.append(Mark(step=note.step, value=value, color=color, words=words))
+
+
+def value_at(series: Series, step: float) -> float | None:
+    """The curve's value at a step, on the line between its neighbours; None where there is no curve."""
+    points = [(x, y) for x, y in zip(*series, strict=True) if math.isfinite(y)]
+    if not points:
+        return None
+    before = max((point for point in points if point[0] <= step), default=points[0])
+    after = min((point for point in points if point[0] >= step), default=points[-1])
+    share = (step - before[0]) / (after[0] - before[0]) if after[0] != before[0] else 0.0
+    return before[1] + (after[1] - before[1]) * share

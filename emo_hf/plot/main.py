@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from emo_hf.cli_errors import UserError, one_sentence
-from emo_hf.laws import LAWS
 from emo_hf.plot.figure import picture_of
 from emo_hf.plot.panels import Picture
 from emo_hf.plot.run import Run, named_apart, read_run
@@ -33,11 +29,9 @@ def parser() -> argparse.ArgumentParser:
         f"the picture, by its ending ({', '.join(ENDINGS)}); .html is one page that zooms and shows values; may be "
         f"given more than once (default: {PICTURE} in the run's folder, {PICTURE_OF_SEVERAL} here for several)"
     )
-    law = "the law that a run has followed, where its files do not say, for the ranges of σ"
     made.add_argument("runs", nargs="+", metavar="RUN", type=Path, help=runs)
     made.add_argument("--output", action="append", metavar="FILE", type=Path, help=output)
     made.add_argument("--title", help="what stands above (default: the name of the run's folder)")
-    made.add_argument("--law", choices=LAWS, help=law)
     return made
 
 
@@ -58,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for output in outputs:
         _kind_of(output)
     runs = named_apart([read_run(place) for place in places], places)
-    picture = picture_of([replace(run, law=run.law or options.law) for run in runs], options.title)
+    picture = picture_of(runs, options.title)
     for output in outputs:
         write(picture, output)
         print(output, flush=True)
@@ -76,7 +70,7 @@ def draw(run: Run, output: str | Path) -> None:
 
 
 def write(picture: Picture, output: Path) -> None:
-    """Write a picture, whole or not at all: PNG, SVG, PDF or a page that zooms, by the file's name.
+    """Write a picture: PNG, SVG, PDF or a page that zooms, by the file's name.
 
     Raises:
         UserError: for a file of another name, or that cannot be written.
@@ -91,21 +85,10 @@ def write(picture: Picture, output: Path) -> None:
         from emo_hf.plot.drawing import image_of
 
         content = image_of(picture, kind)
-    unfinished = None
     try:
-        with tempfile.NamedTemporaryFile(dir=output.parent, prefix=f".{output.stem[:20]}-", delete=False) as file:
-            unfinished = Path(file.name)
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        unfinished.chmod(0o666 & ~mask)  # such files are for their owner alone otherwise
-        unfinished.replace(output)
-    except BaseException as error:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write {str(output)!r}: {error.strerror}") from error
-        raise
+        output.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"cannot write {str(output)!r}: {error.strerror}") from error
 
 
 def _kind_of(output: Path) -> str:

@@ -71,10 +71,10 @@ def _draw(figure: Any, row: int, panel: Panel) -> None:
             ),
             **place,
         )  # fmt: skip
-    for mark in panel.marks:
+    for number, mark in enumerate(panel.marks, start=1):
         figure.add_trace(
             Scatter(
-                x=[mark.step], y=[mark.value], mode="markers+text", text=[str(mark.number)], showlegend=False,
+                x=[mark.step], y=[mark.value], mode="markers+text", text=[str(number)], showlegend=False,
                 marker={"size": 18, "color": mark.color}, textfont={"color": "white", "size": 11},
                 name=_escaped(mark.words), hoverinfo="name", hoverlabel={"namelength": -1},
             ),

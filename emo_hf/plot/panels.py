@@ -37,9 +37,8 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A decision on a curve; `number` is that of its words below the picture."""
+    """A decision on a curve; its words stand below the picture, by its number, which counts from 1."""
 
-    number: int
     step: int
     value: float
     color: str
@@ -102,7 +101,7 @@ class Picture:
     @property
     def notes(self) -> list[str]:
         """The words of all marks."""
-        return [f"{mark.number}  {mark.words}" for panel in self.panels for mark in panel.marks]
+        return [f"{i}  {mark.words}" for panel in self.panels for i, mark in enumerate(panel.marks, start=1)]
 
 
 def style(index: int) -> tuple[str, str]:

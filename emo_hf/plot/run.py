@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from emo_hf.cli_errors import UserError
 from emo_hf.laws.decision import Note
 from emo_hf.laws.metrics import NOTES, PREFIX
 from emo_hf.laws.words import KINDS
-from emo_hf.plot.events import event_files, read_events
 
 STATE = "trainer_state.json"
+PATTERN = "events.out.tfevents.*"
 
 Line = Mapping[str, Any]
 Series = tuple[list[int], list[float]]
@@ -89,54 +89,36 @@ def named_apart(runs: Sequence[Run], places: Sequence[Path]) -> list[Run]:
 
 
 def _newest_state(place: Path) -> Run | None:
-    """The run as its furthest state tells it; while it is going, that of a checkpoint is newer than the run's own.
-
-    What cannot be read, since a kill cut it short, is passed over as long as there is another.
-    """
-    files = [place] if place.suffix == ".json" and place.is_file() else []
-    if place.is_dir():
-        checkpoints = [path for path in place.iterdir() if re.fullmatch(r"checkpoint-\d+", path.name)]
-        checkpoints.sort(key=lambda path: int(path.name.partition("-")[2]), reverse=True)
-        files = [file for folder in (place, *checkpoints) if (file := folder / STATE).is_file()]
-    newest: Run | None = None
-    objection: UserError | None = None
+    """The run as its furthest whole state tells it; while it is going, that of a checkpoint is newer than its own."""
+    if place.is_file():
+        return _read_state(place) if place.suffix == ".json" else None
+    numbered = sorted(place.glob("checkpoint-*"), key=lambda folder: (len(folder.name), folder.name))
+    files = [file for folder in (place, *reversed(numbered[-2:])) if (file := folder / STATE).is_file()]
+    runs = []
     for file in files:
-        try:
-            run = _read_state(file)
-        except UserError as error:
-            objection = objection or error
-            continue
-        newest = run if newest is None or run.last_step > newest.last_step else newest
-        if file.parent != place:  # older checkpoints come after it
-            break
-    if newest is None and objection is not None:
-        raise objection
-    return newest
+        with contextlib.suppress(UserError):  # it may have been cut short
+            runs.append(_read_state(file))
+    if files and not runs:
+        return _read_state(files[0])  # says what is wrong with it
+    return max(runs, key=lambda run: run.last_step, default=None)
 
 
 def _read_state(file: Path) -> Run:
     try:
         state = json.loads(file.read_text(encoding="utf-8"))
-        history = [_line(line) for line in _list(state["log_history"])]
+        history = [_line(line) for line in state["log_history"]]
         notes = (state.get("stateful_callbacks") or {}).get(NOTES) or {}
-        decisions = [note_of(decision) for decision in _list(notes.get("decisions") or [])]
-        law = notes.get("law")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        decisions, law = [note_of(decision) for decision in notes.get("decisions") or ()], notes.get("law")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{str(file)!r} is not a Trainer's state ({type(error).__name__}: {error})") from error
     return Run(history=history, law=None if law is None else str(law), decisions=decisions)
 
 
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"a list is wanted, not {value!r:.60}")
-    return value
-
-
-def _line(line: Any) -> Line:
+def _line(line: Line) -> Line:
     """A log line in which all that is drawn is a number."""
-    drawn = [name for name in line if name in ("loss", "learning_rate") or name.startswith(PREFIX)]
-    numbers = {name: _number(name, line[name]) for name in [*drawn, *evaluations_in(line)] if line[name] is not None}
-    return {**line, **numbers, **({"step": _step(line)} if "step" in line else {})}
+    drawn = {"loss", "learning_rate", *evaluations_in(line), *(name for name in line if name.startswith(PREFIX))}
+    numbers = {name: float(value) for name, value in line.items() if name in drawn and value is not None}
+    return {**line, **numbers, **({"step": int(line["step"])} if "step" in line else {})}
 
 
 def evaluations_in(line: Line) -> list[str]:
@@ -148,25 +130,55 @@ def note_of(decision: Mapping[str, Any]) -> Note:
     """A decision as `trainer_state.json` keeps it.
 
     Raises:
-        KeyError, TypeError, ValueError: for what is none.
+        KeyError, OverflowError, TypeError, ValueError: for what is none.
     """
     if decision["kind"] not in KINDS:
         raise ValueError(f"a decision's kind is {decision['kind']!r:.60}, not one of {', '.join(KINDS)}")
-    factor = _number("factor", decision["factor"])
-    return Note(_step(decision), decision["kind"], factor, str(decision["reason"]))
+    return Note(int(decision["step"]), decision["kind"], float(decision["factor"]), str(decision["reason"]))
 
 
-def _step(of: Mapping[str, Any]) -> int:
-    number = _number("step", of["step"])
-    if number < 0 or not number.is_integer():
-        raise ValueError(f"step is {of['step']!r:.60}, not a whole number")
-    return int(number)
+def event_files(place: Path) -> list[Path]:
+    """The event files at or below a place."""
+    if place.is_file():
+        return [place] if place.match(PATTERN) else []
+    return sorted(place.rglob(PATTERN))
 
 
-def _number(name: str, value: Any) -> float:
+def read_events(files: Sequence[Path]) -> list[dict[str, Any]]:
+    """Log lines from event files, in the order of their steps.
+
+    A training that was resumed, or begun anew in the same folder, has a file of its own: what an earlier one says of
+    the steps from there on is left out.
+
+    Raises:
+        UserError: if TensorBoard is not installed.
+    """
+    if not files:
+        return []
     try:
-        if isinstance(value, (int, float)):
-            return float(value)
-    except OverflowError:  # of whole numbers with hundreds of digits
-        pass
-    raise TypeError(f"{name} is {value!r:.60}, not a number")
+        from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UserError(f'reading TensorBoard\'s events needs it: pip install "emo_hf[hf]" ({error})') from error
+    begun: list[tuple[float, list[dict[str, Any]]]] = []
+    for file in files:
+        events = event_accumulator.EventAccumulator(str(file), size_guidance={"scalars": 0})
+        events.Reload()
+        lines: dict[tuple[int, bool], dict[str, Any]] = {}
+        first = float("inf")
+        for tag in events.Tags()["scalars"]:
+            name = _name_of(tag)
+            for event in events.Scalars(tag):
+                line = lines.setdefault((event.step, name.startswith("eval_")), {"step": event.step})
+                line[name] = event.value
+                first = min(first, event.wall_time)
+        if lines:
+            begun.append((first, [lines[key] for key in sorted(lines)]))
+    made: list[dict[str, Any]] = []
+    for _, of_file in sorted(begun, key=lambda item: item[0]):
+        made = [line for line in made if line["step"] < of_file[0]["step"]] + of_file
+    return made
+
+
+def _name_of(tag: str) -> str:
+    """How the Trainer's log lines call what its reporter calls so."""
+    return f"eval_{tag[5:]}" if tag.startswith("eval/") else tag.removeprefix("train/")

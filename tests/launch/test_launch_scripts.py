@@ -47,21 +47,16 @@ def test_a_dry_run_prints_the_plan_and_the_command_and_runs_nothing(train: str) 
     port = str(free_port())
     result = launch(SINGLE, "--dry-run", "--processes", "3", "--precision", "bf16", "--port", port, train, *batch)
     assert result.returncode == 0
-    lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
-    plan = {key: value.strip() for key, value in lines.items()}
-    assert plan["nodes"] == "1"
-    assert plan["processes"] == "3"
-    assert plan["strategy"] == "MULTI_GPU (ddp.yaml)"
-    assert plan["precision"] == "bf16"
+    plan = {key: value.strip() for key, _, value in (line.partition(":") for line in result.stdout.splitlines())}
+    assert plan.items() >= {
+        "nodes": "1", "processes": "3", "strategy": "MULTI_GPU (ddp.yaml)", "precision": "bf16",
+    }.items()  # fmt: skip
     assert plan["global batch"].startswith("24 ")
     assert plan["command"].endswith(f"-m emo_hf.run {train} {' '.join(batch)}")
-
-
-def test_the_plan_of_several_nodes_counts_the_processes_of_all(train: str) -> None:
     result = launch(MULTI, *TWO_NODES, "--processes-per-node", "4", "--dry-run", "--as-is", train, "--lr", "1")
     assert result.returncode == 0
     assert "this is node 1" in result.stdout
-    assert "--num_machines 2 --machine_rank 1 --num_processes 8" in result.stdout
+    assert "--num_machines 2 --machine_rank 1 --num_processes 8" in result.stdout, "those of all nodes"
     assert f"--rdzv_backend static {train} --lr 1" in result.stdout
 
 
@@ -95,12 +90,7 @@ def test_every_strategy_has_a_config_that_accelerate_reads(name: str, train: str
         (SINGLE, ("--port",), "--port takes a value"),
         (MULTI, ("TRAIN",), "--nodes is missing"),
         (MULTI, ("--nodes", "2", "--node-rank", "0", "TRAIN"), "--address is missing"),
-        (
-            MULTI,
-            ("--nodes", "2", "--node-rank", "2", "--address", "h", "TRAIN"),
-            "a whole number from 0 to 1, got '2'",
-        ),
-        (MULTI, ("--nodes", "2", "--node-rank", "-1", "--address", "h", "TRAIN"), "from 0 to 1, got '-1'"),
+        (MULTI, ("--nodes", "2", "--node-rank", "2", "--address", "h", "TRAIN"), "number from 0 to 1, got '2'"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(

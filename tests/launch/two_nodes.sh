@@ -40,7 +40,7 @@ fi
 start() {
     local node="$1" log="$2" link=("$space-a" "$space-b")
     shift 2
-    GLOO_SOCKET_IFNAME="${link[$node]}" OMP_NUM_THREADS=1 ip netns exec "$space-$node" \
+    PYTHONPATH="$PWD" GLOO_SOCKET_IFNAME="${link[$node]}" OMP_NUM_THREADS=1 ip netns exec "$space-$node" \
         scripts/launch_multi_node.sh --cpu --as-is --nodes 2 --node-rank "$node" --address 10.77.0.1 --port 29500 \
         tests/launch/two_nodes_job.py "$@" >"$log" 2>&1 &
     started=$!

@@ -5,20 +5,14 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainerCallback
 
 import emo_hf
 from emo_hf.integrations.accelerate import unwrap
+from tests import tiny
 
 
 class Slowly(TrainerCallback):
@@ -30,18 +24,8 @@ class Slowly(TrainerCallback):
 
 def main(folder: str, how: str = "") -> None:
     emo_hf.register()
-    set_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    )
-    tokens = torch.randint(0, 64, (80, 8))
-    trainer = Trainer(
-        model,
-        TrainingArguments(
-            folder, optim="emonavi", learning_rate=1e-3, per_device_train_batch_size=4, num_train_epochs=4,
-            save_strategy="steps", save_steps=10, report_to="none", disable_tqdm=True, use_cpu=True, logging_steps=10,
-        ),
-        train_dataset=[{"input_ids": row, "labels": int(row[0]) % 2} for row in tokens],
+    trainer = tiny.trainer(
+        Path(folder), data=tiny.examples(80), num_train_epochs=4, save_strategy="steps", save_steps=10,
         callbacks=[Slowly()] if how == "slowly" else [],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=how if how not in ("", "slowly") else None)

