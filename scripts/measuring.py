@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import json
 import os
@@ -36,6 +37,27 @@ def arguments(doc: str | None, *, output: str | None = None) -> argparse.Argumen
     parser.add_argument("--output", type=Path, default=Path(f"outputs/{output}.json"), help="all figures, as JSON")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="put the tables between their markers in this page")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of a command; torch uses the threads that they allow."""
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
+
+
+def labelled(file: str, labels: list[str]) -> list[tuple[str, int]]:
+    """The sentences of a CSV file with the columns sentence and label; new labels are appended to the list."""
+    with open(file, encoding="utf-8", newline="") as lines:
+        rows = [(row["sentence"], row["label"]) for row in csv.DictReader(lines)]
+    labels += sorted({label for _, label in rows} - set(labels))
+    return [(sentence, labels.index(label)) for sentence, label in rows]
+
+
+def spread(middle: float, values: Sequence[float]) -> str:
+    """A figure with the smallest and the largest of the values that it stands for."""
+    return f"{middle:.3f} ({min(values):.3f} … {max(values):.3f})"
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:

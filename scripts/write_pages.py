@@ -8,8 +8,10 @@ Each stands in its page between `<!-- generated: NAME -->` and `<!-- /generated 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+from measuring import table
 
 from emo_hf.laws import LAWS
 from emo_hf.optim.family import FAMILY
@@ -20,11 +22,6 @@ from emo_hf.trainer.options import CALLBACK_OPTIONS, GROUP_OPTIONS, optimizer_op
 from emo_hf.trainer.param_groups import ROLES
 
 DOCS = Path(__file__).parent.parent / "docs"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
 
 
 def accepted(option: Option) -> str:
@@ -52,7 +49,7 @@ def options() -> str:
     head = ["takes", "default", "what it does"]
     parts = {
         "All optimizers of the family": table(["option", *head], rows_of(everybody)),
-        "Some of them": table(["option", "of", *head], some),
+        "Single laws and optimizers": table(["option", "of", *head], some),
         "In a Trainer": table(["option", *head], rows_of(CALLBACK_OPTIONS)),
         "Of parameter groups": of_groups(),
     }

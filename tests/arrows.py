@@ -9,6 +9,8 @@ import ast
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+import networkx  # which torch needs
+
 Arrow = tuple[str, str]
 """A module, and a module that it imports."""
 
@@ -89,19 +91,8 @@ def upward(arrows: Arrows, floors: Iterable[Iterable[str]]) -> set[Arrow]:
 
 def circles(arrows: Arrows) -> set[frozenset[str]]:
     """Modules that reach each other, in sets that are as large as they can be."""
-    reached = {name: _reached(name, arrows) for name in arrows}
-    found = (frozenset(other for other in reached[name] if name in reached[other]) for name in arrows)
-    return {circle for circle in found if len(circle) > 1}
-
-
-def _reached(name: str, arrows: Arrows) -> set[str]:
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        following = arrows[waiting.pop()] - found
-        found |= following
-        waiting += following
-    return found
+    graph = networkx.DiGraph([(one, other) for one, others in arrows.items() for other in others])
+    return {frozenset(found) for found in networkx.strongly_connected_components(graph) if len(found) > 1}
 
 
 def drawing(package: Path) -> str:

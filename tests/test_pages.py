@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -93,15 +91,12 @@ def test_the_example_with_batchnorm_ends_with_the_statistics_of_the_average() ->
     torch.testing.assert_close(names["net"][1].running_mean, expected)
 
 
-def test_no_command_hides_outside_of_a_block_that_is_run() -> None:
+def test_commands_stand_in_blocks_that_are_run_and_the_few_others_say_why() -> None:
     for name, text in TEXTS.items():
         outside = MEASURED.sub("", FENCE.sub("", text))
         hidden = re.findall(r"^ {2,}(?:emo-hf|python|pip|accelerate|torchrun|import) .*$", outside, flags=re.MULTILINE)
         assert not hidden, f"{name}: {hidden}"
     assert {block.language for block in blocks()} <= {"python", "bash", "yaml", ""}
-
-
-def test_a_block_that_is_not_run_is_rare_and_says_why() -> None:
     runnable = [block for block in blocks() if block.language in ("python", "bash")]
     left_out = [block for block in runnable if block.not_run]
     assert len(left_out) < 0.5 * len(runnable)
@@ -195,16 +190,13 @@ def test_every_option_that_is_named_exists_and_takes_the_value_beside_it() -> No
                 read_value(key, value == "True", options[key].read)
 
 
-def test_tables_that_the_code_writes_are_up_to_date() -> None:
-    spec = importlib.util.spec_from_file_location("write_pages", ROOT / "scripts" / "write_pages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["write_pages"] = module
-    spec.loader.exec_module(module)
-    for section, (page, write) in module.GENERATED.items():
+def test_tables_that_the_code_writes_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import write_pages
+
+    for section, (page, write) in write_pages.GENERATED.items():
         text = TEXTS[f"docs/{page}"]
-        assert module.renewed(text, section, write()) == text, f"docs/{page}: run python scripts/write_pages.py"
+        assert write_pages.renewed(text, section, write()) == text, f"docs/{page}: run python scripts/write_pages.py"
     page = TEXTS["docs/options.md"]
     assert {*re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)} >= {
         name for name in known_options() if not re.fullmatch(r"\w+_(lr|lr_ratio|weight_decay)", name)
@@ -236,11 +228,14 @@ def test_every_kind_of_decision_and_every_law_is_explained() -> None:
 # Names, links, length
 
 
-def test_every_public_name_that_is_used_exists() -> None:
+def test_every_public_name_and_every_file_that_is_named_exists() -> None:
+    folders = "emo_hf|tests|scripts|configs|docs"
     for name, text in TEXTS.items():
         for used in re.findall(r"\bemo_hf\.([A-Za-z_]+)", text):
             if not (ROOT / "emo_hf" / used).exists() and not (ROOT / "emo_hf" / f"{used}.py").exists():
                 assert hasattr(emo_hf, used), f"{name}: emo_hf.{used}"
+        for file in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]+\.(?:py|md|yaml|sh|c|sbatch))\b", text):
+            assert (ROOT / file).exists(), f"{name}: {file}"
 
 
 def test_links_lead_to_files_and_headings() -> None:
@@ -258,13 +253,6 @@ def anchors(page: Path) -> set[str]:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_files_that_are_named_exist() -> None:
-    folders = "emo_hf|tests|scripts|configs|docs"
-    for name, text in TEXTS.items():
-        for file in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w/.-]+\.(?:py|md|yaml|sh|c|sbatch))\b", text):
-            assert (ROOT / file).exists(), f"{name}: {file}"
 
 
 def test_the_pages_are_short() -> None:

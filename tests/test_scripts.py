@@ -99,8 +99,7 @@ def test_every_place_for_measured_tables_in_a_page_is_one_that_a_benchmark_write
         assert set(MARK.findall(page.read_text(encoding="utf-8"))) <= written, page
 
 
-def test_the_readme_of_the_scripts_names_every_benchmark_and_no_other() -> None:
-    said = (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"\bbenchmark_\w+\.py", said)) == {
-        path.name for path in (ROOT / "scripts").glob("benchmark_*.py")
-    }
+def test_the_pages_name_every_benchmark_and_no_other() -> None:
+    pages = [ROOT / "scripts" / "README.md", *(ROOT / "docs").glob("*.md")]
+    said = {name for page in pages for name in re.findall(r"\bbenchmark_\w+\.py", page.read_text(encoding="utf-8"))}
+    assert said == {path.name for path in (ROOT / "scripts").glob("benchmark_*.py")}
