@@ -16,12 +16,15 @@ from tests.emo_cases import OF_EACH_RULE, rule_of
 PEAK = Path("/proc/self/clear_refs")
 """Where a process asks that its peak of resident memory be counted anew."""
 
+M_MMAP_THRESHOLD = -3
+"""The option of glibc's `mallopt` for the size from which on memory is the system's again when it is freed."""
+
 ROW = 1024
 """Numbers in a row of a parameter."""
 
 WAYS: dict[str, tuple[int, int, int]] = {
     "native": (48, 1024, 4),
-    "native maximize": (48, 1024, 128),
+    "native maximize": (48, 1024, 72),
     "foreach": (1, 48 * 1024, 72),
 }
 """Options → how many parameters of how many rows, which are 192 MiB, and the MiB that a step of them may take."""
@@ -37,6 +40,7 @@ MEASURED = {
 def measure(file: str) -> None:
     """Write down by how many KiB the second step's peak is above what was resident before it."""
     torch.set_num_threads(2)
+    give_back_what_is_freed()
     found = {}
     for name, (cls, way) in MEASURED.items():
         count, rows, _ = WAYS[way]
@@ -46,7 +50,7 @@ def measure(file: str) -> None:
             take_a_step(small)
         optimizer = with_gradients(cls, count, rows, options)
         take_a_step(optimizer)
-        give_back_what_is_free()
+        gc.collect()
         PEAK.write_text("5")
         before = resident("VmRSS")
         take_a_step(optimizer)
@@ -54,11 +58,10 @@ def measure(file: str) -> None:
     Path(file).write_text(json.dumps(found))
 
 
-def give_back_what_is_free() -> None:
-    """Return free memory to the system: a step that takes such memory again would seem to take none."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+def give_back_what_is_freed() -> None:
+    """Have this process return each tensor's memory when it is freed: free memory within a heap hides what a step takes,
+    and where a heap keeps the pages of pieces that follow each other it counts them all."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
 
 
 def resident(field: str) -> int:
