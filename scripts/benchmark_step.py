@@ -42,6 +42,7 @@ SETS: dict[str, list[Shape]] = {
     "full": [(50257, 768), (1024, 768), *_LAYER * 6],  # a small GPT
 }
 LR = 1e-5
+TURN = 20  # steps of a whole run that are taken before it is the other's turn
 PEERS = {
     "torch.optim": {"AdamW": {"foreach": True}, "Adafactor": {}},
     "optimi": {"AdamW": {}, "Lion": {}},
@@ -72,7 +73,7 @@ class Case:
         make: makes it.
         dtype: of its parameters; the reference's are float32.
         clip: whether gradients are clipped by their norm before the step, the reference's too.
-        steps: how many steps are timed as one; more than one tells the mean of steps that differ.
+        steps: of the run that is timed; of more than one the mean is told, as they differ.
     """
 
     make: Make
@@ -228,13 +229,23 @@ def measure(case: Case, shapes: Sequence[Shape], options: Namespace, *names: str
     few = (params, own) if case.clip else (None, None)
     stepper(adamw(params), few[0])(), stepper(made, few[1])()  # state is made, kernels are loaded
     extra = extra_memory(stepper(made, few[1]), options.device)
-    reference, run = (stepper(one, which, case.steps) for one, which in zip((adamw(params), made), few, strict=True))
-    in_pairs(reference, run, 1, options.device)
-    pairs = in_pairs(reference, run, 3 if case.steps > 1 else options.rounds, options.device)
+    if case.steps == 1:
+        reference, run = (stepper(one, which) for one, which in zip((adamw(params), made), few, strict=True))
+        in_pairs(reference, run, 1, options.device)
+        pairs = in_pairs(reference, run, options.rounds, options.device)
+    else:
+        pairs = [whole_run(case, params, own, options.device) for _ in range(options.rounds)]
     optimizer = made[0] if isinstance(made, tuple) else made
     state = state_bytes(optimizer) / sum(param.numel() for param in own)
     taken = sorted(time for _, time in pairs)[len(pairs) // 2] / case.steps
     return Result(*names, ratios(pairs), 1e3 * taken, state, extra / 2**20)
+
+
+def whole_run(case: Case, params: Params, own: Params, device: torch.device) -> tuple[float, float]:
+    """Seconds of the reference and of the case over a run from its first step, a few steps of each at a time."""
+    reference, run = (stepper(made, steps=TURN) for made in (adamw(params), case.make(own)))
+    of_reference, of_case = zip(*in_pairs(reference, run, case.steps // TURN, device), strict=True)
+    return sum(of_reference), sum(of_case)
 
 
 def results(name: str, rows: Rows, options: Namespace) -> Iterator[Result]:
