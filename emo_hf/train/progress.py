@@ -1,15 +1,18 @@
-"""What is seen and heard while training runs: one short line per log, and Ctrl-C as a request to finish."""
+"""What is seen and heard while training runs: one short line per log, and Ctrl-C or SIGTERM as a request to finish."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -22,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 PAUSE = 15.0
 """Seconds between two lines of a training that nobody watches; evaluations and the last step have theirs anyway."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGREED = 8
+"""Steps between two at which ranks tell each other whether one was told to finish."""
 
 
 def hide_bars_if_nobody_watches() -> None:
@@ -93,18 +100,40 @@ class Lines(TrainerCallback):
 
 
 class FinishOnInterrupt(TrainerCallback):
-    """While training, Ctrl-C lets the step end, saves a checkpoint and stops; a second one quits at once."""
+    """While training, Ctrl-C or SIGTERM lets the step end, saves a checkpoint and stops; a second one quits at once.
 
-    def __init__(self) -> None:
-        self.interrupted = False
+    With several ranks, each of which may be told at a step of its own or not at all, they agree every `AGREED` steps.
+    """
 
-    def note(self, signal_number: int, frame: Any) -> None:
-        """For `signal.signal`."""
-        self.interrupted = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        logger.warning("Finishing this step, then saving a checkpoint. Press Ctrl-C again to quit at once.")
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._told = self.interrupted = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals; only a main thread can."""
+        signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, signal_number: int, frame: Any) -> None:
+        self._told = True
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+        if self._accelerator.is_main_process:
+            logger.warning("Finishing this step, then saving a checkpoint. Press Ctrl-C again to quit at once.")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._accelerator.num_processes == 1:
+            self.interrupted = self._told
+        elif state.global_step % AGREED == 0:
+            if self._told:
+                self._accelerator.set_trigger()
+            self.interrupted = self._accelerator.check_trigger()
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 

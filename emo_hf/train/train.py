@@ -7,9 +7,7 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,16 +102,10 @@ def run(job: Job) -> dict[str, Any]:
     PartialState().wait_for_everyone()
 
     show_progress(trainer, task.measures)
-    interrupt = FinishOnInterrupt()
+    interrupt = FinishOnInterrupt(trainer.accelerator)
     trainer.add_callback(interrupt)
-    # With several ranks each would stop at a step of its own.
-    listens = training.world_size == 1 and threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, interrupt.note) if listens else None
-    try:
+    with interrupt.listening():
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        if listens:
-            signal.signal(signal.SIGINT, before)
     if trainer.eval_dataset is not None and not interrupt.interrupted and not evaluation_of_saved(trainer):
         trainer.evaluate()
     saved = _save(trainer, job, examples)

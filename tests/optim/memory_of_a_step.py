@@ -59,8 +59,10 @@ def measure(file: str) -> None:
 
 
 def give_back_what_is_freed() -> None:
-    """Have this process return each tensor's memory when it is freed: free memory within a heap hides what a step takes,
-    and where a heap keeps the pages of pieces that follow each other it counts them all."""
+    """Have this process return each tensor's memory when it is freed.
+
+    Free memory within a heap hides what a step takes, and the pages of pieces that follow each other all count there.
+    """
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
 
 

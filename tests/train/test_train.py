@@ -320,7 +320,26 @@ def test_what_cannot_be_trained_is_said_in_one_line_and_nothing_is_written(
     assert not out.exists()
 
 
-def test_two_ranks_train_one_model_and_report_once_a_line_now_and_then_and_no_bars(
+def launched(file: Path, *more: str) -> subprocess.Popen[str]:
+    """The job on two ranks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*launch, "-m", "emo_hf", "train", str(file), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(file.parent / "cache")},
+    )  # fmt: skip
+
+
+def ended(job: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it has printed on both streams; the launcher's children would outlive it."""
+    try:
+        return job.communicate(timeout=240)
+    finally:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGKILL)
+
+
+def test_two_ranks_train_one_model_and_report_once_a_line_now_and_then_and_no_bars_and_go_on_after_sigterm(
     tmp_path: Path, bert: str, topics: str
 ) -> None:
     out, file = tmp_path / "out", tmp_path / "job.yaml"
@@ -332,17 +351,19 @@ def test_two_ranks_train_one_model_and_report_once_a_line_now_and_then_and_no_ba
         "eval_strategy: epoch\n",
         encoding="utf-8",
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.Popen(
-        [*launch, "-m", "emo_hf", "train", str(file)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-    )  # fmt: skip
-    try:
-        said, errors = done.communicate(timeout=240)
-    finally:
-        if done.poll() is None:  # the launcher's children would outlive it
-            os.killpg(done.pid, signal.SIGKILL)
+    done = launched(file, "--num_train_epochs", "2000")
+    assert done.stdout is not None
+    next(line for line in done.stdout if "eval loss" in line)  # it is under way
+    done.terminate()
+    _, errors = ended(done)
+    assert "then saving a checkpoint" in errors, errors[-3000:]
+    interrupted = written(out, "summary.json")
+    assert interrupted["interrupted"]
+    assert interrupted["steps"] % 8 == 0
+    assert (out / f"checkpoint-{interrupted['steps']}").is_dir()
+
+    done = launched(file, "--overwrite", "true")
+    said, errors = ended(done)
     assert done.returncode == 0, errors[-3000:]
     assert said.count("self-stop ") == said.count("what is saved") == 1
     assert "\r" not in said + errors
