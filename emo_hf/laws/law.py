@@ -22,11 +22,10 @@ LONG_GAIN = 0.01
 WINDOW = 32  # scalars that the stop signal looks back on
 QUIET_MEAN = 0.05
 QUIET_VARIANCE = 0.005
+PROGRESS = 0.005  # a slow average that still falls by this share is slow training, not flat training
 
 NONE = "none"
 """What `emo_law` calls a law that changes nothing: it takes in losses, logs and signals, and its factors are 1."""
-
-PROGRESS = 0.005  # a slow average that still falls by this share is slow training, not flat training
 
 SAVED: Mapping[str, codec.Reader] = {
     **dict.fromkeys(("short", "long", "flat_since"), codec.finite),
@@ -54,25 +53,6 @@ class Law(ABC):
 
     Everything that it knows is in `state_dict()`: plain numbers, lists and strings, which travel in any checkpoint.
 
-    Class attributes of a law:
-        name: what `emo_law` calls it.
-        numbers: name → first value of the numbers that it keeps beside the two averages; they are logged and saved.
-        saved: name → reader of attributes that are saved beside those; see `saved.py`.
-        options: name → what its constructor takes beside.
-        zones: the ranges of σ that it tells apart, for pictures.
-        has_scalar: whether it makes a σ.
-        averages_weights: whether an average of the weights goes with it unless the user says otherwise.
-        decides_to_stop: whether its stop signal is a decision, to be acted upon at once, and not a raw signal.
-
-    Attributes:
-        short, long: the fast and the slow average of the loss.
-        observations, skipped: losses taken in, and left out.
-        should_stop: the stop signal.
-        decision: what the last step was told; before the first one, the neutral decision.
-        decisions: the last things that it has decided and noted, if it does; a checkpoint has none of them.
-        guard: whether a step is to be left out whose gradients are not finite.
-        acts: whether its factors are applied; else it is called `none`, and a step without a loss is as good.
-
     Args:
         options: values for `options`.
 
@@ -81,23 +61,24 @@ class Law(ABC):
         ValueError: for a value that is not acceptable.
     """
 
-    name: ClassVar[str]
-    numbers: ClassVar[Mapping[str, float]] = {}
-    saved: ClassVar[Mapping[str, codec.Reader]] = {}
-    options: ClassVar[Mapping[str, Option]] = {}
+    # what a law says of itself
+    name: ClassVar[str]  # for `emo_law`
+    numbers: ClassVar[Mapping[str, float]] = {}  # name → first value of what it keeps beside the averages, and logs
+    saved: ClassVar[Mapping[str, codec.Reader]] = {}  # name → reader of further attributes that are saved
+    options: ClassVar[Mapping[str, Option]] = {}  # of its constructor
     zones: ClassVar[tuple[Zone, ...]] = ()
-    has_scalar: ClassVar[bool] = True
-    averages_weights: ClassVar[bool] = False
-    decides_to_stop: ClassVar[bool] = False
+    has_scalar: ClassVar[bool] = True  # whether it makes a σ
+    averages_weights: ClassVar[bool] = False  # unless the user says otherwise
+    decides_to_stop: ClassVar[bool] = False  # whether its stop signal is to be acted upon at once
 
-    short = long = 0.0
-    observations = skipped = 0
-    should_stop = quiet = guard = False
-    flat_steps = 0
-    decision: Decision
-    decisions: Sequence[Note] = ()
-    acts = True
-    flat_since = 0.0  # the slow average when the count of flat steps began
+    short = long = 0.0  # the fast and the slow average of the loss
+    observations = skipped = 0  # losses taken in, and left out
+    should_stop = quiet = False
+    guard = False  # whether a step is to be left out whose gradients are not finite
+    acts = True  # whether its factors are applied; else it is called `none`, and a step without a loss is as good
+    flat_steps, flat_since = 0, 0.0  # and the slow average when their count began
+    decision: Decision  # of the last step; before the first one, the neutral decision
+    decisions: Sequence[Note] = ()  # the last that were noted; a checkpoint has none of them
 
     def __init__(self, **options: Any) -> None:
         unknown = sorted(options.keys() - self.options.keys())
@@ -187,11 +168,7 @@ class Law(ABC):
         return self.decision
 
     def hear_evaluation(self, loss: float) -> None:  # noqa: B027 (a law may leave it)
-        """Take in the loss of an evaluation; most laws hear the training loss only.
-
-        Args:
-            loss: lower is better; the same on all ranks.
-        """
+        """Take in the loss of an evaluation, the same on all ranks; most laws hear the training loss only."""
 
     def begin_run(self) -> None:  # noqa: B027 (a law may leave it)
         """A run begins, perhaps after another one: what counts towards its end counts anew."""
@@ -208,15 +185,13 @@ class Law(ABC):
 
     def _remember(self, scalar: float) -> None:
         self.window = [*self.window, scalar][-WINDOW:]
-        self.quiet = self.mean_size() < QUIET_MEAN and self._variance() < QUIET_VARIANCE
+        mean = sum(self.window) / WINDOW
+        variance = sum((scalar - mean) ** 2 for scalar in self.window) / WINDOW
+        self.quiet = self.mean_size() < QUIET_MEAN and variance < QUIET_VARIANCE
         if self.quiet and self.long > self.flat_since - PROGRESS * abs(self.flat_since):
             self.flat_steps += 1
         else:
             self.flat_steps, self.flat_since = 0, self.long
-
-    def _variance(self) -> float:
-        mean = sum(self.window) / WINDOW
-        return sum((scalar - mean) ** 2 for scalar in self.window) / WINDOW
 
     def mean_size(self) -> float:
         """Mean |σ| of the last 32 steps, infinite before there are as many."""
@@ -269,9 +244,5 @@ class Law(ABC):
         self._decided(replace(self.neutral(), **{name: values[name] for name in OF_DECISION}))
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave.
-
-        Raises:
-            ValueError: if the state is of another law, incomplete or damaged; nothing is changed then.
-        """
+        """Take over what `state_dict` gave; what `read_state` refuses changes nothing."""
         self.put_state(self.read_state(saved))
