@@ -30,11 +30,7 @@ def law_names() -> tuple[str, ...]:
 
 
 def read_law(name: Any) -> str:
-    """A name for `emo_law`, checked.
-
-    Raises:
-        ValueError: saying what is accepted, and nothing else, as the readers of options do.
-    """
+    """A name for `emo_law`, checked as the readers of options do."""
     return one_of(*law_names())(name)
 
 
@@ -55,10 +51,8 @@ def make_law(name: str, own: str, options: dict[str, Any]) -> Law:
         ValueError: for a name that no law has, or an unacceptable option.
         TypeError: for an option that the law does not have.
     """
-    try:
-        read_law(name)
-    except ValueError as error:
-        raise ValueError(f"emo_law must be {error}, got {name!r}") from None
+    if name not in law_names():
+        raise ValueError(f"emo_law must be one of {', '.join(law_names())}, got {name!r}")
     law = LAWS[own if name == NONE else name](**options)
     if name == NONE:
         law.acts = False

@@ -39,7 +39,7 @@ def count(value: Any) -> int:
 
 
 def flag(value: Any) -> bool:
-    if isinstance(value, (str, bytes)) or value is None or value not in (True, False):
+    if value not in (True, False):
         raise ValueError(f"{value!r} is neither true nor false")
     return bool(value)
 
@@ -66,15 +66,7 @@ def saved(owner: Any, table: Mapping[str, Reader]) -> dict[str, Any]:
 
 
 def read(values: Mapping[str, Any], table: Mapping[str, Reader]) -> dict[str, Any]:
-    """The values that a table names, checked.
-
-    Args:
-        values: what was saved.
-        table: name → its reader.
-
-    Raises:
-        ValueError: naming what is missing, or what is wrong with a value.
-    """
+    """The saved values that a table names, checked; a ValueError names what is missing, or wrong with a value."""
     missing = sorted(table.keys() - values.keys())
     if missing:
         raise ValueError(f"the checkpoint's emotion lacks {', '.join(missing)}: it is damaged or was cut short")

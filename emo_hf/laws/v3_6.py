@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 from emo_hf.laws.decision import Decision, ShadowMix
 from emo_hf.laws.law import Law, Zone
@@ -62,9 +63,12 @@ class ThreeAverages(Law):
             return math.tanh(min(x_long, x_medium, key=abs))
         return math.tanh(x_medium if abs(x_medium) * by_medium < abs(x_long) * by_long else x_long)
 
-    def early_scalar(self) -> float:
-        """The change of the loss relative to its slow average, for the stop signal."""
-        return math.tanh((self.long - self.short) / max(self.long, DENOMINATOR_FLOOR))
+    @abstractmethod
+    def decision_at(self, scalar: float) -> Decision:
+        """The whole decision that follows from σ."""
+
+    def neutral(self) -> Decision:
+        return self.decision_at(0.0)
 
 
 def shadow_mix(size: float) -> ShadowMix:
@@ -107,11 +111,7 @@ class V3_6(ThreeAverages):
     def decide(self, loss: float) -> Decision:
         return self.decision_at(self.scalar())
 
-    def neutral(self) -> Decision:
-        return self.decision_at(0.0)
-
     def decision_at(self, scalar: float) -> Decision:
-        """The whole decision that follows from σ."""
         size, drive = abs(scalar), 1.0
         if 0.25 < size < 0.5:
             drive = 8.0 * (1.0 - size) * (1.0 + 0.1 * math.copysign(1.0 - size, scalar))
@@ -120,4 +120,5 @@ class V3_6(ThreeAverages):
         return Decision(scalar, drive, shadow=shadow_mix(size))
 
     def scalar_for_window(self, decision: Decision) -> float:
-        return self.early_scalar() if self.stop_scalar == "early" else decision.scalar
+        early = math.tanh((self.long - self.short) / max(self.long, DENOMINATOR_FLOOR))
+        return early if self.stop_scalar == "early" else decision.scalar

@@ -70,12 +70,8 @@ class V3_9(ThreeAverages):
         return self.decision_at(scalar)
 
     def decision_at(self, scalar: float) -> Decision:
-        """The decision at σ, with the running numbers as they are."""
         factor = min(self.ratio * max(100.0**self.chain, 0.01) * 1e-4, 3e-3)
         return Decision(scalar, factor, factor, FLOOR, shadow_mix(abs(scalar)))
-
-    def neutral(self) -> Decision:
-        return self.decision_at(0.0)
 
     def signals_stop(self) -> bool:
         signal = self.distance - self.noise >= 0.3 and max(self.medium, DENOMINATOR_FLOOR) <= self.stopcoef

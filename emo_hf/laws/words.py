@@ -21,6 +21,11 @@ KINDS = {
     COMPLAINT: "no change of rate",
 }
 
+REMEDIES = {
+    SKIPPED: " (guard=false takes such steps; further ones are counted in emo/skipped)",
+    LOWERED: " (lower=false leaves the rate alone)",
+}
+
 
 def text_of(note: Note, *, first: bool = False) -> str:
     """A decision in words, for people who have not read a page.
@@ -30,11 +35,7 @@ def text_of(note: Note, *, first: bool = False) -> str:
         first: whether it is the first of its kind in the run; then it says what can be done about it.
     """
     said = f"{KINDS[note.kind].format(factor=note.factor)}: {note.reason}"
-    if first and note.kind == SKIPPED:
-        said += " (guard=false takes such steps; further ones are counted in emo/skipped)"
-    if first and note.kind == LOWERED:
-        said += " (lower=false leaves the rate alone)"
-    return said
+    return said + REMEDIES.get(note.kind, "") if first else said
 
 
 def emotion_rows(emotion: EmotionView) -> list[Row]:
