@@ -67,14 +67,6 @@ def laid_out(values: Tensor, layout: str) -> Tensor:
     return values.clone()
 
 
-def random_values(case: TensorCase, generator: torch.Generator, *, gradient: bool = False) -> Tensor:
-    values = torch.randn(case.shape, generator=generator, dtype=torch.float64)
-    if gradient:
-        # Not too small: float16 has no room for the squares of small gradients.
-        values = values.sign() * (0.25 + values.abs())
-    return values.to(case.dtype)
-
-
 def lr_for(version: Version, rate: float) -> float:
     """The `lr` that takes first steps of that rate."""
     return rate * SCALE if version.lr_is_a_scale else rate
@@ -83,19 +75,6 @@ def lr_for(version: Version, rate: float) -> float:
 def lr_at(version: Version, group: GroupCase, step: int) -> float:
     """The `lr` of a group at a step, as a scheduler gives it."""
     return lr_for(version, group.options["lr"]) * (group.rates[step] if group.rates else 1.0)
-
-
-def built(
-    cls: type[EmoOptimizer], version: Version, implementation: str | None, case: Case, params: list[list[nn.Parameter]]
-) -> EmoOptimizer:
-    groups = [
-        {"params": row, **group.options, "lr": lr_for(version, group.options["lr"]), **group.rule_options}
-        for row, group in zip(params, case.groups, strict=True)
-    ]
-    options = {"lr": lr_for(version, FIRST_LR), "betas": FIRST_BETAS, **case.law_options}
-    if case.law is not None:
-        options["emo_law"] = case.law
-    return make(cls, groups, implementation, version=version.name, **options)
 
 
 def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
@@ -107,16 +86,9 @@ def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
 
 
 def reference_group(version: Version, group: GroupCase, params: list[Tensor]) -> ReferenceGroup:
-    o = group.options
-    numbers = Options(
-        lr=lr_for(version, o["lr"]),
-        wd=o["weight_decay"],
-        beta1=o["betas"][0],
-        beta2=o["betas"][1],
-        eps=o["eps"],
-        first_lr=lr_for(version, FIRST_LR),
-        **{name: value for name, value in group.rule_options.items() if name != "remember_true_norm"},
-    )
+    o, lr, first_lr = group.options, lr_for(version, group.options["lr"]), lr_for(version, FIRST_LR)
+    own = {name: value for name, value in group.rule_options.items() if name != "remember_true_norm"}
+    numbers = Options(lr, o["weight_decay"], *o["betas"], o["eps"], first_lr=first_lr, **own)
     return ReferenceGroup(list(params), numbers, use_shadow=o["use_shadow"], maximize=o["maximize"])
 
 
@@ -124,14 +96,20 @@ def reference_group(version: Version, group: GroupCase, params: list[Tensor]) ->
 def inputs_of(case: Case) -> tuple[list[list[Tensor]], list[list[list[Tensor | None]]]]:
     """Parameters by group, and gradients by step and group. Nobody may change them."""
     generator = torch.Generator().manual_seed(case.seed)
-    params = [[random_values(tensor, generator) for tensor in group.tensors] for group in case.groups]
-    if case.first_group_is_zero:
-        params[0] = [torch.zeros_like(param) for param in params[0]]
     missing, numbers = set(case.missing), itertools.count()
 
+    def random_values(tensor: TensorCase) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
     def one_gradient(tensor: TensorCase) -> Tensor | None:
-        values = random_values(tensor, generator, gradient=True)
-        return None if next(numbers) in missing else values
+        values = random_values(tensor)
+        # Not too small: float16 has no room for the squares of small gradients.
+        values = values.sign() * (0.25 + values.abs())
+        return None if next(numbers) in missing else values.to(tensor.dtype)
+
+    params = [[random_values(tensor).to(tensor.dtype) for tensor in group.tensors] for group in case.groups]
+    if case.first_group_is_zero:
+        params[0] = [torch.zeros_like(param) for param in params[0]]
 
     gradients = [[[one_gradient(tensor) for tensor in group.tensors] for group in case.groups] for _ in case.losses]
     return params, gradients
@@ -167,7 +145,12 @@ def compare(cls: type[EmoOptimizer], version: Version, implementation: str | Non
         [nn.Parameter(laid_out(p.clone(), tensor.layout)) for p, tensor in zip(row, group.tensors, strict=True)]
         for row, group in zip(starts, case.groups, strict=True)
     ]
-    optimizer = built(cls, version, implementation, case, params)
+    of_groups = [
+        {"params": row, **group.options, "lr": lr_for(version, group.options["lr"]), **group.rule_options}
+        for row, group in zip(params, case.groups, strict=True)
+    ]
+    options = {"lr": lr_for(version, FIRST_LR), "betas": FIRST_BETAS, "emo_law": case.law, **case.law_options}
+    optimizer = make(cls, of_groups, implementation, version=version.name, **options)
     for step, (loss, gradients) in enumerate(zip(case.losses, all_gradients, strict=True)):
         for group, of_case, row in zip(optimizer.param_groups, case.groups, gradients, strict=True):
             if of_case.rates:

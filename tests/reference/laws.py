@@ -14,22 +14,16 @@ from dataclasses import dataclass, replace
 class Step:
     """What a law says of one step.
 
-    Attributes:
-        sigma: σ.
-        factor: on the learning rate of the step.
-        decay_factor: on the learning rate of the weight decay.
-        floor: the lowest rate that either may come to, where the learning rate is above 0.
-        shadow: keep, pull and follow: p ← keep·p + pull·shadow, then shadow ← shadow + follow·(p − shadow), and
-            before that the shadow is made of p where there is none; None leaves it alone, or unmade.
-        stop_begins: whether the stop signal is on now and was off before.
+    The shadow is keep, pull and follow: p ← keep·p + pull·shadow, then shadow ← shadow + follow·(p − shadow), and
+    before that the shadow is made of p where there is none; None leaves it alone, or unmade.
     """
 
     sigma: float = 0.0
-    factor: float = 1.0
-    decay_factor: float = 1.0
-    floor: float = 0.0
+    factor: float = 1.0  # on the learning rate of the step
+    decay_factor: float = 1.0  # on the learning rate of the weight decay
+    floor: float = 0.0  # the lowest rate that either may come to, where the learning rate is above 0
     shadow: tuple[float, float, float] | None = None
-    stop_begins: bool = False
+    stop_begins: bool = False  # the stop signal is on now and was off before
 
     def rate(self, lr: float) -> float:
         return 0.0 if lr == 0 else max(lr * self.factor, self.floor)
@@ -43,10 +37,9 @@ def average(losses: list[float], gain: float, *, from_a_sum: bool = False) -> fl
 
     From v3.6 on it begins with gain·L + (1−gain)·L, which may differ from L in the last bit.
     """
-    rest = {0.3: 0.7, 0.05: 0.95, 0.01: 0.99}[gain]
     result = losses[0] if losses else 0.0
     for loss in losses if from_a_sum else losses[1:]:
-        result = gain * loss + rest * result
+        result = gain * loss + (1 - gain) * result
     return result
 
 

@@ -19,11 +19,6 @@ BY_SIGMA = {("EmoFact", "v3.6"), ("EmoLynx", "v3.6")}  # whose stop signal looks
 RELATIVE_DECAY = {("EmoLynx", "v3.0"), ("EmoNeco", "v3.0"), ("EmoClan", "v3.0")}
 
 
-def l1_norm(params: list[Tensor]) -> float:
-    """G = Σ ‖p‖₁."""
-    return sum((p.abs().sum() for p in params), torch.zeros((), dtype=torch.float64)).item()
-
-
 @dataclass
 class ReferenceGroup:
     params: list[Tensor]
@@ -33,54 +28,40 @@ class ReferenceGroup:
     states: list[State] = field(default_factory=list)
 
 
+@dataclass
 class ReferenceOptimizer:
     """Does what the optimizer of a class name and a version should do; `group.params` are replaced at every step.
 
     The options of a group may be changed between steps, as a scheduler does it.
-
-    Args:
-        name: of the class.
-        version: the generation.
-        groups: the parameter groups.
-        law: the law, if not the generation's own; `none` feels as its own does, and does nothing.
-        law_options: for the law.
-        remember_true_norm: EmoTion with its slip mended.
-        beta1: of the constructor, for EmoTion; the first group's if it is left out.
-        doubt: below which share of its terms the sign of a sum is not to be compared.
     """
 
-    def __init__(
-        self,
-        name: str,
-        version: str,
-        groups: list[ReferenceGroup],
-        *,
-        law: str | None = None,
-        law_options: dict[str, Any] | None = None,
-        remember_true_norm: bool = False,
-        beta1: float | None = None,
-        doubt: float = 1e-3,
-    ) -> None:
-        self.name, self.rule, self.groups = name, RULES[name, version], groups
-        self.relative_decay = (name, version) in RELATIVE_DECAY
-        for group in groups:
+    name: str  # of the class
+    version: str  # the generation
+    groups: list[ReferenceGroup]
+    law: str | None = None  # if not the generation's own; `none` feels as its own does, and does nothing
+    law_options: dict[str, Any] = field(default_factory=dict)
+    remember_true_norm: bool = False  # EmoTion with its slip mended
+    beta1: float | None = None  # of the constructor, for EmoTion; the first group's if it is left out
+    doubt: float = 1e-3  # below which share of its terms the sign of a sum is not to be compared
+    norm: float | None = None  # G'
+    freshness: float = 1.0  # f of EmoTion
+    counter: int = 0  # j of EmoVoid
+
+    def __post_init__(self) -> None:
+        for group in self.groups:
             group.params = [p.detach().double().clone(memory_format=torch.contiguous_format) for p in group.params]
             group.states = [{} for _ in group.params]
-        chosen = version if law in (None, "none") else law
-        preset = {"stop_scalar": "sigma"} if chosen == version and (name, version) in BY_SIGMA else {}
-        self.emotion = LAWS[chosen](**{**preset, **(law_options or {})})
-        self.leaves_the_rate = law == "none"
-        self.doubt = doubt
-        self.true_norm = remember_true_norm
-        self.least_freshness = 1 - (groups[0].options.beta1 if beta1 is None else beta1)  # β₃
-        self.norm: float | None = None  # G'
-        self.freshness = 1.0  # f of EmoTion
-        self.counter = 0  # j of EmoVoid
+        named = (self.name, self.version)
+        self.rule, self.relative_decay = RULES[named], named in RELATIVE_DECAY
+        chosen = self.version if self.law in (None, "none") else self.law
+        preset = {"stop_scalar": "sigma"} if chosen == self.version and named in BY_SIGMA else {}
+        self.emotion = LAWS[chosen](**{**preset, **self.law_options})
+        self.least_freshness = 1 - (self.groups[0].options.beta1 if self.beta1 is None else self.beta1)  # β₃
 
     def step(self, loss: float | None, gradients: list[list[Tensor | None]]) -> None:
         """Feel the loss, then move every parameter that has a gradient."""
         felt = self.emotion.feel(loss)
-        if self.leaves_the_rate:
+        if self.law == "none":
             felt = replace(felt, factor=1.0, decay_factor=1.0, floor=0.0)
         if self.groups[0].options.lr:  # at a rate of 0 nothing moves, and nothing is counted
             self.look_at_first_group(self.groups[0])
@@ -101,11 +82,11 @@ class ReferenceOptimizer:
 
     def look_at_first_group(self, group: ReferenceGroup) -> None:
         """EmoTion: how much the norm has changed. EmoVoid: back to the norm of before, but not while that is 0."""
-        now = l1_norm(group.params)
+        now = sum(p.abs().sum().item() for p in group.params)  # G = Σ ‖p‖₁
         if self.name == "EmoTion" and self.norm is not None:
             change = abs(now - self.norm) / (self.norm + 1e-8)
             self.freshness = max(math.tanh(change / 0.03), self.least_freshness)
-            now = now if self.true_norm else now * change  # as published
+            now = now if self.remember_true_norm else now * change  # as published
         if self.name == "EmoVoid" and self.norm and self.counter <= 55:
             gamma = self.norm / (now + 1e-8)
             group.params = [gamma * p for p in group.params]

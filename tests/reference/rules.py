@@ -18,17 +18,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """The options of one parameter group, by the names of the papers, and the numbers of a step with them.
-
-    Attributes:
-        first_lr: the constructor's learning rate, lr₀, that `decoupled_weight_decay` divides by.
-        rate: the learning rate of the step, η.
-        decay: the share of the parameter that decays, the rate of the decay times wd.
-        decay_beside: the same where `decoupled_weight_decay` does not reach.
-        sigma: σ, for the rules that choose by its size.
-        freshness: f of EmoTion.
-        doubt: the share of its terms below which the sign of a sum is a matter of rounding.
-    """
+    """The options of one parameter group, by the names of the papers, and the numbers of a step with them."""
 
     lr: float
     wd: float
@@ -37,13 +27,13 @@ class Options:
     eps: float
     lynx_betas: tuple[float, float] = (0.9, 0.99)
     decoupled_weight_decay: bool = False
-    first_lr: float = 1e-3
-    rate: float = 0.0
-    decay: float = 0.0
-    decay_beside: float = 0.0
-    sigma: float = 0.0
-    freshness: float = 1.0
-    doubt: float = 1e-3
+    first_lr: float = 1e-3  # lr₀, the constructor's, that `decoupled_weight_decay` divides by
+    rate: float = 0.0  # η of the step
+    decay: float = 0.0  # the share of the parameter that decays, the rate of the decay times wd
+    decay_beside: float = 0.0  # the same where `decoupled_weight_decay` does not reach
+    sigma: float = 0.0  # σ, for the rules that choose by its size
+    freshness: float = 1.0  # f of EmoTion
+    doubt: float = 1e-3  # the share of its terms below which the sign of a sum is a matter of rounding
 
 
 def kept(state: State, key: str, like: Tensor) -> Tensor:
@@ -77,30 +67,29 @@ def factored_step(g: Tensor, state: State, n: Options) -> Tensor:
     return g / ((r * k).sqrt() + n.eps)
 
 
-def navi(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
-    """p ← p − decay·p; p ← p − η·m/(√v + ε)."""
-    u = adam_step(g, state, n)
+def moved(p: Tensor, u: Tensor, n: Options) -> Tensor:
+    """p ← p − decay·p; p ← p − η·u."""
     p = p - n.decay * p
     return p - n.rate * u
+
+
+def navi(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
+    """u = m/(√v + ε)."""
+    return moved(p, adam_step(g, state, n), n)
 
 
 def fact(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
-    """p ← p − decay·p; p ← p − η·u; below two dimensions v decays by β1 and gains 1−β2."""
+    """u of `factored_step`; below two dimensions g/(√v + ε), where v decays by β1 and gains 1−β2."""
     if g.dim() >= 2:
-        u = factored_step(g, state, n)
-    else:
-        v = n.beta1 * kept(state, "v", g) + (1 - n.beta2) * g**2
-        state["v"] = v
-        u = g / (v.sqrt() + n.eps)
-    p = p - n.decay * p
-    return p - n.rate * u
+        return moved(p, factored_step(g, state, n), n)
+    v = n.beta1 * kept(state, "v", g) + (1 - n.beta2) * g**2
+    state["v"] = v
+    return moved(p, g / (v.sqrt() + n.eps), n)
 
 
 def fact_v30(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
     """As `fact`, but Adam's step below two dimensions."""
-    u = factored_step(g, state, n) if g.dim() >= 2 else adam_step(g, state, n)
-    p = p - n.decay * p
-    return p - n.rate * u
+    return moved(p, factored_step(g, state, n) if g.dim() >= 2 else adam_step(g, state, n), n)
 
 
 def lynx(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
@@ -114,9 +103,8 @@ def lynx(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
 
 
 def sign(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
-    """p ← p − decay·p; p ← p − η·sign(g)."""
-    p = p - n.decay * p
-    return p - n.rate * g.sign()
+    """u = sign(g)."""
+    return moved(p, g.sign(), n)
 
 
 def clan(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
@@ -182,22 +170,20 @@ def void(p: Tensor, g: Tensor, state: State, n: Options) -> Tensor:
 
 
 Rule = Callable[[Tensor, Tensor, State, Options], Tensor]
+OF_RULE: dict[Rule, str] = {
+    navi: "EmoNavi-v3.0 EmoNavi-v3.1 EmoNavi-v3.6 EmoSens-v3.9",
+    fact_v30: "EmoFact-v3.0",
+    fact: "EmoFact-v3.1",
+    sign: "EmoFact-v3.6 EmoAiry-v3.9",
+    lynx: "EmoLynx-v3.0 EmoLynx-v3.1 EmoLynx-v3.6 EmoCats-v3.9",
+    clan: "EmoClan-v3.0",
+    zeal: "EmoZeal-v3.0",
+    neco: "EmoNeco-v3.0",
+    tion: "EmoTion-v3.9",
+    void: "EmoVoid-v3.9",
+}
 RULES: dict[tuple[str, str], Rule] = {
-    ("EmoNavi", "v3.0"): navi,
-    ("EmoNavi", "v3.1"): navi,
-    ("EmoNavi", "v3.6"): navi,
-    ("EmoFact", "v3.0"): fact_v30,
-    ("EmoFact", "v3.1"): fact,
-    ("EmoFact", "v3.6"): sign,
-    ("EmoLynx", "v3.0"): lynx,
-    ("EmoLynx", "v3.1"): lynx,
-    ("EmoLynx", "v3.6"): lynx,
-    ("EmoClan", "v3.0"): clan,
-    ("EmoZeal", "v3.0"): zeal,
-    ("EmoNeco", "v3.0"): neco,
-    ("EmoSens", "v3.9"): navi,
-    ("EmoAiry", "v3.9"): sign,
-    ("EmoCats", "v3.9"): lynx,
-    ("EmoTion", "v3.9"): tion,
-    ("EmoVoid", "v3.9"): void,
+    (name, version): rule
+    for rule, those in OF_RULE.items()
+    for name, version in (one.split("-") for one in those.split())
 }
