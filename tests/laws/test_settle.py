@@ -118,8 +118,14 @@ def test_it_is_lowered_again_only_where_the_loss_stays_up_and_never_without_end(
     assert len(steps) == 6
     assert all(later - earlier >= 32 for earlier, later in itertools.pairwise(steps))
     assert stays[-1].coefficient >= 1e-3
-    _, falls = fed([2.0, 2.1, 1.9, 2.0] + [9.0 * 0.97**step + 0.1 * (step % 2) for step in range(300)], guard=False)
+    _, falls = fed([2.0, 2.1, 1.9, 2.0] + [9.0 * 0.99**step + 0.1 * (step % 2) for step in range(300)], guard=False)
     assert len(kinds(falls)) == 1
+
+
+def test_the_beginning_is_the_first_loss_or_the_mean_of_the_first_four_whichever_is_lower() -> None:
+    for start, beginning in (([2.0, 30.0, 31.0, 29.0], 2), ([9.0, 1.0, 1.1, 0.9], 3)):
+        law, _ = fed([*start, *[40.0] * 60], guard=False)
+        assert f"far above the {beginning} of its start" in law.decisions[0].reason
 
 
 def test_a_loss_that_scatters_around_zero_changes_no_rate_and_is_complained_of_once() -> None:
@@ -139,7 +145,7 @@ def heard(*losses: float, **options: object) -> Settle:
     return law
 
 
-def test_training_may_end_after_three_evaluations_that_were_no_better() -> None:
+def test_training_may_end_after_three_evaluations_that_were_no_better_and_not_by_anything_else() -> None:
     assert not heard(1.0, 0.9, 0.9, 0.95).view().has_decided_to_stop
     law = heard(1.0, 0.9, 0.9, 0.95, 0.91)
     assert law.view().has_decided_to_stop
@@ -148,9 +154,6 @@ def test_training_may_end_after_three_evaluations_that_were_no_better() -> None:
     law.hear_evaluation(0.5)
     assert not law.view().has_decided_to_stop
     assert heard(1.0, 1.1, evaluation_patience=1).view().has_decided_to_stop
-
-
-def test_it_does_not_end_if_told_so_or_by_what_is_not_finite_or_without_evaluations() -> None:
     assert not heard(1.0, *[1.1] * 9, end=False).view().has_decided_to_stop
     assert not heard(1.0, math.nan, math.inf, math.nan).view().has_decided_to_stop
     law, decisions = fed([0.5] * 1000)
