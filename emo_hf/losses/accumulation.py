@@ -25,9 +25,7 @@ def detached(loss: Any) -> Any:
 def as_scalar(loss: Loss) -> torch.Tensor | float:
     """A detached loss of one element, as a 0-d tensor of at least float32, or a float.
 
-    Args:
-        loss: a number, or a real tensor with exactly one element, of any shape, dtype and device. Numbers beyond the
-            range of a double become infinite.
+    It is a number, infinite beyond the range of a double, or a real tensor of any shape, dtype and device.
 
     Raises:
         TypeError: if it is neither.
@@ -66,10 +64,6 @@ class OneLoss:
     in the stream, so that whoever waits for it does not wait for backward.
 
     Args are those of `StepLoss.add`.
-
-    Attributes:
-        backward: how far it has come: `UNKNOWN`, `AHEAD`, `BEGUN` or `DONE`.
-        is_from_before: whether the gradients were reset since it came in.
     """
 
     def __init__(
@@ -83,7 +77,8 @@ class OneLoss:
         graph: torch.Tensor | None,
     ) -> None:
         self.value, self.weight, self.tapped, self.last = as_scalar(loss), weight, tapped, last
-        self.backward, self.is_from_before = UNKNOWN, False
+        self.backward = UNKNOWN  # or `AHEAD`, `BEGUN`, `DONE`
+        self.is_from_before = False  # whether the gradients were reset since it came in
         self._groups = groups
         self._with_gradient: torch.Tensor | None = None  # a parameter that had a gradient when backward was done
         self._changes = 0  # of that parameter by then

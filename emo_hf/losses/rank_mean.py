@@ -43,9 +43,8 @@ class RankMean:
             raise ValueError(f"emo_sync must be one of {', '.join(SYNC_MODES)}, got {mode!r}")
         self.mode = mode
         self._under_way: tuple[LossSum, _Exchange] | None = None
-        self._same_options = SameOptions()
+        self._same_options, self._micro_batches = SameOptions(), MicroBatchWatch()
         self._has_said_local = False
-        self._micro_batches = MicroBatchWatch()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_under_way": None}  # what is under way cannot be copied
@@ -73,11 +72,8 @@ class RankMean:
     def start(self, loss: LossSum, device: torch.device | None) -> None:
         """Send the complete loss of a step on its way, so that it travels while backward computes.
 
-        Not for the first step, in which the ranks have not compared their options yet: they meet in `take`.
-
-        Args:
-            loss: the loss.
-            device: where the parameters are, which is where the ranks meet if they can.
+        Not for the first step, in which the ranks have not compared their options yet: they meet in `take`. The
+        device is that of the parameters, which is where the ranks meet if they can.
         """
         if self.applies and self._same_options.is_settled:
             self._under_way = (loss, _Exchange(loss, device))
@@ -89,10 +85,7 @@ class RankMean:
     def take(self, loss: LossSum, device: torch.device | None, *, alone: bool = False) -> float | None:
         """The loss of the step, averaged over the ranks, or None if none was seen.
 
-        Args:
-            loss: this rank's loss.
-            device: as for `start`.
-            alone: whether this is a step of which the other ranks know nothing; they are not waited for then.
+        Other ranks are not waited for in a step `alone`, of which they know nothing.
         """
         under_way, self._under_way = self._under_way, None
         if alone or not self.applies:

@@ -39,11 +39,7 @@ class SameOptions:
         return {**self.__dict__, "_steps": 0}  # a copy has a place of its own
 
     def compare(self, options: Mapping[str, str], owner: str) -> None:
-        """Compare, unless that is settled.
-
-        Args:
-            options: what must be the same, by name; `emo_sync` among them.
-            owner: whose they are, for the message.
+        """Compare what must be the same, `emo_sync` included, unless that is settled; the owner is named in messages.
 
         Raises:
             RuntimeError: on every rank, naming the options that differ.

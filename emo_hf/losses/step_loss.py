@@ -74,14 +74,11 @@ class StepLoss:
             self._losses.remove(one)
 
     def reset(self, had_gradients: bool) -> bool:
-        """The gradients are about to be reset: losses that came with them go with them. Whether any went.
+        """The gradients, if there are any, are about to be reset: losses that came with them go. Whether any went.
 
         A loss without a graph may also belong to gradients that are still to come, in the order observe, zero_grad,
         backward, step. It stays if no gradients are thrown away; if they are, it stays only if older ones, which the
         last reset has left, can have come with them.
-
-        Args:
-            had_gradients: whether there are any now.
         """
         unknown = [one for one in self.shown if one.backward is UNKNOWN]
         unknown = [one for one in unknown if one.is_from_before] or unknown

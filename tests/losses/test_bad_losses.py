@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import emo_hf
 from emo_hf import EmoNavi
 from emo_hf.integrations.accelerate import unwrap
 from emo_hf.laws.v3_1 import V3_1
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def trainer_with_bad_steps(folder: Path, bad: dict[int, float], **changes: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,13 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import TrainerCallback
 
-import emo_hf
 from emo_hf import EmoLynx, EmoNavi
 from emo_hf.integrations.accelerate import unwrap
 from tests import tiny
 from tests.emo_cases import assert_identical, parameters, run
 from tests.ranks import fork_server
 
-
-@pytest.fixture(autouse=True)
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
+pytestmark = pytest.mark.usefixtures("registered")
 
 
 def test_two_accelerators_with_two_optimizers_each_feel_four_losses_apart() -> None:

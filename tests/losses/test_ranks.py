@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import emo_hf
 from emo_hf import EmoNavi
 from tests.emo_cases import assert_identical, parameters
 from tests.rank_jobs.ddp import BATCH, WHOLE_BATCHES, train
@@ -26,13 +24,6 @@ Results = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return run_job("plain", tmp_path_factory.mktemp("plain"))
-
-
-@pytest.fixture
-def registered() -> Iterator[None]:
-    emo_hf.register()
-    yield
-    emo_hf.unregister()
 
 
 def the_same_on_both(results: Results, name: str) -> Any:

@@ -220,7 +220,7 @@ HOW: dict[str, Callable[[Loop, float], Any]] = {
 }
 
 
-@pytest.mark.parametrize("how", HOW.values(), ids=HOW.keys())
+@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
 def test_a_loss_counts_however_backward_comes_to_it(how: Callable[[Loop, float], Any]) -> None:
     loop = Loop("observed")
     for _ in range(2):  # micro-batches of one step
@@ -228,9 +228,12 @@ def test_a_loss_counts_however_backward_comes_to_it(how: Callable[[Loop, float],
     loop.ends_with(3.0)
 
 
-def test_losses_shown_for_one_backward_pass_are_all_kept_when_gradients_are_reset_before_it() -> None:
+@pytest.mark.parametrize("copied", [False, True])
+def test_losses_shown_for_one_backward_pass_are_all_kept_when_gradients_are_reset_before_it(copied: bool) -> None:
     loop = Loop("observed")
-    losses = [loop.shown(loop.loss(value)) for value in (1.0, 2.0)]
+    losses = [loop.loss(value) for value in (1.0, 2.0)]
+    for loss in losses:
+        loop.shown(loss * 1.0 if copied else loss)
     loop.optimizer.zero_grad()
     (losses[0] + losses[1]).backward()
     loop.ends_with(3.0)
