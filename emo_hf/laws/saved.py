@@ -74,6 +74,6 @@ def read(values: Mapping[str, Any], table: Mapping[str, Reader]) -> dict[str, An
     try:
         for name, reader in table.items():
             checked[name] = reader(values[name])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # which torch raises for a tensor of several elements
         raise ValueError(f"the checkpoint's emotion is damaged: {name}: {error}") from None
     return checked

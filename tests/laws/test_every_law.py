@@ -12,6 +12,7 @@ from dataclasses import FrozenInstanceError, astuple, replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -175,7 +176,7 @@ def assert_refused(law: str, state: dict[str, Any], what: str) -> None:
     assert emotion.state_dict() == before
 
 
-NO_NUMBER = [None, "x", [None], math.nan, math.inf, 10**400]
+NO_NUMBER = [None, "x", [None], math.nan, math.inf, 10**400, torch.ones(2)]
 NO_SIZE, NO_COUNT = [*NO_NUMBER, -1], [*NO_NUMBER, -1, 0.5]
 NEVER_NEGATIVE = {"coefficient", "rate", "variance", "deviation", "height", "credit"}
 
@@ -189,7 +190,7 @@ def test_a_state_that_was_cut_short_or_damaged_is_refused_and_changes_nothing(la
         if isinstance(value, list):
             bad = [None, "x", [None], [*value, 0.0], ["x"] * len(value), [math.nan] * len(value)]
         elif isinstance(value, bool):
-            bad = [None, "x", 2]
+            bad = [None, "x", 2, torch.ones(2)]
         elif isinstance(value, int):
             bad = NO_COUNT
         for damage in bad if name != "law" else ():
