@@ -10,6 +10,7 @@ from typing import Any, SupportsFloat, TypeAlias
 import torch
 
 Loss: TypeAlias = "torch.Tensor | SupportsFloat"
+Groups: TypeAlias = "Iterable[Mapping[str, Any]]"
 
 UNKNOWN = "unknown"  # a number, or a tensor without a graph: nothing tells whether backward came
 AHEAD = "ahead"  # backward has not come to the loss, as far as is known
@@ -67,14 +68,7 @@ class OneLoss:
     """
 
     def __init__(
-        self,
-        loss: Loss,
-        weight: float | None,
-        groups: Iterable[Mapping[str, Any]],
-        *,
-        tapped: bool,
-        last: bool,
-        graph: torch.Tensor | None,
+        self, loss: Loss, weight: float | None, groups: Groups, *, tapped: bool, last: bool, graph: torch.Tensor | None
     ) -> None:
         self.value, self.weight, self.tapped, self.last = as_scalar(loss), weight, tapped, last
         self.backward = UNKNOWN  # or `AHEAD`, `BEGUN`, `DONE`

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
-
 import torch
 
-from emo_hf.losses.accumulation import AHEAD, BEGUN, DONE, UNKNOWN, Loss, LossSum, OneLoss
+from emo_hf.losses.accumulation import AHEAD, BEGUN, DONE, UNKNOWN, Groups, Loss, LossSum, OneLoss
 
 
 class StepLoss:
@@ -42,7 +39,7 @@ class StepLoss:
         self,
         loss: Loss,
         weight: float | None = None,
-        groups: Iterable[Mapping[str, Any]] = (),
+        groups: Groups = (),
         *,
         tapped: bool = False,
         last: bool = True,
@@ -80,15 +77,11 @@ class StepLoss:
         backward, step. It stays if no gradients are thrown away; if they are, it stays only if older ones, which the
         last reset has left, can have come with them.
         """
-        unknown = [one for one in self.shown if one.backward is UNKNOWN]
-        unknown = [one for one in unknown if one.is_from_before] or unknown
-        if not had_gradients or self._has_stepped:  # nothing is thrown away
-            unknown = []
-        kept = [
-            one
-            for one in self._losses
-            if one.was_used or not (one.tapped or one.backward in (BEGUN, DONE) or one in unknown)
-        ]
+        gone = [one for one in self._losses if one.tapped or one.backward in (BEGUN, DONE)]
+        if had_gradients and not self._has_stepped:  # they are thrown away
+            unknown = [one for one in self.shown if one.backward is UNKNOWN]
+            gone += [one for one in unknown if one.is_from_before] or unknown
+        kept = [one for one in self._losses if one.was_used or one not in gone]
         went = len(kept) < len(self._losses)
         self._losses, self._has_stepped = kept, False
         for one in kept:

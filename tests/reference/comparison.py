@@ -88,7 +88,8 @@ def doubt_about(optimizer: EmoOptimizer, case: Case) -> float:
 def reference_group(version: Version, group: GroupCase, params: list[Tensor]) -> ReferenceGroup:
     o, lr, first_lr = group.options, lr_for(version, group.options["lr"]), lr_for(version, FIRST_LR)
     own = {name: value for name, value in group.rule_options.items() if name != "remember_true_norm"}
-    numbers = Options(lr, o["weight_decay"], *o["betas"], o["eps"], first_lr=first_lr, **own)
+    beta1, beta2 = o["betas"]
+    numbers = Options(lr, o["weight_decay"], beta1, beta2, o["eps"], first_lr=first_lr, **own)
     return ReferenceGroup(list(params), numbers, use_shadow=o["use_shadow"], maximize=o["maximize"])
 
 
@@ -110,7 +111,6 @@ def inputs_of(case: Case) -> tuple[list[list[Tensor]], list[list[list[Tensor | N
     params = [[random_values(tensor).to(tensor.dtype) for tensor in group.tensors] for group in case.groups]
     if case.first_group_is_zero:
         params[0] = [torch.zeros_like(param) for param in params[0]]
-
     gradients = [[[one_gradient(tensor) for tensor in group.tensors] for group in case.groups] for _ in case.losses]
     return params, gradients
 
