@@ -10,19 +10,12 @@ from emo_hf.laws.words import emotion_html, emotion_text
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that a law has decided, as data; `words.text_of` puts it into words.
+    """Something that a law has decided, as data; `words.text_of` puts it into words."""
 
-    Attributes:
-        step: the step that it belongs to, counted by the law from 1.
-        kind: `skipped`, `lowered`, `done` or `complaint`.
-        factor: the factor on the learning rate from then on.
-        reason: why, for people to read.
-    """
-
-    step: int
-    kind: str
-    factor: float
-    reason: str
+    step: int  # that it belongs to, counted by the law from 1
+    kind: str  # `skipped`, `lowered`, `done` or `complaint`
+    factor: float  # on the learning rate from then on
+    reason: str  # for people to read
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +29,16 @@ class ShadowMix:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What one step is told. The defaults are the neutral step: the learning rate as the user gave it.
+    """What one step is told. The defaults are the neutral step: the learning rate as the user gave it."""
 
-    Attributes:
-        scalar: σ in (−1, 1), the change of the loss as the law sees it; 0 for a step without a usable loss.
-        coefficient: factor on the learning rate of the step.
-        decay_factor: factor on the learning rate of the weight decay.
-        floor: the lowest rate that either may come to, where the learning rate is above 0.
-        shadow: what to do with the shadow, for groups that use one; None leaves it alone, or unmade.
-        stop_begins: whether the stop signal is given now and was not before.
-        skip: whether the step is to be left out whole: nothing moves, no gradient enters an average.
-        note: what has been decided in this step, if anything has.
-    """
-
-    scalar: float = 0.0
-    coefficient: float = 1.0
-    decay_factor: float = 1.0
-    floor: float = 0.0
-    shadow: ShadowMix | None = None
-    stop_begins: bool = False
-    skip: bool = False
-    note: Note | None = None
+    scalar: float = 0.0  # σ in (−1, 1), the change of the loss as the law sees it; 0 without a usable loss
+    coefficient: float = 1.0  # factor on the learning rate of the step
+    decay_factor: float = 1.0  # factor on the learning rate of the weight decay
+    floor: float = 0.0  # the lowest rate that either may come to, where the learning rate is above 0
+    shadow: ShadowMix | None = None  # for groups that use one; None leaves it alone, or unmade
+    stop_begins: bool = False  # whether the stop signal is given now and was not before
+    skip: bool = False  # whether the step is left out whole: nothing moves, no gradient enters an average
+    note: Note | None = None  # what has been decided in this step, if anything has
 
     def step_size(self, lr: float) -> float:
         """The learning rate that a step is taken with: max(lr·coefficient, floor), and 0 where lr is 0."""

@@ -158,7 +158,7 @@ def known(law: Law, other: Law) -> dict[str, Any]:
     before=st.lists(any_loss | ordinary_loss | odd_loss, max_size=50),
     after=st.lists(any_loss | ordinary_loss | odd_loss, max_size=40),
 )
-@example(before=[*[1.0, 1.2] * 12, 60.0, *[9.0, 9.5] * 12], after=[9.0, 80.0, 1.0] * 9)
+@example(before=[*[1.0, 1.2] * 12, *[9.0, 9.5] * 16, 90.0, 9.0], after=[9.0, 80.0, 1.0] * 9)
 def test_a_saved_emotion_goes_on_bit_for_bit_and_its_state_is_plain_numbers_of_one_structure(
     law: str, before: list[float], after: list[float]
 ) -> None:

@@ -21,8 +21,6 @@ from emo_hf.laws.robust import Robust
 from emo_hf.laws.v3_1 import V3_1
 from tests.emo_cases import give_gradients, parameters
 
-ordinary_loss = st.floats(-1e3, 1e3).filter(lambda loss: loss == 0.0 or abs(loss) > 1e-3)
-
 
 def complaints(emotion: Law, losses: list[float]) -> set[str | None]:
     return {emotion.complaint() for loss in losses if emotion.feel(loss)}
@@ -83,14 +81,6 @@ def test_above_zero_the_robust_law_is_v31_to_the_last_bit(losses: list[float]) -
     for loss in losses:
         assert robust.feel(loss) == published.feel(loss)
     assert replace(robust.view(), law="v3.1", details={}) == published.view()
-
-
-@settings(max_examples=60)
-@given(st.lists(ordinary_loss, min_size=1, max_size=60), st.floats(1.0, 1e9))
-def test_the_robust_scalar_does_not_depend_on_the_scale_of_the_loss(losses: list[float], scale: float) -> None:
-    one, other = Robust(), Robust()
-    for loss in losses:
-        assert one.feel(loss).scalar == pytest.approx(other.feel(scale * loss).scalar, abs=1e-6)
 
 
 def dust(seed: int, share: float, steps: int = 50) -> list[float]:
