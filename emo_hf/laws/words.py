@@ -65,13 +65,7 @@ def emotion_html(emotion: EmotionView) -> str:
 
 
 def html_table(title: str, rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
-    """A plain table that a notebook's own style is good for.
-
-    Args:
-        title: stands above it.
-        rows: the cells of each row, the first of which names it.
-        head: names of the columns.
-    """
+    """A plain table that a notebook's own style is good for; the first cell of a row names it."""
     import html  # not at the top: its table of entities takes longer to load than the laws do
 
     heading = "".join(f"<th>{html.escape(name)}</th>" for name in head)
