@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -142,18 +143,8 @@ def through_a_file(value: Any, *, weights_only: bool = True) -> Any:
 
 def snapshot(optimizer: Optimizer) -> tuple[list[Tensor], dict[str, Any]]:
     """Copies of everything an optimizer moves or remembers."""
-    params = [param.detach().clone() for group in optimizer.param_groups for param in group["params"]]
-    return params, _copied(optimizer.state_dict())
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copied(entry) for entry in value]
-    return value
+    params = held([param for group in optimizer.param_groups for param in group["params"]])
+    return params, copy.deepcopy(optimizer.state_dict())
 
 
 def assert_refused(optimizer: Optimizer, state: Any, said: str) -> None:

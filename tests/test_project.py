@@ -27,13 +27,6 @@ def test_continuous_integration_calls_the_readmes_second_command_as_it_stands_th
     )
 
 
-def test_every_optimizer_of_the_family_can_be_imported_from_the_package() -> None:
-    import emo_hf
-
-    assert {cls.__name__ for cls in emo_hf.FAMILY.values()} <= set(emo_hf.__all__)
-    assert all(getattr(emo_hf, name) is not None for name in emo_hf.__all__)
-
-
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_no_file_names_a_path_of_one_machine() -> None:
     done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
