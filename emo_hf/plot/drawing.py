@@ -23,12 +23,7 @@ _DASHES: dict[str, Any] = {
 
 
 def image_of(picture: Picture, kind: str) -> bytes:
-    """The content of a file.
-
-    Args:
-        picture: what it shows.
-        kind: `png`, `svg` or `pdf`.
-    """
+    """The content of a file of a kind: `png`, `svg` or `pdf`."""
     made = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # of a name in letters that the font does not have

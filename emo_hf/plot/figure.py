@@ -21,11 +21,7 @@ EFFECTIVE = PREFIX + "effective_lr"
 
 
 def picture_of(runs: Sequence[Run], title: str | None = None) -> Picture:
-    """The picture of one run, or of several in one.
-
-    Args:
-        runs: the runs.
-        title: what stands above; the name of the only run, or `runs`, if None.
+    """The picture of one run, or of several in one; its title is the name of the only run, or `runs`, if None.
 
     Raises:
         UserError: for a run of which no loss was logged.
@@ -163,15 +159,7 @@ def _far_apart(panel: Panel) -> bool:
 
 
 def mark(panel: Panel, decisions: Sequence[Note], series: Series, color: str, name: str = "") -> None:
-    """Mark what was decided, but for steps that were left out, on a curve of a panel.
-
-    Args:
-        panel: that the curve is in.
-        decisions: of the run.
-        series: the curve.
-        color: of the marks.
-        name: of the run, where there are several.
-    """
+    """Mark what was decided, but for steps that were left out, on a curve; `name` is that of one run of several."""
     for note in decisions:
         value = value_at(series, note.step)
         if note.kind != SKIPPED and value is not None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from emo_hf.study.plan import DECADE, HALF, Line, Plan, end_of, is_lost, loss_at_rate
+from emo_hf.study.plan import DECADE, HALF, Line, Plan, end_of, loss_at_rate
 from emo_hf.study.schema import Judged, Study, TaskSpec
 from emo_hf.study.statistics import Interval, holm, over_seeds, over_tasks, paired_p, relative
 from emo_hf.study.task import JUDGE
@@ -59,12 +59,7 @@ class Stops:
 
 
 class Analysis:
-    """Everything that can be said of a study's runs.
-
-    Args:
-        study: the study.
-        lines: key → line; those of other studies are left out.
-    """
+    """Everything that can be said of a study's runs: key → line, of which those of other studies are left out."""
 
     def __init__(self, study: Study, lines: Mapping[str, Line]) -> None:
         self.study = study
@@ -120,8 +115,8 @@ class Analysis:
 
     def lost(self, judged: Judged) -> tuple[int, int]:
         """How many runs of an arm are lost, and of how many, on the tasks that have rates of their own."""
-        lines = [line for task in self.tuned_tasks for line in self.plan.reported(task, judged)]
-        return sum(is_lost(line, judged) for line in lines), len(lines)
+        ends = [end for task in self.tuned_tasks for end in self.ends(task, judged).values()]
+        return sum(map(math.isinf, ends)), len(ends)
 
     def wrong(self, judged: Judged, by: int) -> tuple[float, int]:
         """What a rate costs that is wrong by so many quarters of a decade, against the arm's own best rate.

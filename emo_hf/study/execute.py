@@ -57,9 +57,6 @@ def execute(study: Study, folder: Path, workers: Workers, only: Sequence[str]) -
     """Do all runs of a study that are not done yet; print a line for each.
 
     Args:
-        study: the study.
-        folder: where the runs are kept.
-        workers: how many at a time.
         only: as for `matching`.
 
     Returns:

@@ -29,12 +29,7 @@ COLUMNS = 4
 
 
 def draw(analysis: Analysis, file: Path) -> None:
-    """Draw the figure of a study.
-
-    Args:
-        analysis: what to draw.
-        file: the PNG.
-    """
+    """Draw the figure of a study into a PNG file."""
     judged = [analysis.reference, *(each for each in analysis.judged.values() if each is not analysis.reference)]
     tasks = [task for task in analysis.tuned_tasks if any(analysis.losses(task, each) for each in judged)]
     rows = 2 * max(1, math.ceil(len(tasks) / COLUMNS))

@@ -89,12 +89,7 @@ class Run:
 
 
 class Plan:
-    """What is done of a study, and what comes next.
-
-    Args:
-        study: the study.
-        lines: key → line of the runs that are done.
-    """
+    """What is done of a study, by the lines of its runs (key → line), and what comes next."""
 
     def __init__(self, study: Study, lines: Mapping[str, Line]) -> None:
         self.study = study
@@ -127,16 +122,17 @@ class Plan:
         grid = self.grid(task, judged.arm)
         found = {}
         for quarter in range(grid[0] - 2 * WIDEN, grid[-1] + 2 * WIDEN + 1):
-            lines = [self.line(run) for run in self._tune_runs(task, judged.arm, quarter)]
-            done = [line for line in lines if line is not None]
-            if len(done) == len(lines):
+            done = self._done(self._tune_runs(task, judged.arm, quarter))
+            if len(done) == self.study.tune:
                 found[quarter] = statistics.fmean(end_of(line, judged, half) for line in done)
         return found
 
     def reported(self, task: TaskSpec, judged: Judged) -> list[Line]:
         """The lines of the fresh seeds at the tuned rate, by seed."""
-        lines = [self.line(run) for run in self._fresh_runs(task, judged)]
-        return [line for line in lines if line is not None]
+        return self._done(self._fresh_runs(task, judged))
+
+    def _done(self, runs: Iterable[Run]) -> list[Line]:
+        return [line for run in runs if (line := self.line(run)) is not None]
 
     def runs(self) -> list[Run]:
         """Every run that is planned by now, done or not."""
@@ -252,11 +248,6 @@ def curve_of(line: Line, judged: Judged, half: str) -> list[list[Any]]:
     """[step, loss] of the evaluations; a loss that is not finite is None."""
     curve: list[list[Any]] = line["curves"]["average" if judged.averaged else "weights"][half]
     return curve
-
-
-def is_lost(line: Line, judged: Judged) -> bool:
-    """Whether a run has come to nothing, on the half that judges."""
-    return not math.isfinite(end_of(line, judged, JUDGE))
 
 
 def matching(runs: Iterable[Run], patterns: Iterable[str]) -> list[Run]:

@@ -20,16 +20,7 @@ PLAIN = frozenset(" -.,:;+/=%()'")
 
 
 def write_report(study: Study, lines: Mapping[str, Line], folder: Path) -> list[Path]:
-    """Write `STUDY.md` and `STUDY.png`.
-
-    Args:
-        study: the study.
-        lines: key → line of the runs of the folder.
-        folder: where to.
-
-    Returns:
-        The two files.
-    """
+    """Write `STUDY.md` and `STUDY.png` of a folder's runs, key → line, to a folder; gives the two files."""
     analysis = Analysis(study, lines)
     page, picture = folder / f"{study.name}.md", folder / f"{study.name}.png"
     draw(analysis, picture)

@@ -14,11 +14,7 @@ RUNS_FILE = "runs.jsonl"
 
 
 class Results:
-    """The lines of a folder.
-
-    Args:
-        folder: where `runs.jsonl` lies or will lie.
-    """
+    """The lines of the folder in which `runs.jsonl` lies or will lie."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / RUNS_FILE

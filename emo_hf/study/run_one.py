@@ -36,13 +36,7 @@ Metrics = Mapping[str, float]
 
 
 def perform(run: Run) -> dict[str, Any]:
-    """Train and evaluate, and say what came out.
-
-    Args:
-        run: the run.
-
-    Returns:
-        The line, plain values only.
+    """Train and evaluate, and say what came out: the line, plain values only.
 
     Raises:
         UserError: if something in the study cannot be used.
@@ -57,7 +51,7 @@ def perform(run: Run) -> dict[str, Any]:
         trainer.train()
     return {
         **named(run),
-        **watch.outcome(trainer.state.global_step, trainer.state.max_steps),
+        **watch.outcome(),
         "chance": None if task is None or task.chance is None else finite(task.chance),
         "extra": None if task is None or task.outcome is None else dict(task.outcome()),
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
@@ -90,9 +84,6 @@ class Watch(TrainerCallback):
 
     Every evaluation judges the weights, and their average where one is kept, on both halves of the held-out data. A
     law hears the tuning half only: of the average where there is one, as that is what is saved.
-
-    Args:
-        prepared: the Trainer, before it trains.
     """
 
     def __init__(self, prepared: Prepared) -> None:
@@ -162,15 +153,11 @@ class Watch(TrainerCallback):
             heard = measured if half == TUNE else heard
         return heard
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._pending.clear()
-
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.losses.append(float(sum(loss.item() for loss in self._pending)))
         self._pending.clear()
-        emo = unwrap(self._trainer.optimizer)
+        emo = self._note()
         if emo is not None:
-            self._note(emo.decisions)
             self.factors.append(emo.decision.coefficient)
             if emo.decision.skip:
                 self.skipped.append(state.global_step)
@@ -178,26 +165,23 @@ class Watch(TrainerCallback):
             control.should_evaluate = True  # what it comes to has to be known, wherever it ends
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._note()  # what has heard the evaluation may have decided something
+
+    def _note(self) -> Any:
+        """Keep what has been decided since it was last asked: a law keeps only its last ones. Gives who decides."""
         emo = unwrap(self._trainer.optimizer)
-        if emo is not None:  # it may have heard the evaluation
-            self._note(emo.decisions)
+        if emo is not None:
+            decisions, last = emo.decisions, self.notes[-1] if self.notes else None
+            self.notes += decisions[decisions.index(last) + 1 :] if last in decisions else decisions
+        return emo
 
-    def _note(self, decisions: Sequence[Note]) -> None:
-        """Keep what has been decided since it was last asked: a law keeps only its last decisions."""
-        last = self.notes[-1] if self.notes else None
-        self.notes += decisions[decisions.index(last) + 1 :] if last in decisions else decisions
-
-    def outcome(self, steps: int, planned: int) -> dict[str, Any]:
-        """The part of a line that says how a run went.
-
-        Args:
-            steps, planned: optimizer steps taken, and of the budget.
-        """
-        factors = self.factors
+    def outcome(self) -> dict[str, Any]:
+        """The part of a line that says how a run went."""
+        state, factors = self._trainer.state, self.factors
         spread = {"mean": sum(factors) / len(factors), "min": min(factors), "max": max(factors)} if factors else None
         return {
-            "steps": steps,
-            "planned_steps": planned,
+            "steps": state.global_step,
+            "planned_steps": state.max_steps,
             "losses": thinned(self.losses, CURVE_POINTS),
             "curves": self.curves,
             "metrics": self.metrics,

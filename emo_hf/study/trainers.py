@@ -49,11 +49,7 @@ class Prepared:
 
 
 def make_trainer(run: Run, folder: Path) -> Prepared:
-    """The Trainer of a run, everything seeded, nothing written but to `folder`.
-
-    Args:
-        run: the run.
-        folder: an empty folder.
+    """The Trainer of a run, everything seeded, nothing written but to `folder`, which is empty.
 
     Raises:
         UserError: if the task, the optimizer or their arguments cannot be used.
@@ -183,12 +179,7 @@ def _of_config(run: Run, folder: Path) -> Prepared:
 
 
 class FunctionTrainer(Trainer):
-    """Trains a `Task`: batches and loss are the task's own, all else is the Trainer's.
-
-    Args:
-        task: what is trained.
-        args: the Trainer's arguments, with `max_steps`.
-    """
+    """Trains a `Task` for `max_steps`: batches and loss are the task's own, all else is the Trainer's."""
 
     def __init__(self, task: Task, args: TrainingArguments) -> None:
         self._task = task

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from emo_hf.study.plan import Plan, Run, end_of, half_decades, is_lost, loss_at_rate, next_rates, rate_of
+from emo_hf.study.plan import Plan, Run, end_of, half_decades, loss_at_rate, next_rates, rate_of
 from emo_hf.study.task import JUDGE, TUNE
 from tests.study.studies import ARMS, CONSTANT, TASK, bowl, line, played, quarter, study
 
@@ -128,7 +128,6 @@ def test_a_run_is_lost_that_ends_no_better_than_it_began_or_than_chance(
 ) -> None:
     small = study()
     found = line(Plan(small, {}).open[0], end, chance=chance)
-    assert is_lost(found, small.judged["adamw"]) == lost
     assert (end_of(found, small.judged["adamw"], JUDGE) == math.inf) == lost
 
 
