@@ -52,6 +52,9 @@ def test_fresh_seeds_follow_when_an_arm_is_tuned_and_a_rate_that_loses_a_tuning_
     plan = Plan(small, {})
     assert {run.phase for run in plan.open} == {TUNE}
     assert plan.later["toy"] > 0
+    failed, *others = plan.open
+    some = {run.key: line(run, 1.0) for run in others[:3]} | {failed.key: {"key": failed.key, "error": "it broke"}}
+    assert {run.key for run in Plan(small, some).open} == {run.key for run in [failed, *others[3:]]}
     plan, lines = played(small, lambda run: None if run.seed == 2 and quarter(run) >= -8 else bowl(run, -8))
     assert plan.best == {("toy", "adamw"): -9, ("toy", "navi"): -9}
     assert (plan.open, plan.later) == ([], {"toy": 0})
@@ -110,13 +113,6 @@ def test_a_run_is_found_again_by_what_decides_its_result_and_not_by_its_name() -
     ):
         assert Plan(study(**changes), {}).open[0].key != first.key, changes
     json.dumps(first.config(), allow_nan=False)
-
-
-def test_what_is_done_is_not_open_and_a_failed_run_is_open_again() -> None:
-    failed, *others = Plan(study(), {}).open
-    lines: dict[str, Any] = {run.key: line(run, 1.0) for run in others[:3]}
-    lines[failed.key] = {"key": failed.key, "error": "it broke"}
-    assert {run.key for run in Plan(study(), lines).open} == {run.key for run in [failed, *others[3:]]}
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,6 @@ from emo_hf.study.results import Results, claim
 FORK: Any = multiprocessing.get_context("fork")
 
 
-def test_a_line_is_there_for_others_at_once_and_the_last_of_a_key_counts(tmp_path: Path) -> None:
-    ours, theirs = Results(tmp_path), Results(tmp_path)
-    ours.append({"key": "a", "end": 1.0})
-    assert theirs.read() == {"a": {"key": "a", "end": 1.0}}
-    theirs.append({"key": "a", "end": 2.0})
-    assert ours.read() == Results(tmp_path).lines == {"a": {"key": "a", "end": 2.0}}
-
-
 def test_a_line_that_does_not_fit_on_the_disk_does_not_count_and_costs_no_other(tmp_path: Path) -> None:
     results, limits = Results(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
     results.append({"key": "a", "text": "x" * 100})
@@ -39,13 +31,15 @@ def test_a_line_that_does_not_fit_on_the_disk_does_not_count_and_costs_no_other(
     assert results.read().keys() == Results(tmp_path).lines.keys() == {"a", "c"}
 
 
-def test_a_line_counts_when_its_end_is_there_and_must_be_that_of_a_run(tmp_path: Path) -> None:
+def test_a_line_counts_for_all_when_its_end_is_there_and_must_be_that_of_a_run(tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     file.write_bytes(b'{"key": "a", "end": 1')
-    results = Results(tmp_path)
-    assert results.lines == {}
+    ours, theirs = Results(tmp_path), Results(tmp_path)
+    assert ours.lines == {}
     file.write_bytes(b'{"key": "a", "end": 12}\n')
-    assert results.read() == {"a": {"key": "a", "end": 12}}
+    assert ours.read() == theirs.read() == {"a": {"key": "a", "end": 12}}
+    theirs.append({"key": "a", "end": 2.0})
+    assert ours.read() == Results(tmp_path).lines == {"a": {"key": "a", "end": 2.0}}, "the last of a key"
     file.write_text('{"loss": 1}\n')
     with pytest.raises(UserError, match="no run of emo-hf compare: it has no key"):
         Results(tmp_path)
@@ -58,11 +52,8 @@ def _append(folder: Path, first: int) -> None:
 
 
 def test_lines_of_several_processes_do_not_mix(tmp_path: Path) -> None:
-    writers = [FORK.Process(target=_append, args=(tmp_path, 50 * i)) for i in range(3)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
+    with FORK.Pool(3) as writers:
+        writers.starmap(_append, [(tmp_path, 50 * i) for i in range(3)], chunksize=1)
     lines = [json.loads(text) for text in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert sorted(int(line["key"]) for line in lines) == list(range(150))
 

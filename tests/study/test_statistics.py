@@ -11,14 +11,11 @@ from scipy import stats
 from emo_hf.study.statistics import holm, over_seeds, over_tasks, paired_p, relative
 
 
-def test_differences_are_shares_of_the_mean_of_the_reference() -> None:
+def test_differences_are_shares_of_the_mean_of_the_reference_and_their_interval_over_seeds_is_students() -> None:
     assert relative([(1.0, 2.0), (5.0, 4.0)]) == pytest.approx([-1 / 3, 1 / 3])
     assert relative([(-1.0, -2.0)]) == [0.5]  # above, whatever the sign of the loss
     assert math.isnan(relative([(1.0, 0.0)])[0])
     assert relative([]) == []
-
-
-def test_the_interval_over_seeds_is_students() -> None:
     values = [0.01, 0.03, -0.02, 0.05, 0.0]
     found = over_seeds(values)
     assert (found.low, found.high) == pytest.approx(stats.t.interval(0.95, 4, np.mean(values), stats.sem(values)))
