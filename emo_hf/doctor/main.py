@@ -52,9 +52,6 @@ def show(report: Report, as_json: bool) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Examine, and print what was found. With a script the process ends here.
 
-    Args:
-        argv: the arguments after `emo-hf doctor`; the process's own if None.
-
     Returns:
         0 if all is well, 1 if something is wrong, 2 for arguments that cannot be used, 130 after Ctrl-C.
     """

@@ -37,14 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
 @one_sentence("emo-hf plot")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `RUN… [--output FILE]`.
-
-    Args:
-        argv: the arguments after `emo-hf plot`; the process's own if None.
-
-    Returns:
-        0; 2 when there is nothing to draw or nothing to draw with (stderr says what).
-    """
+    """Run `RUN… [--output FILE]`; gives 0, or 2 when there is nothing to draw or draw with (stderr says what)."""
     options = parser().parse_args(argv)
     places: list[Path] = options.runs
     folder = places[0].parent if places[0].is_file() else places[0]

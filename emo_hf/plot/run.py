@@ -61,7 +61,7 @@ def read_run(place: Path) -> Run:
     if not place.exists():
         raise UserError(f"there is no file or folder {str(place)!r}")
     run = _newest_state(place)
-    files = event_files(place)
+    files = sorted(place.rglob(PATTERN)) if place.is_dir() else [place] * place.match(PATTERN)
     if run is None and not files:
         raise UserError(
             f"{str(place)!r} is no run: it holds neither {STATE}, nor a checkpoint, nor TensorBoard's event files"
@@ -137,13 +137,6 @@ def note_of(decision: Mapping[str, Any]) -> Note:
     return Note(int(decision["step"]), decision["kind"], float(decision["factor"]), str(decision["reason"]))
 
 
-def event_files(place: Path) -> list[Path]:
-    """The event files at or below a place."""
-    if place.is_file():
-        return [place] if place.match(PATTERN) else []
-    return sorted(place.rglob(PATTERN))
-
-
 def read_events(files: Sequence[Path]) -> list[dict[str, Any]]:
     """Log lines from event files, in the order of their steps.
 
@@ -166,7 +159,7 @@ def read_events(files: Sequence[Path]) -> list[dict[str, Any]]:
         lines: dict[tuple[int, bool], dict[str, Any]] = {}
         first = float("inf")
         for tag in events.Tags()["scalars"]:
-            name = _name_of(tag)
+            name = f"eval_{tag[5:]}" if tag.startswith("eval/") else tag.removeprefix("train/")  # as in log lines
             for event in events.Scalars(tag):
                 line = lines.setdefault((event.step, name.startswith("eval_")), {"step": event.step})
                 line[name] = event.value
@@ -177,8 +170,3 @@ def read_events(files: Sequence[Path]) -> list[dict[str, Any]]:
     for _, of_file in sorted(begun, key=lambda item: item[0]):
         made = [line for line in made if line["step"] < of_file[0]["step"]] + of_file
     return made
-
-
-def _name_of(tag: str) -> str:
-    """How the Trainer's log lines call what its reporter calls so."""
-    return f"eval_{tag[5:]}" if tag.startswith("eval/") else tag.removeprefix("train/")

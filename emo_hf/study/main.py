@@ -24,9 +24,6 @@ PROBE_STEPS = 12
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `STUDY.yaml --output_dir FOLDER`.
 
-    Args:
-        argv: the arguments after `emo-hf compare`; the process's own if None.
-
     Returns:
         0 when the study is complete; 1 when runs have failed; 2 when something in it cannot be used (stderr says
         what); 130 when it was interrupted, after which the same command goes on.

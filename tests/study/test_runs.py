@@ -172,38 +172,40 @@ def test_a_job_of_emo_hf_train_is_a_task_whose_held_out_data_are_cut_in_two(tmp_
     assert perform(run_of(as_long_as_it_says, "navi"))["planned_steps"] == 11
 
 
+def bad(optim: str, **arm: Any) -> dict[str, Any]:
+    return {"arms": {"bad": {"optim": optim, **arm}}, "reference": "bad"}
+
+
+def toy(**task: Any) -> dict[str, Any]:
+    return {"tasks": {"toy": task}}
+
+
 @pytest.mark.parametrize(
-    ("arm", "said"),
+    ("changes", "said"),
     [
-        ({"optim": "nothing"}, r"arms\.bad: .*nothing"),
-        ({"optim": "torch.optim:Nothing"}, r"^arms\.bad\.optim must name a function or a class, got 'Nothing'"),
-        ({"optim": "no_module:Nothing"}, r"arms\.bad\.optim must be in a module that can be imported, got 'no_mod"),
-        ({"optim": "torch.optim:NAdam", "optim_args": {"colour": 1}}, r"arms\.bad: .*colour"),
-        ({"optim": "emonavi", "optim_args": {"colour": 1}}, r"arms\.bad: .*colour"),
-        ({"optim": "adamw_torch", "emo_law": "v3.1"}, r"arms\.bad\.emo_law is for .*emonavi"),
-        ({"optim": "emonavi", "emotion": "v3.1"}, r"arms\.bad\.emotion: emonavi has one of its own"),
-        ({"optim": "adamw_torch", "emotion": "v9"}, r"arms\.bad\.emotion: .*v9"),
-        ({"optim": "adamw_torch", "emotion": "settle", "emotion_args": {"ease": True}}, r"arms\.bad\.emotion: .*ease"),
-        ({"optim": "adamw_torch", "colour": 1}, r"arms\.bad\.colour is no argument of the Trainer"),
-        ({"optim": "adamw_torch", "lr_scheduler_type": "zigzag"}, r"arms\.bad: .*zigzag"),
-        ({"optim": "adamw_torch", "callback": "none.py:Mine"}, r"arms\.bad\.callback must be in a file that exists"),
+        (bad("nothing"), r"arms\.bad: .*nothing"),
+        (bad("torch.optim:Nothing"), r"^arms\.bad\.optim must name a function or a class, got 'Nothing'"),
+        (bad("no_module:Nothing"), r"arms\.bad\.optim must be in a module that can be imported, got 'no_mod"),
+        (bad("torch.optim:NAdam", optim_args={"colour": 1}), r"arms\.bad: .*colour"),
+        (bad("emonavi", optim_args={"colour": 1}), r"arms\.bad: .*colour"),
+        (bad("adamw_torch", emo_law="v3.1"), r"arms\.bad\.emo_law is for .*emonavi"),
+        (bad("emonavi", emotion="v3.1"), r"arms\.bad\.emotion: emonavi has one of its own"),
+        (bad("adamw_torch", emotion="v9"), r"arms\.bad\.emotion: .*v9"),
+        (bad("adamw_torch", emotion="settle", emotion_args={"ease": True}), r"arms\.bad\.emotion: .*ease"),
+        (bad("adamw_torch", colour=1), r"arms\.bad\.colour is no argument of the Trainer"),
+        (bad("adamw_torch", lr_scheduler_type="zigzag"), r"arms\.bad: .*zigzag"),
+        (bad("adamw_torch", callback="none.py:Mine"), r"arms\.bad\.callback must be in a file that exists"),
+        (toy(function=f"{FUNCTION}_nothing", steps=8), r"tasks\.toy\.function must name a function"),
+        (toy(config="none.yaml"), r"tasks\.toy\.config: 'none\.yaml' there is no such file"),
     ],
 )
-def test_what_is_wrong_with_an_arm_is_said_before_the_first_run(arm: dict[str, Any], said: str) -> None:
-    small = study(arms={"bad": arm}, reference="bad")
+def test_what_is_wrong_is_said_before_the_first_run(changes: dict[str, Any], said: str) -> None:
+    small = study(**changes)
     with pytest.raises(UserError, match=said):
         check_arms(small, Plan(small, {}))
 
 
-def test_what_is_wrong_with_a_task_is_said_before_the_first_run_or_by_it() -> None:
-    nothing = {**TASK, "function": FUNCTION.replace("make", "nothing")}
-    for task, said in (
-        (nothing, r"tasks\.toy\.function must name a function"),
-        ({"config": "none.yaml"}, r"tasks\.toy\.config: 'none\.yaml' there is no such file"),
-    ):
-        small = study(tasks={"toy": task})
-        with pytest.raises(UserError, match=said):
-            check_arms(small, Plan(small, {}))
-    small = study(tasks={"toy": {**TASK, "function": FUNCTION.replace("make", "no_task")}})
+def test_what_a_function_returns_must_be_a_task() -> None:
+    small = study(**toy(function=FUNCTION.replace("make", "no_task"), steps=8))
     with pytest.raises(UserError, match="must return a Task, got int"):
         perform(run_of(small, "adamw"))
