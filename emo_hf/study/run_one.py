@@ -164,9 +164,6 @@ class Watch(TrainerCallback):
         if control.should_training_stop:
             control.should_evaluate = True  # what it comes to has to be known, wherever it ends
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._note()  # what has heard the evaluation may have decided something
-
     def _note(self) -> Any:
         """Keep what has been decided since it was last asked: a law keeps only its last ones. Gives who decides."""
         emo = unwrap(self._trainer.optimizer)
@@ -177,6 +174,7 @@ class Watch(TrainerCallback):
 
     def outcome(self) -> dict[str, Any]:
         """The part of a line that says how a run went."""
+        self._note()  # what was decided by the last evaluation, which a law hears when all callbacks have
         state, factors = self._trainer.state, self.factors
         spread = {"mean": sum(factors) / len(factors), "min": min(factors), "max": max(factors)} if factors else None
         return {

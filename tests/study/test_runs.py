@@ -135,6 +135,7 @@ def test_an_arm_that_stops_itself_is_judged_where_it_ended() -> None:
     line = perform(run_of(small, "law", rate=1.0))
     assert line["steps"] < line["planned_steps"] == 200
     assert line["curves"]["weights"]["judge"][-1][0] == line["steps"]
+    assert line["decisions"][-1]["kind"] == "done", "decided by the evaluation, after the last step"
 
 
 def test_keys_of_a_task_are_keywords_of_its_function_and_training_goes_to_the_trainer() -> None:
