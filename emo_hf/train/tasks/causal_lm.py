@@ -24,6 +24,7 @@ class CausalLM(Task):
     formats = TABLES_AND_TEXT
     builtin = {"python-docstrings": docstrings(as_prose)}
     takes_decoders = True
+    collator = DataCollatorForSeq2Seq  # pads labels too
     adapter = TaskType.CAUSAL_LM
     divides_loss = True
     measures = (PERPLEXITY,)
@@ -33,9 +34,6 @@ class CausalLM(Task):
         documents, length = [with_end(document, tokenizer) for document in ids], options.max_length
         blocks = pack(documents, length) if options.packing else [document[:length] for document in documents]
         return {"input_ids": blocks, "attention_mask": [[1] * len(b) for b in blocks], "labels": blocks}
-
-    def make_collator(self, processor: Any) -> Any:
-        return DataCollatorForSeq2Seq(processor)  # pads labels too
 
 
 def pack(documents: list[list[int]], length: int) -> list[list[int]]:

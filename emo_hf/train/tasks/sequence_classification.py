@@ -21,6 +21,7 @@ class SequenceClassification(Task):
     auto = AutoModelForSequenceClassification
     builtin = {"python-docstrings": docstrings(by_package, mask_names=True)}
     label_columns = ("label",)
+    collator = DataCollatorWithPadding
     adapter = TaskType.SEQ_CLS
     measures = (ACCURACY, MACRO_F1)
     metrics = CLASSIFICATION
@@ -32,9 +33,6 @@ class SequenceClassification(Task):
     def encode(self, batch: Batch, columns: list[str], tokenizer: Any, options: DataArguments) -> Batch:
         texts = [list(map(str, batch[column])) for column in columns]
         return dict(tokenizer(*texts, truncation=True, max_length=options.max_length))
-
-    def make_collator(self, processor: Any) -> Any:
-        return DataCollatorWithPadding(processor)
 
 
 TASK = SequenceClassification()

@@ -33,6 +33,7 @@ class Task:
         label_columns: the columns that may hold labels, the first that there is; empty without labels.
         tags: whether an example has a list of labels.
         takes_decoders: whether `is_decoder` means something.
+        collator: makes what makes a batch of features, from the tokenizer.
         adapter: PEFT's task type of a LoRA adapter.
         heads: layers that are trained in full beside an adapter, where the model has them and PEFT would adapt them.
         divides_loss: whether the model divides its loss by the Trainer's count of items over all micro-batches.
@@ -48,6 +49,7 @@ class Task:
     label_columns: ClassVar[tuple[str, ...]] = ()
     tags: ClassVar[bool] = False
     takes_decoders: ClassVar[bool] = False
+    collator: ClassVar[Any]
     adapter: ClassVar[TaskType | None] = None
     heads: ClassVar[tuple[str, ...]] = ()
     divides_loss: ClassVar[bool] = False
@@ -83,7 +85,6 @@ class Task:
 
     def make_features(self, dataset: Dataset, columns: list[str], processor: Any, options: DataArguments) -> Dataset:
         """Examples as the collator takes them."""
-
         given = {"columns": columns, "tokenizer": processor, "options": options}
         return dataset.map(self.encode, batched=True, remove_columns=columns, desc="Tokenizing", fn_kwargs=given)
 
@@ -93,7 +94,7 @@ class Task:
 
     def make_collator(self, processor: Any) -> Any:
         """What makes a batch of features."""
-        raise NotImplementedError
+        return self.collator(processor)
 
     def make_trainer(
         self, job: Job, model: Any, processor: Any, examples: Examples, train: Dataset, validation: Dataset | None

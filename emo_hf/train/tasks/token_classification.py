@@ -27,6 +27,7 @@ class TokenClassification(Task):
     columns = ("tokens",)
     label_columns = ("ner_tags", "tags", "pos_tags", "labels")
     tags = True
+    collator = DataCollatorForTokenClassification
     adapter = TaskType.TOKEN_CLS
     heads = ("classifier", "score")
     measures = (
@@ -67,9 +68,6 @@ class TokenClassification(Task):
             begins = [word is not None and word != before for word, before in zip(words, [None, *words], strict=False)]
             labels.append([tags[word] if first else IGNORED for word, first in zip(words, begins, strict=True)])
         return {**encoded, LABELS: labels}
-
-    def make_collator(self, processor: Any) -> Any:
-        return DataCollatorForTokenClassification(processor)
 
     def metrics_of(self, examples: Examples) -> Mapping[str, Any]:
         return {
