@@ -47,7 +47,8 @@ def lora(bert: str, topics: str, tmp_path_factory: pytest.TempPathFactory) -> tu
     with contextlib.redirect_stdout(printed):
         code = train(
             model_name_or_path=bert, train_file=topics, output_dir=out, num_train_epochs=20, validation_fraction=0.25,
-            report_to="tensorboard", eval_strategy="epoch", lora_modules_to_save=["embeddings"],
+            report_to="tensorboard", eval_strategy="epoch", lora_modules_to_save=["word_embeddings"],
+            merge_on_save=True,
         )  # fmt: skip
     assert code == 0
     return out, printed.getvalue()
@@ -74,9 +75,8 @@ def test_a_lora_run_leaves_adapter_tokenizer_labels_metrics_and_picture(lora: tu
     }.items()  # fmt: skip
 
 
-def test_the_saved_adapter_and_the_merged_model_say_the_same(tmp_path: Path, bert: str, topics: str) -> None:
-    out = tmp_path / "out"
-    assert train(model_name_or_path=bert, train_file=topics, output_dir=out, merge_on_save=True) == 0
+def test_the_saved_adapter_and_the_merged_model_say_the_same(lora: tuple[Path, str], bert: str) -> None:
+    out = lora[0]
     adapter = AutoPeftModelForSequenceClassification.from_pretrained(out, num_labels=3, id2label=NAMES).eval()
     merged = AutoModelForSequenceClassification.from_pretrained(out / "merged").eval()
     assert merged.config.id2label == NAMES
@@ -102,7 +102,7 @@ def test_a_run_is_replaced_only_if_overwrite_is_given_here_by_a_full_model_that_
     assert train(**job, overwrite=True, num_train_epochs=12, save_strategy="epoch", save_total_limit=1) == 0
     assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-72"]
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
-    assert not any((out / name).exists() for name in ("adapter_config.json", "labels.json"))
+    assert not any((out / name).exists() for name in ("adapter_config.json", "labels.json", "merged"))
     model = AutoModelForSequenceClassification.from_pretrained(out)
     assert model.config.id2label == NAMES
     summary = written(out, "summary.json")
