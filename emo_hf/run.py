@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from emo_hf.cli_errors import UserError, complain
+from emo_hf.cli_errors import UserError, complain, saying
 from emo_hf.laws import law_names, make_law, read_law
 from emo_hf.optim.family import family_names
 from emo_hf.startup import sitecustomize as startup
@@ -129,10 +129,8 @@ def _read_emotion(law: str | None, given: str | None) -> dict[str, Any]:
     if not all(key.strip() and value.strip() for key, _, value in pairs):
         raise UserError(f"--emotion_args takes key=value,key=value, got {given!r}")
     options = {key.strip(): value.strip() for key, _, value in pairs}
-    try:
+    with saying("--emotion_args: ", TypeError, ValueError):
         make_law(law, "v3.1", {key: value for key, value in options.items() if key not in BESIDE_THE_LAW})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--emotion_args: {error}") from None
     return {"emotion": law, **options}
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from transformers import TrainingArguments
 
-from emo_hf.cli_errors import UserError, one_line
+from emo_hf.cli_errors import UserError, saying
 from emo_hf.reading import Reader, number, whole_number
 from emo_hf.train.tasks import TASKS
 
@@ -190,13 +190,11 @@ REMOVED = {
 def read_mapping(option: str, text: str | None) -> dict[str, Any]:
     """A mapping that was given as `key=value,key=value` or in YAML's braces; empty for None."""
     in_braces = not text or text.lstrip().startswith("{")
-    try:
+    with saying(f"{option}: {text!r} cannot be read: ", ValueError, TypeError, yaml.YAMLError, RecursionError):
         found = yaml.safe_load((text or "{}") if in_braces else "{" + str(text).replace("=", ": ") + "}")
         if not in_braces and None in found.values():
             raise ValueError("it is not of the form key=value,key=value")
         return {str(key): _number(value) for key, value in found.items()}
-    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{option}: {text!r} cannot be read: {one_line(error)}") from error
 
 
 def _number(value: Any) -> Any:
