@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import itertools
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -152,7 +154,21 @@ def add_adapter(
         "modules_to_save": [*(options.lora_modules_to_save or []), *whole] or None,
     }
     with saying("the LoRA adapter does not fit the model: ", ValueError, TypeError, KeyError):
-        return get_peft_model(model, LoraConfig(**{**given, **read_mapping("lora_args", options.lora_args)}))
+        made = get_peft_model(model, LoraConfig(**{**given, **read_mapping("lora_args", options.lora_args)}))
+    _refuse_whole_within_whole(made, options)
+    return made
+
+
+def _refuse_whole_within_whole(model: PeftModel, options: LoraArguments) -> None:
+    """PEFT takes the end of a name for the name: what it so wraps twice it saves, and cannot load again."""
+    whole = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+    for outer, inner in itertools.permutations(whole, 2):
+        if inner.startswith(f"{outer}."):
+            raise UserError(
+                f"lora_modules_to_save {options.lora_modules_to_save} is the end of the names of "
+                f"{outer.rpartition('.')[2]} and of {inner.rpartition('.')[2]} within it. Both would be saved, and the "
+                "adapter could not be loaded again: give a name that only one of them ends with"
+            )
 
 
 def save_merged(adapter: str, folder: str, base: PreTrainedModel, processor: Any) -> None:

@@ -299,6 +299,7 @@ def test_the_average_is_saved_at_its_best_and_drawn_beside_the_weights_and_anoth
         ({"validation_fraction": 0, "eval_strategy": "epoch"}, "eval_strategy needs validation data"),
         ({"lora_target_modules": ["nothing"]}, "the LoRA adapter does not fit the model: "),
         ({"lora_args": "use_dorra=true"}, "the LoRA adapter does not fit the model: LoraConfig.__init__() got an"),
+        ({"lora_modules_to_save": ["embeddings"]}, "the end of the names of embeddings and of word_embeddings within"),
         ({"resume_from_checkpoint": True}, "resume_from_checkpoint: there is no checkpoint in"),
         ({"resume_from_checkpoint": True, "overwrite": True}, "resume_from_checkpoint exclude each other"),
         ({"output_dir": "/dev/null/out"}, "output_dir '/dev/null/out' cannot be used: '/dev/null' is a file"),
