@@ -4,8 +4,8 @@ With the weights w after a step at age t, one sample in each t/64 … t/32 steps
 
     w̄ ← w̄ + 8/(k + 7)·(w − w̄)
 
-so that the weights of age t enter it with t⁷, and it lags by a ninth of the age. A sample costs about half a bare step;
-over a run of 1,000 steps that is an eighth of each, and less in longer runs.
+so that the weights of age t enter it with t⁷, and it lags by a ninth of the age. A sample costs about half a bare
+step; over a run of 1,000 steps that is an eighth of each, and less in longer runs.
 
 Source: averaging with polynomial decay, O. Shamir and T. Zhang, Stochastic Gradient Descent for Non-smooth
 Optimization, 2013; that it takes the place of a schedule, A. Defazio et al., The Road Less Scheduled, 2024.

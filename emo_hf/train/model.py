@@ -164,10 +164,11 @@ def _refuse_whole_within_whole(model: PeftModel, options: LoraArguments) -> None
     whole = [name for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)]
     for outer, inner in itertools.permutations(whole, 2):
         if inner.startswith(f"{outer}."):
+            part, within = (name.rpartition(".")[2] for name in (outer, inner))
             raise UserError(
-                f"lora_modules_to_save {options.lora_modules_to_save} is the end of the names of "
-                f"{outer.rpartition('.')[2]} and of {inner.rpartition('.')[2]} within it. Both would be saved, and the "
-                "adapter could not be loaded again: give a name that only one of them ends with"
+                f"lora_modules_to_save {options.lora_modules_to_save} is the end of the names of {part} and of "
+                f"{within} within it. Both would be saved, and the adapter could not be loaded again: give a name "
+                "that only one of them ends with"
             )
 
 
