@@ -243,8 +243,9 @@ def measure(case: Case, shapes: Sequence[Shape], options: Namespace, *names: str
 
 def whole_run(case: Case, params: Params, own: Params, device: torch.device) -> tuple[float, float]:
     """Seconds of the reference and of the case over a run from its first step, a few steps of each at a time."""
-    reference, run = (stepper(made, steps=TURN) for made in (adamw(params), case.make(own)))
-    of_reference, of_case = zip(*in_pairs(reference, run, case.steps // TURN, device), strict=True)
+    turn = min(TURN, case.steps)
+    reference, run = (stepper(made, steps=turn) for made in (adamw(params), case.make(own)))
+    of_reference, of_case = zip(*in_pairs(reference, run, case.steps // turn, device), strict=True)
     return sum(of_reference), sum(of_case)
 
 
