@@ -22,7 +22,7 @@ STARTING_RATES: dict[tuple[str, str], tuple[float, str]] = {
         1e-3,
         "MiniLM: 1e-3, 1.8e-3; a small language model: 1e-3, 6e-3; 2e-4 for billions of parameters, arXiv:2305.14314",
     ),
-    (LORA, NAVI): (3e-4, "MiniLM: 3e-4; a small language model: 3e-4, 3e-3 (EmoNavi)"),
+    (LORA, NAVI): (3e-4, "MiniLM: 1.8e-4, 3e-4; a small language model: 3e-4, 3e-3 (EmoNavi)"),
     (LORA, SIGN): (
         3e-4,
         "a third to a tenth of AdamW's, arXiv:2302.06675 (Lion); a small language model: 6e-3 (EmoLynx)",
